@@ -1,0 +1,7 @@
+"""The layers the paper invents: plain modules, tensors in, tensors out."""
+
+from botnet.layers.attention import MHSA2d
+from botnet.layers.kernels import relative_attention
+from botnet.layers.position import AbsolutePosition, RelativePosition
+
+__all__ = ["AbsolutePosition", "MHSA2d", "RelativePosition", "relative_attention"]

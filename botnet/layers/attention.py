@@ -1,0 +1,108 @@
+"""Multi-head self-attention over a 2-D map: the layer of Figure 4."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from botnet.layers.kernels import relative_attention
+from botnet.layers.position import AbsolutePosition, RelativePosition
+
+POSITIONS = {"relative": RelativePosition, "absolute": AbsolutePosition}
+
+
+class MHSA2d(nn.Module):
+    """All-to-all attention among the cells of a feature map, with split 2-D position encodings (Figure 4).
+
+    Logits are ``q k^T + q r^T`` with q scaled by d^-0.5 before both products. There is no output projection.
+
+    Args:
+        dim: channels C in and out; a multiple of `heads`.
+        heads: attention heads, each of width d = dim / heads.
+        stride: 1, or 2 for a 2x2 average pool after the attention (Section 3); output sides are rounded up.
+        position: "relative", "absolute" or None (Table 4).
+        content: whether the logits have the term q k^T; False leaves the position alone (Table 4).
+        feat_size: (H, W) of the position tables, in cells; any other map size is accepted at any call.
+
+    Raises:
+        ValueError: on a width not divisible by the heads, another stride or position, or no logits at all.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 4,
+        stride: int = 1,
+        position: Literal["relative", "absolute"] | None = "relative",
+        content: bool = True,
+        feat_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim={dim} is not divisible by heads={heads}")
+        if stride not in (1, 2):
+            raise ValueError(f"stride={stride}: expected 1 or 2")
+        if position is None and not content:
+            raise ValueError("position=None and content=False leave no logits: keep one of them")
+        if position is not None and position not in POSITIONS:
+            raise ValueError(f"position={position!r}: expected 'relative', 'absolute' or None")
+        if position is not None and feat_size is None:
+            raise ValueError(f"position={position!r} needs feat_size=(H, W), the map size of its tables")
+        self.dim = dim
+        self.heads = heads
+        self.stride = stride
+        self.position = position
+        self.content = content
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=False)
+        self.pos_embed = None if position is None else POSITIONS[position](feat_size, dim // heads)
+        self.reset_parameters()
+
+    @property
+    def feat_size(self) -> tuple[int, int] | None:
+        """(H, W) of the position tables, in cells; None without position."""
+        return None if self.pos_embed is None else self.pos_embed.feat_size
+
+    def reset_parameters(self) -> None:
+        """Draw q, k, v from N(0, 0.01) and the tables from N(0, d^-0.5)."""
+        nn.init.normal_(self.qkv.weight, std=0.01)
+        if self.pos_embed is not None:
+            self.pos_embed.reset_parameters()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters to spare from weight decay: the position tables."""
+        return {name for name, _ in self.named_parameters() if name.startswith("pos_embed.")}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over a map (B, C, H, W); returns (B, C, ceil(H / stride), ceil(W / stride))."""
+        if x.ndim != 4 or x.shape[1] != self.dim:
+            raise ValueError(f"expected a map (B, {self.dim}, H, W), got a tensor of shape {tuple(x.shape)}")
+        batch, _, height, width = x.shape
+        d = self.dim // self.heads
+        rows, columns = self._groups(height, x.device), self._groups(width, x.device)
+        tokens = F.linear(x.permute(0, 2, 3, 1), self.qkv.weight.flatten(1))
+        q, k, v = tokens.view(batch, height, width, 3, self.heads, d).unbind(3)
+        q = q[:, rows][:, :, :, columns]  # B, H/s, s, W/s, s, heads, d
+
+        height_logits = width_logits = None
+        if self.pos_embed is not None:
+            by_row, by_column = self.pos_embed(height, width)
+            scaled = q * d**-0.5
+            height_logits = torch.einsum("byixjnd,yikd->bnijyxk", scaled, by_row[rows])
+            width_logits = torch.einsum("byixjnd,xjkd->bnijyxk", scaled, by_column[columns])
+            height_logits = height_logits.flatten(4, 5).flatten(2, 3)
+            width_logits = width_logits.flatten(4, 5).flatten(2, 3)
+        out = relative_attention(
+            q.permute(0, 5, 2, 4, 1, 3, 6).flatten(4, 5).flatten(2, 3),
+            k.permute(0, 3, 1, 2, 4).flatten(2, 3) if self.content else None,
+            v.permute(0, 3, 1, 2, 4).flatten(2, 3),
+            height_logits,
+            width_logits,
+            d**-0.5,
+        )
+        return out.transpose(-1, -2).reshape(batch, self.dim, len(rows), len(columns))
+
+    def _groups(self, side: int, device: torch.device) -> Tensor:
+        """Cells (ceil(side / stride), stride) that each output cell averages along one axis."""
+        cells = torch.arange(side + self.stride - 1, device=device).clamp(max=side - 1)
+        return cells.unfold(0, self.stride, self.stride)
