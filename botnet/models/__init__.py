@@ -1,0 +1,6 @@
+"""Networks: surgery on any ResNet, the zoo of the paper, its weights and its counts."""
+
+from botnet.models.surgery import bottleneck_transformer
+from botnet.models.zoo import NETWORKS, BoTNet
+
+__all__ = ["NETWORKS", "BoTNet", "bottleneck_transformer"]

@@ -1,0 +1,46 @@
+"""The Non-Local block: the rival that Section 4.6 compares with."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class NonLocal2d(nn.Module):
+    """Residual all-to-all attention with one head and no positions (Wang et al. 2018; Table 7).
+
+    The embedded Gaussian form: logits are the plain products of two projections, unscaled. The last
+    normalisation starts at zero, so that a freshly inserted block is the identity.
+
+    Args:
+        dim: channels C of the map.
+        reduction: how many times narrower than C the embeddings are. Default 2, as Section 2 says.
+        project_values: average a projection of the map, as Wang et al. do, and not the map
+            itself, as Figure 4 draws it after Xie et al. 2019. Default True.
+    """
+
+    def __init__(self, dim: int, reduction: int = 2, project_values: bool = True) -> None:
+        super().__init__()
+        if dim % reduction:
+            raise ValueError(f"a reduction of {reduction} does not divide the {dim} channels")
+        width = dim // reduction
+        self.query = nn.Conv2d(dim, width, 1)
+        self.key = nn.Conv2d(dim, width, 1)
+        self.value = nn.Conv2d(dim, width, 1) if project_values else nn.Identity()
+        self.proj = nn.Conv2d(width if project_values else dim, dim, 1, bias=False)
+        self.norm = nn.BatchNorm2d(dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for layer in (self.query, self.key, self.value, self.proj):
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map of shape B C H W to a map of the same shape."""
+        # B C H W -> B 1 N C: one head over N = H*W tokens
+        q, k, v = (f(x).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.query, self.key, self.value))
+        y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        y = y.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + self.norm(self.proj(y))

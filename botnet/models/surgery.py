@@ -1,0 +1,166 @@
+"""Turn a ResNet into its BoTNet in place: replace the 3x3 of chosen blocks, or insert whole blocks.
+
+Works on any network whose stages are called ``layer1`` ... ``layer4`` and consist of bottleneck blocks
+(``conv1`` 1x1, ``conv2`` 3x3, ``conv3`` 1x1): timm's resnet, resnet-D, resnext, seresnet, ecaresnet,
+resnetrs, wide and gluon families, and torchvision's resnets. Every module that is not replaced stays the
+very same object with the very same name, so an ImageNet checkpoint of the ResNet still fits.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from botnet.layers import MHSA2d
+
+M = TypeVar("M", bound=nn.Module)
+
+STAGES = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
+
+
+def bottleneck_transformer(
+    model: M,
+    *,
+    stages: Sequence[str] = ("c5",),
+    blocks: Sequence[int] | None = None,
+    heads: int = 4,
+    position: Literal["relative", "absolute"] | None = "relative",
+    content: bool = True,
+    s1: bool = False,
+    shortcut_act: bool = False,
+    img_size: int | tuple[int, int] | None = None,
+) -> M:
+    """Replace the 3x3 convolution of bottleneck blocks by self-attention (Section 3, Table 1), in place.
+
+    Args:
+        model: a ResNet of timm or torchvision with bottleneck blocks; weights already in it are kept.
+        stages: which of "c2" ... "c5"; default the last one only, as in the paper.
+        blocks: indices of the blocks within each chosen stage, negative ones count from the end;
+            default all of them.
+        heads: attention heads; must divide the width of the 3x3. Default 4.
+        position: "relative", "absolute" or None (Table 4).
+        content: whether the query-key product is part of the logits (Table 4).
+        s1: take the stride out of the chosen stages (BoT-S1, Section 4.7.1), so that everything from
+            there on runs at twice the resolution.
+        shortcut_act: add an activation after the projected shortcut of the chosen stages, as the authors'
+            published snippet has it; ResNet checkpoints are trained without it. Default False.
+        img_size: side, or height and width, in pixels of the images that the position tables are made
+            for; default what timm's configuration of the model says, else 224. Other sizes work at
+            any time, see `MHSA2d`.
+
+    Returns:
+        The same model. New layers are randomly initialised; see `botnet.models.new_parameters`.
+
+    Raises:
+        ValueError: the model has no such stage, block, or bottleneck structure, or the width of a 3x3 is
+            not divisible by `heads`.
+    """
+    targets: dict[tuple[str, int], Any] = {}
+    for stage in stages:
+        chain = _stage(model, stage)
+        for index in range(len(chain)) if blocks is None else blocks:
+            if not -len(chain) <= index < len(chain):
+                raise ValueError(f"{stage} has {len(chain)} blocks, there is no block {index}")
+            targets[stage, index % len(chain)] = chain[index]
+        if s1:
+            _check_bottleneck(f"{stage} block 0", chain[0])
+    for (stage, index), block in targets.items():
+        where = f"{stage} block {index}"
+        _check_bottleneck(where, block)
+        conv = block.conv2
+        if conv.in_channels != conv.out_channels:
+            raise ValueError(
+                f"{where}: its 3x3 goes from {conv.in_channels} to {conv.out_channels} channels; "
+                "attention keeps the width, so this network (an SENet-154 form) cannot be converted"
+            )
+        if conv.in_channels % heads:
+            raise ValueError(f"{where}: {heads} heads do not divide the width {conv.in_channels}")
+
+    for stage in stages:
+        if s1:
+            _remove_stride(model, stage)
+        first: Any = _stage(model, stage)[0]
+        if shortcut_act:
+            first.downsample.append(copy.deepcopy(first.act3 if hasattr(first, "act3") else first.relu))
+
+    sizes = _map_sizes(model, [block.conv2 for block in targets.values()], img_size)
+    for block, size in zip(targets.values(), sizes, strict=True):
+        conv = block.conv2
+        attention = MHSA2d(
+            conv.in_channels, heads, stride=conv.stride[0], position=position, content=content, feat_size=size
+        )
+        block.conv2 = attention.to(conv.weight).train(conv.training)
+    return model
+
+
+def _stage(model: nn.Module, name: str) -> nn.Sequential:
+    if name not in STAGES:
+        raise ValueError(f"unknown stage {name!r}; the stages of a ResNet are {', '.join(STAGES)}")
+    stage = getattr(model, STAGES[name], None)
+    if not isinstance(stage, nn.Sequential) or len(stage) == 0:
+        raise ValueError(
+            f"{type(model).__name__} has no stage {name} ({STAGES[name]}); expected a ResNet-like network "
+            "with bottleneck blocks, such as timm's resnet50 or torchvision's resnet50"
+        )
+    return stage
+
+
+def _check_bottleneck(where: str, block: Any) -> None:
+    if isinstance(getattr(block, "conv2", None), MHSA2d):
+        raise ValueError(f"{where} is an attention block already")
+    convs = [getattr(block, f"conv{i}", None) for i in (1, 2, 3)]
+    kernels = [conv.kernel_size if isinstance(conv, nn.Conv2d) else None for conv in convs]
+    if kernels != [(1, 1), (3, 3), (1, 1)]:
+        raise ValueError(
+            f"{where} is a {type(block).__name__}, which is no 1x1, 3x3, 1x1 bottleneck; "
+            "take a ResNet made of bottleneck blocks, such as resnet26 or resnet50"
+        )
+
+
+def _remove_stride(model: nn.Module, stage: str) -> None:
+    """Make the first block of a stage keep its resolution, without touching a weight."""
+    first: Any = _stage(model, stage)[0]
+    stride, first.stride = first.stride, 1
+    first.conv1.stride = first.conv2.stride = (1, 1)
+    if hasattr(first, "aa"):
+        first.aa = nn.Identity()
+    for i, layer in enumerate(first.downsample):
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+        elif isinstance(layer, nn.AvgPool2d):
+            first.downsample[i] = nn.Identity()
+    levels: Any = getattr(model, "feature_info", [])
+    for level in levels[list(STAGES).index(stage) + 1 :]:
+        level["reduction"] //= stride
+
+
+def _map_sizes(
+    model: nn.Module, layers: Sequence[nn.Module], img_size: int | tuple[int, int] | None
+) -> list[tuple[int, int]]:
+    """Height and width of the map that each layer sees, by one forward pass of shapes alone."""
+    if img_size is None:
+        img_size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    seen: dict[nn.Module, tuple[int, int]] = {}
+
+    def remember(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        seen[layer] = (inputs[0].shape[-2], inputs[0].shape[-1])
+
+    handles = [layer.register_forward_pre_hook(remember) for layer in layers]
+    training = {module: module.training for module in model.modules()}
+    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    try:
+        with torch.no_grad():
+            shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            dtype = next(model.parameters()).dtype
+            image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)
+            torch.func.functional_call(model.eval(), shapes, (image,))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return [seen[layer] for layer in layers]
