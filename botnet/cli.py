@@ -1,0 +1,122 @@
+"""The command ``botnet``. Heavy imports wait until a command needs them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from botnet.errors import DataError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 well, 1 problems found, 2 a bad request."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and arguments[0] in ("fit", "validate"):
+            return _train(arguments)
+        options = _parser().parse_args(arguments)
+        return int(options.run(options))
+    except (DataError, ImportError) as error:
+        print(f"botnet: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("botnet: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="botnet", description="Bottleneck Transformers for Visual Recognition (Srinivas et al., CVPR 2021)"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    # These two are Lightning's; the entries are here for the list of commands.
+    commands.add_parser("fit", add_help=False, help="train: botnet fit --config recipes/quickstart.yaml")
+    commands.add_parser("validate", add_help=False, help="measure a checkpoint: botnet validate --config ...")
+
+    predict = commands.add_parser("predict", help="find objects in images and draw them")
+    predict.add_argument("checkpoint", type=Path, help="best.ckpt or last.ckpt of a run")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+    predict.add_argument("--output", type=Path, default=Path("predictions"), help="new folder (predictions)")
+    predict.add_argument("--score", type=float, default=0.5, help="least score that is drawn (0.5)")
+    predict.add_argument("--truth", type=Path, help="instances file, drawn beside the predictions")
+    predict.add_argument("--device", default="auto", help="cpu, cuda, ... (the best there is)")
+    predict.set_defaults(run=_predict)
+
+    digits = commands.add_parser("make-digits", help="make a small COCO-format set of handwritten digits")
+    digits.add_argument("directory", type=Path, help="new folder")
+    digits.add_argument("--train", type=int, default=2000, help="training images (2000)")
+    digits.add_argument("--val", type=int, default=200, help="validation images (200)")
+    digits.add_argument("--size", type=int, default=320, help="longer side of the images in pixels (320)")
+    digits.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
+    digits.set_defaults(run=_make_digits)
+
+    check = commands.add_parser("check-data", help="list every problem of a COCO-format data set")
+    check.add_argument("instances", type=Path, metavar="INSTANCES.json")
+    check.add_argument("images", type=Path, metavar="IMAGES/")
+    check.add_argument("--no-decode", action="store_true", help="do not open the images: faster, finds less")
+    check.set_defaults(run=_check_data)
+    return parser
+
+
+def _train(arguments: list[str]) -> int:
+    from botnet.training import TrainingCLI
+
+    TrainingCLI(arguments)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from botnet.detection.predict import predict
+
+    predict(
+        options.checkpoint,
+        options.images,
+        options.output,
+        score=options.score,
+        truth=options.truth,
+        device=options.device,
+    )
+    return 0
+
+
+def _make_digits(options: argparse.Namespace) -> int:
+    from rich import print as show
+    from rich.table import Table
+
+    from botnet.detection.digits import make_digits
+
+    made = make_digits(options.directory, options.train, options.val, options.size, options.seed)
+    columns = ("images", "objects", "small", "medium", "large")
+    table = Table("split", *columns)
+    for split in ("train", "val"):
+        table.add_row(split, *(str(made[split][column]) for column in columns))
+    show(table)
+    print(f"{options.directory}: " + ("made" if made["made"] else "the same set stood there already"))
+    return 0
+
+
+def _check_data(options: argparse.Namespace) -> int:
+    from collections import Counter
+
+    from rich import print as show
+    from rich.table import Table
+
+    from botnet.detection.coco import check_data
+
+    problems = check_data(options.instances, options.images, decode=not options.no_decode)
+    for problem in problems:
+        print(f"{problem.severity}: {problem.record}: {problem.message}")
+    counts = Counter((problem.severity, problem.kind) for problem in problems)
+    if counts:
+        table = Table("severity", "kind", "count")
+        for (severity, kind), count in sorted(counts.items()):
+            table.add_row(severity, kind, str(count))
+        show(table)
+    errors = sum(problem.severity == "error" for problem in problems)
+    print(f"{options.instances}: {errors} errors, {len(problems) - errors} warnings")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

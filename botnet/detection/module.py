@@ -1,0 +1,333 @@
+"""Training and evaluation of detectors with Lightning (paper, Section 4)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from botnet.detection.coco import CocoDataset, CocoInstances, DataError, collate, encode_mask
+from botnet.detection.pictures import draw, plot_curves, side_by_side
+from botnet.detection.rcnn import RCNN, from_spec
+from botnet.detection.results import CocoMetric, coco_results, metrics_table, to_original
+from botnet.detection.transforms import EvalTransform, TrainTransform, denormalise
+from botnet.layers import MHSA2d
+
+PICTURE_SCORE = 0.5  # least score of a detection that is drawn
+
+
+class CocoDataModule(L.LightningDataModule):
+    """Training and validation images of any COCO-format data set.
+
+    Args:
+        train_instances: instances file of the training images.
+        train_images: folder that its file names are relative to.
+        val_instances: instances file of the validation images, with the same categories.
+        val_images: their folder.
+        canvas: side in pixels of the square that every image is brought to; 1024 or 1280 in the paper.
+        jitter: range of the random scale, relative to the canvas ([0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in
+            the paper, Section 4.2).
+        flip: probability of a horizontal flip.
+        batch_size: images a step on each device.
+        val_batch_size: images at once in validation.
+        num_workers: processes that prepare images.
+        masks: read masks; False for Faster R-CNN on files without any.
+    """
+
+    def __init__(
+        self,
+        train_instances: Path,
+        train_images: Path,
+        val_instances: Path,
+        val_images: Path,
+        canvas: int = 1024,
+        jitter: tuple[float, float] = (0.1, 2.0),
+        flip: float = 0.5,
+        batch_size: int = 2,
+        val_batch_size: int = 2,
+        num_workers: int = 2,
+        masks: bool = True,
+    ) -> None:
+        super().__init__()
+        self.canvas = canvas
+        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.train_instances = CocoInstances(train_instances)
+        self.val_instances = CocoInstances(val_instances)
+        if self.val_instances.class_names != self.train_instances.class_names:
+            raise DataError(
+                f"{val_instances} and {train_instances} do not have the same categories: "
+                f"{self.val_instances.class_names} and {self.train_instances.class_names}; "
+                "write the same list into both"
+            )
+        self.train_set = CocoDataset(
+            self.train_instances, train_images, TrainTransform(canvas, jitter, flip), train=True, masks=masks
+        )
+        self.val_set = CocoDataset(self.val_instances, val_images, EvalTransform(canvas), masks=masks)
+        if len(self.train_set) < batch_size:
+            raise DataError(
+                f"{train_instances} has {len(self.train_set)} images, fewer than one batch of {batch_size}; "
+                "lower data.batch_size"
+            )
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of labels 1, 2, ..., in the order of their category ids."""
+        return self.train_instances.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the instances file, without background."""
+        return len(self.class_names)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_set, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.val_set, self.val_batch_size, shuffle=False)
+
+    def _loader(self, dataset: CocoDataset, batch_size: int, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class DetectionModule(L.LightningModule):
+    """A detector, its optimiser and its evaluation.
+
+    The defaults are those of the paper's codebase (tensorflow/tpu ``models/official/detection``) at its
+    batch of 64 images.
+
+    Args:
+        detector: from :func:`botnet.detection.mask_rcnn` or :func:`botnet.detection.faster_rcnn`.
+        learning_rate: after the warm-up, for the whole batch over all devices.
+        momentum: of SGD, without Nesterov's form.
+        weight_decay: on the kernels of convolutions and fully connected layers only.
+        warmup_steps: optimiser steps in which the rate rises linearly.
+        warmup_learning_rate: where it starts from.
+        decay_at: parts of the run after which the rate falls by ten.
+        pictures: validation images that are drawn, truth beside prediction.
+    """
+
+    def __init__(
+        self,
+        detector: RCNN,
+        learning_rate: float = 0.08,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        warmup_steps: int = 500,
+        warmup_learning_rate: float = 0.0067,
+        decay_at: Sequence[float] = (2 / 3, 8 / 9),
+        pictures: int = 8,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
+        self.warmup_steps, self.warmup_learning_rate = warmup_steps, warmup_learning_rate
+        self.decay_at = tuple(decay_at)
+        self.pictures = pictures
+        self.metric = CocoMetric(masks=detector.has_masks)
+        self.results: list[dict[str, Any]] = []
+        self.sheets: list[tuple[int, Any]] = []
+        self.report: dict[str, dict[str, Any]] = {}
+
+    # ---- training
+
+    def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
+        images, targets = batch
+        losses = self.detector(images, targets, [target["valid"] for target in targets])
+        total = torch.stack(list(losses.values())).sum()
+        parts = {f"train/{name}": loss.detach() for name, loss in losses.items()}
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(images))
+        self.log_dict(parts, prog_bar=True, batch_size=len(images))
+        return total
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(
+            parameter_groups(self.detector, self.weight_decay), lr=self.learning_rate, momentum=self.momentum
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate(self, step: int, total: int) -> float:
+        """The learning rate at an optimiser step, relative to ``learning_rate``."""
+        decayed = 0.1 ** sum(step >= round(part * total) for part in self.decay_at)
+        if step >= self.warmup_steps:
+            return decayed
+        start = self.warmup_learning_rate / self.learning_rate
+        return decayed * (start + (1 - start) * step / self.warmup_steps)
+
+    # ---- evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        self.metric.reset()
+        self.results, self.sheets = [], []
+
+    def validation_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> None:
+        images, targets = batch
+        detections = self.detector(images, valid=[target["valid"] for target in targets])
+        instances = self.trainer.datamodule.val_instances  # type: ignore[attr-defined]
+        for image, detection, target in zip(images, detections, targets, strict=True):
+            result = to_original(detection, target["scale"], target["size"])
+            truth = {
+                key: target[key].as_subclass(Tensor).cpu() for key in ("boxes", "labels", "iscrowd", "area")
+            }
+            if self.detector.has_masks:
+                truth["masks"] = [encode_mask(mask) for mask in target["masks"].cpu().numpy()]
+            self.metric.update([result], [truth])
+            self.results += coco_results(result, target["image_id"], instances.category_ids)
+            if len(self.sheets) < self.pictures:
+                self._draw(image, result, truth, target, instances.class_names)
+
+    def _draw(
+        self,
+        image: Tensor,
+        result: dict[str, Any],
+        truth: dict[str, Any],
+        target: dict[str, Any],
+        names: Sequence[str],
+    ) -> None:
+        """Keep a picture of one image in its original size and aspect: truth beside prediction."""
+        height, width = target["valid"]
+        shown = nn.functional.interpolate(
+            denormalise(image.cpu())[None, :, :height, :width].float(), target["size"], mode="bilinear"
+        )[0].byte()
+        left = draw(shown, truth, names, PICTURE_SCORE)
+        right = draw(shown, result, names, PICTURE_SCORE)
+        titles = ("truth", f"prediction, score of at least {PICTURE_SCORE}")
+        self.sheets.append((target["image_id"], side_by_side(left, right, titles)))
+
+    def on_validation_epoch_end(self) -> None:
+        names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+        self.report = self.metric.report(names)
+        for kind, table in self.report.items():
+            for number in ("AP", "AP50", "AP75"):
+                self.log(f"val/{kind}_{number}", table[number], prog_bar=number == "AP")
+        self.log("val/AP", self.report["mask" if "mask" in self.report else "box"]["AP"])
+
+    def on_fit_end(self) -> None:
+        self._write(Path(self.trainer.default_root_dir))
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == "validate":
+            self._write(Path(self.trainer.default_root_dir) / "validate")
+
+    @rank_zero_only
+    def _write(self, folder: Path) -> None:
+        """Everything that people want to see of the last evaluation, into one folder."""
+        if not self.report:  # the run ended before its first evaluation
+            return
+        console = Console()
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, table in self.report.items():
+            console.print(metrics_table(f"{kind} metrics on the validation images", table))
+        written = {"metrics": folder / "metrics.json", "COCO results": folder / "results.json"}
+        step = {"epoch": self.current_epoch, "step": self.global_step}
+        written["metrics"].write_text(json.dumps(step | self.report, indent=2))
+        written["COCO results"].write_text(json.dumps(self.results))
+        if self.sheets:
+            (folder / "pictures").mkdir(exist_ok=True)
+            for image_id, sheet in self.sheets:
+                sheet.save(folder / "pictures" / f"{image_id}.png")
+            written["pictures"] = folder / "pictures"
+        logs = sorted((Path(self.trainer.default_root_dir) / "csv").glob("version_*/metrics.csv"))
+        if logs:
+            written["curves"] = folder / "curves.png"
+            plot_curves(logs, written["curves"])
+        for what, path in written.items():
+            console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["botnet"] = {
+            "detector": self.detector.spec,
+            "class_names": list(data.class_names),
+            "category_ids": list(data.train_instances.category_ids),
+            "canvas": data.canvas,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        theirs = checkpoint.get("botnet", {}).get("class_names")
+        data = getattr(self._trainer, "datamodule", None)
+        if theirs is not None and data is not None and list(data.class_names) != theirs:
+            raise DataError(
+                f"the checkpoint knows {len(theirs)} classes ({_some(theirs)}), the data have "
+                f"{data.num_classes} ({_some(data.class_names)}); a run can only go on with the categories it "
+                f"was started with"
+            )
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay.
+
+    Only the kernels of convolutions and fully connected layers decay; biases, norms, and the projections
+    and tables of the attention do not ([tpu] decays what is named kernel or weight, which leaves these out).
+    """
+    kernels = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
+    attention = {p for module in model.modules() if isinstance(module, MHSA2d) for p in module.parameters()}
+    decayed = {p for p in kernels if p.requires_grad} - attention
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def load_detector(path: Path) -> tuple[RCNN, dict[str, Any]]:
+    """A trained detector from a checkpoint of :class:`DetectionModule`, read as data.
+
+    Args:
+        path: ``last.ckpt`` or ``best.ckpt`` of a run.
+
+    Returns:
+        The detector in evaluation mode, and what the checkpoint says of its data: ``class_names``,
+        ``category_ids``, ``canvas``.
+
+    Raises:
+        DataError: no such file, no checkpoint, or one that was not written by this class or whose
+            backbone has no name.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such checkpoint; a run keeps its own in checkpoints/")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(
+            f"{path} cannot be read as data ({str(error).splitlines()[0]}); it is broken, or it holds code, "
+            "which is not executed"
+        ) from error
+    about = checkpoint.get("botnet") if isinstance(checkpoint, dict) else None
+    if not about or not about.get("detector"):
+        raise DataError(
+            f"{path} does not say which detector it holds; only checkpoints of `botnet fit`, with a backbone "
+            "given by name, can be loaded without its recipe"
+        )
+    detector = from_spec(about["detector"])
+    prefix = "detector."
+    detector.load_state_dict(
+        {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
+    )
+    return detector.eval(), {key: about[key] for key in ("class_names", "category_ids", "canvas")}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

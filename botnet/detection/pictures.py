@@ -1,0 +1,109 @@
+"""Pictures of what a detector found, and of how its training went."""
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from faster_coco_eval.core import mask as rle_api
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import draw_segmentation_masks
+
+LEAST_SIDE = 480  # pixels: smaller images are enlarged so that names and thin boxes can be read
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """A fixed, well saturated colour for each label, the same in every picture."""
+    hue = int(hashlib.sha256(str(label).encode()).hexdigest(), 16) % 360
+    red, green, blue = Image.new("HSV", (1, 1), (hue * 255 // 360, 200, 255)).convert("RGB").getpixel((0, 0))  # type: ignore[misc]
+    return red, green, blue
+
+
+def draw(image: Tensor, result: dict[str, Any], class_names: Sequence[str], threshold: float) -> Image.Image:
+    """Boxes, masks, class names and scores on an image.
+
+    Args:
+        image: ``(3, H, W)`` uint8.
+        result: ``boxes`` xyxy and ``labels`` in the image's pixels, and optionally ``scores`` and ``masks``
+            (RLEs): predictions or truth.
+        class_names: of labels 1, 2, ...
+        threshold: predictions below this score are not drawn.
+
+    Returns:
+        The picture, at least 480 pixels on its longer side.
+    """
+    scores = result.get("scores")
+    count = len(result["boxes"])
+    shown = [i for i in range(count) if scores is None or scores[i] >= threshold]
+    colours = [colour_of(int(result["labels"][i])) for i in shown]
+    if result.get("masks") and shown:
+        masks = torch.from_numpy(rle_api.decode([result["masks"][i] for i in shown])).permute(2, 0, 1).bool()
+        image = draw_segmentation_masks(image, masks, alpha=0.55, colors=list(colours))
+    picture = to_pil_image(image)
+    zoom = max(1.0, LEAST_SIDE / max(picture.size))
+    picture = picture.resize((round(picture.width * zoom), round(picture.height * zoom)))
+    pen = ImageDraw.Draw(picture)
+    unit = max(picture.size)
+    font = ImageFont.load_default(size=max(12, unit // 45))
+    for i, colour in zip(shown, colours, strict=True):
+        x1, y1, x2, y2 = (float(side) * zoom for side in result["boxes"][i])
+        pen.rectangle((x1, y1, x2, y2), outline=colour, width=max(2, unit // 320))
+        name = class_names[int(result["labels"][i]) - 1]
+        text = name if scores is None else f"{name} {float(scores[i]):.2f}"
+        ground = pen.textbbox((x1, y1), text, font=font, anchor="lb")
+        # A box at the upper edge carries its name inside.
+        drop = max(0.0, -ground[1])
+        ground = (ground[0], ground[1] + drop, ground[2], ground[3] + drop)
+        pen.rectangle(ground, fill=colour)
+        pen.text((x1, y1 + drop), text, font=font, anchor="lb", fill="black")
+    return picture
+
+
+def side_by_side(left: Image.Image, right: Image.Image, titles: tuple[str, str]) -> Image.Image:
+    """Two pictures of one size under their titles."""
+    bar, gap = 28, 6
+    sheet = Image.new("RGB", (left.width + gap + right.width, left.height + bar), "white")
+    pen = ImageDraw.Draw(sheet)
+    for picture, x, title in ((left, 0, titles[0]), (right, left.width + gap, titles[1])):
+        sheet.paste(picture, (x, bar))
+        pen.text((x + 4, 4), title, font=ImageFont.load_default(size=16), fill="black")
+    return sheet
+
+
+def plot_curves(tables: Sequence[Path], path: Path) -> None:
+    """Losses and AP against the step, from the CSV logs of a run (more than one after a resumption).
+
+    Args:
+        tables: ``metrics.csv`` files in the order they were written.
+        path: picture to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    series: dict[str, list[tuple[float, float]]] = {}
+    for table in tables:
+        with table.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name.startswith(("train/", "val/")) and value:
+                        series.setdefault(name, []).append((float(row["step"]), float(value)))
+    figure, (losses, precision) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name, points in series.items():
+        axis = losses if name.startswith("train/") else precision
+        steps, values = zip(*points, strict=True)
+        style = {"marker": "o", "markersize": 3} if axis is precision else {"linewidth": 1}
+        axis.plot(steps, values, label=name.split("/")[1], **style)
+    losses.set(xlabel="step", title="training losses", yscale="log")
+    precision.set(xlabel="step", title="validation", ylim=(0, 1))
+    for axis in (losses, precision):
+        axis.grid(alpha=0.3)
+        if axis.has_data():
+            axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,494 @@
+"""Faster and Mask R-CNN on any timm backbone (paper, Section 4; numbers of the authors' TPU codebase).
+
+The parts are torchvision's. What is written here is what differs from torchvision: batch norm on the
+outputs of the FPN, p6 by a strided convolution, anchors at the centres of their cells, the losses, and
+that the detector takes a prepared canvas: images are never resized a second time.
+
+``[tpu]`` in the comments is tensorflow/tpu ``models/official/detection``, the codebase of the paper.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.roi_heads import maskrcnn_inference
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+LEVELS = ("p2", "p3", "p4", "p5", "p6")
+
+
+class StridedP6(ExtraFPNBlock):
+    """p6 as a 3x3 convolution of stride 2 on p5 (torchvision's default only subsamples p5)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        nn.init.kaiming_uniform_(self.conv.weight, a=1)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(
+        self, results: list[Tensor], x: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        return [*results, self.conv(results[-1])], [*names, "p6"]
+
+
+class FPN(nn.Module):
+    """Feature pyramid p2-p6 with batch norm on its five outputs, as in [tpu] ``fpn.py``.
+
+    The norms are plain ``BatchNorm2d``, so that ``SyncBatchNorm.convert_sync_batchnorm`` finds them.
+
+    Args:
+        in_channels: widths of c2..c5.
+        channels: width of every output, 256 in the paper.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
+        super().__init__()
+        self.pyramid = FeaturePyramidNetwork(list(in_channels), channels, extra_blocks=StridedP6(channels))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in LEVELS)
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        outputs = self.pyramid(OrderedDict(zip(LEVELS, features, strict=False)))
+        return {name: norm(x) for (name, x), norm in zip(outputs.items(), self.norms, strict=True)}
+
+
+class Anchors(nn.Module):
+    """Anchor boxes centred on the cells of each pyramid level, in float32 whatever the features are.
+
+    torchvision's generator puts anchors on the cells' corners, takes the features' dtype (bfloat16 cannot
+    hold a coordinate above 256 to the pixel) and derives strides from sizes, which fails where a canvas
+    is no multiple of 64.
+
+    Args:
+        strides: canvas pixels per cell of each level.
+        scale: anchor side in cells; [tpu] has 8.
+        ratios: height / width, each with the area of the square.
+    """
+
+    def __init__(
+        self, strides: Sequence[int], scale: float = 8.0, ratios: Sequence[float] = (1.0, 2.0, 0.5)
+    ) -> None:
+        super().__init__()
+        self.strides, self.scale, self.ratios = tuple(strides), scale, tuple(ratios)
+
+    def num_anchors_per_location(self) -> list[int]:
+        return [len(self.ratios)] * len(self.strides)
+
+    def forward(self, images: ImageList, features: list[Tensor]) -> list[Tensor]:
+        device = images.tensors.device
+        ratios = torch.tensor(self.ratios, device=device)
+        levels = []
+        for level, stride in zip(features, self.strides, strict=True):
+            y, x = (stride * (torch.arange(n, device=device) + 0.5) for n in level.shape[-2:])
+            centres = torch.cartesian_prod(y, x).flip(-1).repeat(1, 2)  # H*W, 4
+            half_h = 0.5 * self.scale * stride * ratios.sqrt()
+            half_w = 0.5 * self.scale * stride / ratios.sqrt()
+            offsets = torch.stack([-half_w, -half_h, half_w, half_h], dim=1)  # A, 4
+            levels.append((centres[:, None] + offsets).flatten(0, 1))
+        return [torch.cat(levels)] * len(images.image_sizes)
+
+
+class FloatRPNHead(RPNHead):
+    """torchvision's head, answering in float32 under autocast: boxes are decoded from its output."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
+class RPN(RegionProposalNetwork):
+    """torchvision's region proposals with the losses of [tpu] ``RpnScoreLoss`` and ``RpnBoxLoss``."""
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        # torchvision hands the loss no level sizes; its forward always comes through here first.
+        self.level_sizes = num_anchors_per_level
+        return super().filter_proposals(proposals, objectness, image_shapes, num_anchors_per_level)
+
+    def compute_loss(
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Score: mean over the sampled anchors. Box: Huber (delta 1/9), mean over each level's positives,
+        summed over levels."""
+        positive, negative = (torch.stack(masks).bool() for masks in self.fg_bg_sampler(labels))
+        sampled = positive | negative
+        target = torch.stack(labels)
+        objectness = objectness.view_as(target)
+        score_loss = F.binary_cross_entropy_with_logits(objectness[sampled], target[sampled])
+        deltas = pred_bbox_deltas.view(*target.shape, 4)
+        errors = F.huber_loss(deltas, torch.stack(regression_targets), reduction="none", delta=1 / 9)
+        box_loss = errors.new_zeros(())
+        for level_errors, chosen in zip(
+            errors.split(self.level_sizes, dim=1), positive.split(self.level_sizes, dim=1), strict=True
+        ):
+            box_loss = box_loss + level_errors[chosen].sum() / (4 * chosen.sum()).clamp(min=1)
+        return score_loss, box_loss
+
+
+def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Tensor:
+    """What the mask head should say of each box: its object's mask on a ``size x size`` grid.
+
+    The mask is sampled bilinearly at the centres of the grid's cells, pixel ``i`` covering
+    ``[i, i + 1)``, and cut at one half ([tpu] does so; ``paste_mask`` is the inverse). Only the sampled
+    pixels are touched, so a canvas full of masks is never converted to float.
+
+    Args:
+        masks: ``(objects, H, W)``, 0 or 1.
+        boxes: ``(R, 4)`` xyxy in canvas pixels.
+        matched: ``(R,)`` index of each box's object.
+        size: side of the grid.
+
+    Returns:
+        ``(R, size, size)`` float32, 0 or 1.
+    """
+    height, width = masks.shape[-2:]
+    steps = (torch.arange(size, device=boxes.device) + 0.5) / size
+    x = boxes[:, 0, None] + steps * (boxes[:, 2] - boxes[:, 0])[:, None] - 0.5  # R, size
+    y = boxes[:, 1, None] + steps * (boxes[:, 3] - boxes[:, 1])[:, None] - 0.5
+    x0, y0 = x.floor(), y.floor()
+    total = boxes.new_zeros(len(boxes), size, size)
+    for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        weight_x = (x - x0) if dx else (1 - (x - x0))
+        weight_y = (y - y0) if dy else (1 - (y - y0))
+        column = (x0 + dx).long().clamp(0, width - 1)
+        row = (y0 + dy).long().clamp(0, height - 1)
+        corner = masks[matched[:, None, None], row[:, :, None], column[:, None, :]]
+        total += weight_y[:, :, None] * weight_x[:, None, :] * corner
+    return (total >= 0.5).float()
+
+
+class RoIHeads(TorchvisionRoIHeads):
+    """torchvision's box and mask heads with the losses of [tpu], right under autocast and on a canvas.
+
+    torchvision infers the pyramid's scales from the sizes of the images; on a canvas that is mostly
+    padding (jitter 0.1) these mislead it, so the canvas is given here and the unpadded sizes only clip.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        valid: list[tuple[int, int]],
+        canvas: tuple[int, int],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        if targets is not None:
+            proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
+        canvases = [canvas] * len(proposals)
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, canvases)))
+        logits, deltas = logits.float(), deltas.float()
+
+        if targets is not None:
+            losses = box_losses(logits, deltas, torch.cat(labels), torch.cat(regression_targets))
+            if self.has_mask():
+                positive = [torch.where(label > 0)[0] for label in labels]
+                boxes = [p[keep] for p, keep in zip(proposals, positive, strict=True)]
+                mask_logits = self.mask_logits(features, boxes, canvases)
+                size = mask_logits.shape[-1]
+                truth = torch.cat(
+                    [
+                        mask_targets(target["masks"], box, index[keep], size)
+                        for target, box, index, keep in zip(targets, boxes, matched, positive, strict=True)
+                    ]
+                )
+                classes = torch.cat([label[keep] for label, keep in zip(labels, positive, strict=True)])
+                own = mask_logits[torch.arange(len(classes), device=classes.device), classes]
+                # The sum of nothing keeps the head in the graph where no RoI is positive (DDP needs it).
+                errors = F.binary_cross_entropy_with_logits(own, truth, reduction="sum")
+                losses["mask"] = errors / max(truth.numel(), 1)
+            return [], losses
+
+        all_boxes, all_scores, all_labels = self.postprocess_detections(logits, deltas, proposals, valid)  # type: ignore[arg-type]
+        detections = [
+            {"boxes": boxes, "scores": scores, "labels": labels}
+            for boxes, scores, labels in zip(all_boxes, all_scores, all_labels, strict=True)
+        ]
+        if self.has_mask():
+            mask_logits = self.mask_logits(features, all_boxes, canvases)
+            for detection, masks in zip(
+                detections, maskrcnn_inference(mask_logits, all_labels), strict=True
+            ):
+                detection["masks"] = masks
+        return detections, {}
+
+    def mask_logits(
+        self, features: dict[str, Tensor], boxes: list[Tensor], canvases: list[tuple[int, int]]
+    ) -> Tensor:
+        pooled = self.mask_roi_pool(features, boxes, canvases)  # type: ignore[misc]
+        return self.mask_predictor(self.mask_head(pooled)).float()  # type: ignore[misc]
+
+
+def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """[tpu] ``FastrcnnClassLoss`` and ``FastrcnnBoxLoss``: cross entropy over the sampled RoIs, and Huber
+    (delta 1) averaged over the coordinates of the positive ones, each read at its own class."""
+    positive = torch.where(labels > 0)[0]
+    deltas = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
+    errors = F.huber_loss(deltas, targets[positive], reduction="sum", delta=1.0)
+    return {"class": F.cross_entropy(logits, labels), "box": errors / max(deltas.numel(), 1)}
+
+
+class RCNN(nn.Module):
+    """A two-stage detector on a prepared canvas; build it with :func:`mask_rcnn` or :func:`faster_rcnn`.
+
+    Attributes:
+        spec: what the detector was built from, plain data that a checkpoint can hold; ``None`` where
+            the backbone was passed as a module and cannot be named.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, fpn: FPN, rpn: RPN, roi_heads: RoIHeads, spec: dict[str, Any] | None
+    ) -> None:
+        super().__init__()
+        self.backbone, self.fpn, self.rpn, self.roi_heads = backbone, fpn, rpn, roi_heads
+        self.spec = spec
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector predicts masks (Mask R-CNN) or boxes only (Faster R-CNN)."""
+        return bool(self.roi_heads.has_mask())
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: list[dict[str, Tensor]] | None = None,
+        valid: Sequence[tuple[int, int]] | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            images: ``(B, 3, H, W)``, normalised and padded to one canvas; any H and W.
+            targets: training only, one dictionary an image: ``boxes`` ``(n, 4)`` xyxy float32 canvas
+                pixels, ``labels`` ``(n,)`` int64 from 1, ``masks`` ``(n, H, W)`` uint8 for Mask R-CNN.
+            valid: ``(height, width)`` of each image's unpadded region; the whole canvas by default.
+
+        Returns:
+            In training the losses ``rpn_score``, ``rpn_box``, ``class``, ``box`` and ``mask``, whose
+            plain sum is to be minimised. In evaluation, an image: ``boxes`` ``(n, 4)`` in canvas pixels,
+            ``scores``, ``labels`` from 1, and ``masks`` ``(n, 1, 28, 28)``, each box's own grid of
+            probabilities (:func:`botnet.detection.results.to_original` brings them to the image).
+
+        Raises:
+            ValueError: training without targets, or images that are no batch of canvases.
+        """
+        if images.ndim != 4:
+            raise ValueError(f"images must be one batch (B, 3, H, W), not of shape {tuple(images.shape)}")
+        if self.training and targets is None:
+            raise ValueError("in training mode the detector needs targets; call .eval() to detect")
+        canvas = (images.shape[-2], images.shape[-1])
+        sizes = [(int(h), int(w)) for h, w in valid] if valid is not None else [canvas] * len(images)
+        features = self.fpn(self.backbone(images))
+        given = targets if self.training else None
+        proposals, rpn_losses = self.rpn(ImageList(images, sizes), features, given)
+        detections, roi_losses = self.roi_heads(features, proposals, sizes, canvas, given)
+        if not self.training:
+            return detections
+        return {
+            "rpn_score": rpn_losses["loss_objectness"],
+            "rpn_box": rpn_losses["loss_rpn_box_reg"],
+            **roi_losses,
+        }
+
+
+def mask_rcnn(
+    backbone: str | nn.Module,
+    num_classes: int,
+    *,
+    canvas: int = 1024,
+    fpn_channels: int = 256,
+    anchor_scale: float = 8.0,
+    rpn_samples: int = 256,
+    rpn_pre_nms: int = 2000,
+    rpn_post_nms: int = 1000,
+    rpn_pre_nms_eval: int = 1000,
+    rpn_post_nms_eval: int = 1000,
+    roi_samples: int = 512,
+    roi_canonical_size: int = 224,
+    box_channels: int = 1024,
+    mask_channels: int = 256,
+    mask_convs: int = 4,
+    score_threshold: float = 0.05,
+    nms_threshold: float = 0.5,
+    max_detections: int = 100,
+    bn_momentum: float = 0.1,
+    bn_eps: float = 1e-5,
+) -> RCNN:
+    """Mask R-CNN (paper, Section 4). The defaults are [tpu]'s, but for the batch norm's constants.
+
+    Args:
+        backbone: name of a timm network that can be built with ``features_only``, or such a module: four
+            maps c2..c5 from stride 4 on, and ``feature_info``.
+        num_classes: object classes, without background.
+        canvas: side in pixels of the images to come; sizes the position tables of a BoTNet. Other
+            sizes work too.
+        fpn_channels: width of the pyramid and of the RPN's convolution.
+        anchor_scale: anchor side in cells of its level.
+        rpn_samples: anchors an image that the RPN learns from, half of them positive where there are
+            enough.
+        rpn_pre_nms: best proposals per level before non-maximum suppression (IoU 0.7), in training.
+        rpn_post_nms: proposals an image after it, in training.
+        rpn_pre_nms_eval: as ``rpn_pre_nms``, in evaluation.
+        rpn_post_nms_eval: as ``rpn_post_nms``, in evaluation.
+        roi_samples: RoIs an image that the heads learn from, at most a quarter of them positive; the mask
+            head sees the positive ones.
+        roi_canonical_size: side in pixels of a box that is pooled from p4; half of it, from p3.
+        box_channels: width of the box head's two fully connected layers.
+        mask_channels: width of the mask head.
+        mask_convs: its 3x3 convolutions.
+        score_threshold: least score of a detection.
+        nms_threshold: IoU of the class-wise suppression.
+        max_detections: detections an image at the most.
+        bn_momentum: of every batch norm, PyTorch's sense. The paper's codebase has 0.003, which wants
+            thousands of steps; the COCO recipes set it.
+        bn_eps: of every batch norm; the paper's codebase has 1e-4.
+
+    Returns:
+        The detector, in training mode.
+
+    Raises:
+        ValueError: ``num_classes`` below 1, or a backbone that does not give four maps from stride 4 on.
+    """
+    options = dict(locals())  # first of all, while these are the arguments and nothing else
+    return _build("mask_rcnn", **options)
+
+
+def faster_rcnn(
+    backbone: str | nn.Module,
+    num_classes: int,
+    *,
+    canvas: int = 1024,
+    fpn_channels: int = 256,
+    anchor_scale: float = 8.0,
+    rpn_samples: int = 256,
+    rpn_pre_nms: int = 2000,
+    rpn_post_nms: int = 1000,
+    rpn_pre_nms_eval: int = 1000,
+    rpn_post_nms_eval: int = 1000,
+    roi_samples: int = 512,
+    roi_canonical_size: int = 224,
+    box_channels: int = 1024,
+    score_threshold: float = 0.05,
+    nms_threshold: float = 0.5,
+    max_detections: int = 100,
+    bn_momentum: float = 0.1,
+    bn_eps: float = 1e-5,
+) -> RCNN:
+    """Faster R-CNN: :func:`mask_rcnn` without the mask head; same arguments, same errors."""
+    options = dict(locals())
+    return _build("faster_rcnn", mask_channels=0, mask_convs=0, **options)
+
+
+BUILDERS = {"mask_rcnn": mask_rcnn, "faster_rcnn": faster_rcnn}
+
+
+def from_spec(spec: dict[str, Any]) -> RCNN:
+    """Build a detector from another one's ``spec``, as a checkpoint holds it.
+
+    Raises:
+        ValueError: the builder is not one of :data:`BUILDERS`.
+    """
+    options = dict(spec)
+    builder = options.pop("builder", None)
+    if builder not in BUILDERS:
+        raise ValueError(f"unknown detector {builder!r}; known are {', '.join(BUILDERS)}")
+    return BUILDERS[builder](**options)
+
+
+def _build(
+    builder: str,
+    *,
+    backbone: str | nn.Module,
+    num_classes: int,
+    mask_channels: int,
+    mask_convs: int,
+    **options: Any,
+) -> RCNN:
+    if num_classes < 1:
+        raise ValueError(f"num_classes counts the object classes without background, got {num_classes}")
+    spec = None
+    if isinstance(backbone, str):
+        spec = {"builder": builder, "backbone": backbone, "num_classes": num_classes, **options}
+        if builder == "mask_rcnn":
+            spec |= {"mask_channels": mask_channels, "mask_convs": mask_convs}
+        backbone = feature_backbone(backbone, options["canvas"])
+    reductions = backbone.feature_info.reduction()
+    if len(reductions) != 4 or reductions[0] != 4:
+        raise ValueError(f"the backbone must give four maps from stride 4 on, but its strides are {reductions}")
+    channels = options["fpn_channels"]
+    fpn = FPN(backbone.feature_info.channels(), channels)
+    anchors = Anchors([*reductions, 2 * reductions[-1]], scale=options["anchor_scale"])
+    rpn = RPN(
+        anchors,
+        FloatRPNHead(channels, anchors.num_anchors_per_location()[0]),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=options["rpn_samples"],
+        positive_fraction=0.5,
+        pre_nms_top_n={"training": options["rpn_pre_nms"], "testing": options["rpn_pre_nms_eval"]},
+        post_nms_top_n={"training": options["rpn_post_nms"], "testing": options["rpn_post_nms_eval"]},
+        nms_thresh=0.7,
+    )
+
+    def pool(size: int) -> MultiScaleRoIAlign:
+        return MultiScaleRoIAlign(
+            list(LEVELS[:4]), size, sampling_ratio=2, canonical_scale=options["roi_canonical_size"]
+        )
+
+    box_predictor = FastRCNNPredictor(options["box_channels"], num_classes + 1)
+    for layer, std in ((box_predictor.cls_score, 0.01), (box_predictor.bbox_pred, 0.001)):
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+    masks = {}
+    if builder == "mask_rcnn":
+        masks = {
+            "mask_roi_pool": pool(14),
+            "mask_head": MaskRCNNHeads(channels, [mask_channels] * mask_convs, dilation=1),
+            "mask_predictor": MaskRCNNPredictor(
+                mask_channels if mask_convs else channels, mask_channels, num_classes + 1
+            ),
+        }
+    roi_heads = RoIHeads(
+        pool(7),
+        TwoMLPHead(channels * 7**2, options["box_channels"]),
+        box_predictor,
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=options["roi_samples"],
+        positive_fraction=0.25,
+        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+        score_thresh=options["score_threshold"],
+        nms_thresh=options["nms_threshold"],
+        detections_per_img=options["max_detections"],
+        **masks,
+    )
+    detector = RCNN(backbone, fpn, rpn, roi_heads, spec)
+    for module in detector.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum, module.eps = options["bn_momentum"], options["bn_eps"]
+    return detector
+
+
+def feature_backbone(name: str, canvas: int) -> nn.Module:
+    """The timm network ``name`` as an extractor of c2..c5, a BoTNet's tables sized for ``canvas``."""
+    ours = timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("botnet.")
+    sized = {"img_size": canvas} if ours else {}
+    return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)
