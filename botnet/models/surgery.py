@@ -7,6 +7,7 @@ very same object with the very same name, so an ImageNet checkpoint of the ResNe
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from botnet.layers import MHSA2d
+from botnet.layers.nonlocal_block import NonLocal2d
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -51,7 +53,7 @@ def bottleneck_transformer(
             any time, see `MHSA2d`.
 
     Returns:
-        The same model. New layers are randomly initialised; see `botnet.models.new_parameters`.
+        The same model. New layers are randomly initialised; `botnet.models.fresh_parameters` lists them.
 
     Raises:
         ValueError: the model has no such stage, block, or bottleneck structure, or the width of a 3x3 is
@@ -67,16 +69,7 @@ def bottleneck_transformer(
         if s1:
             _check_bottleneck(f"{stage} block 0", chain[0])
     for (stage, index), block in targets.items():
-        where = f"{stage} block {index}"
-        _check_bottleneck(where, block)
-        conv = block.conv2
-        if conv.in_channels != conv.out_channels:
-            raise ValueError(
-                f"{where}: its 3x3 goes from {conv.in_channels} to {conv.out_channels} channels; "
-                "attention keeps the width, so this network (an SENet-154 form) cannot be converted"
-            )
-        if conv.in_channels % heads:
-            raise ValueError(f"{where}: {heads} heads do not divide the width {conv.in_channels}")
+        _check_convertible(f"{stage} block {index}", block, heads)
 
     for stage in stages:
         if s1:
@@ -87,12 +80,104 @@ def bottleneck_transformer(
 
     sizes = _map_sizes(model, [block.conv2 for block in targets.values()], img_size)
     for block, size in zip(targets.values(), sizes, strict=True):
-        conv = block.conv2
-        attention = MHSA2d(
-            conv.in_channels, heads, stride=conv.stride[0], position=position, content=content, feat_size=size
-        )
-        block.conv2 = attention.to(conv.weight).train(conv.training)
+        block.conv2 = _attention_for(block.conv2, heads, position, content, size)
     return model
+
+
+def insert_non_local(model: M, *, stages: Sequence[str] = ("c4",), project_values: bool = True) -> M:
+    """Insert a Non-Local block before the last block of each stage (Section 4.6, Table 7), in place.
+
+    Args:
+        model: a ResNet of timm or torchvision with bottleneck blocks.
+        stages: which of "c2" ... "c5"; default c4, as in Table 7.
+        project_values: see `botnet.layers.NonLocal2d`.
+
+    Returns:
+        The same model, computing the same function until the new blocks are trained.
+
+    Raises:
+        ValueError: the model has no such stage, or a single block in it, or one without a bottleneck.
+    """
+    lasts: dict[str, Any] = {stage: _last_of_several(model, stage) for stage in stages}
+    for stage, last in lasts.items():
+        _check_bottleneck(f"the last block of {stage}", last)
+    for stage, last in lasts.items():
+        block = NonLocal2d(last.conv3.out_channels, project_values=project_values)
+        _insert_before_last(model, stage, "non_local", block.to(last.conv3.weight).train(last.training))
+    return model
+
+
+def insert_bot(
+    model: M,
+    *,
+    stages: Sequence[str] = ("c4",),
+    heads: int = 4,
+    position: Literal["relative", "absolute"] | None = "relative",
+    content: bool = True,
+    img_size: int | tuple[int, int] | None = None,
+) -> M:
+    """Insert a BoT block before the last block of each stage (Section 4.6, Table 7), in place.
+
+    Args:
+        model: a ResNet of timm or torchvision with bottleneck blocks.
+        stages: which of "c2" ... "c5"; Table 7 has c4 (the default), and c4 with c5.
+        heads, position, content, img_size: as in `bottleneck_transformer`.
+
+    Returns:
+        The same model. The new block has the shape of the last one, with attention for its 3x3; its
+        last normalisation starts at zero, so that it passes on its input until it is trained.
+
+    Raises:
+        ValueError: the model has no such stage, or a single block in it, or one without a bottleneck.
+    """
+    lasts: dict[str, Any] = {stage: _last_of_several(model, stage) for stage in stages}
+    for stage, last in lasts.items():
+        _check_convertible(f"the last block of {stage}", last, heads)
+    for stage, last in lasts.items():
+        (size,) = _map_sizes(model, [last.conv2], img_size)
+        block: Any = copy.deepcopy(last)
+        for module in block.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(block.bn3.weight)
+        block.conv2 = _attention_for(last.conv2, heads, position, content, size)
+        _insert_before_last(model, stage, "bot", block)
+    return model
+
+
+def _last_of_several(model: nn.Module, stage: str) -> nn.Module:
+    chain = _stage(model, stage)
+    if len(chain) < 2:
+        raise ValueError(f"{stage} has a single block: there is no place between its last two")
+    return chain[-1]
+
+
+def _insert_before_last(model: nn.Module, stage: str, kind: str, block: nn.Module) -> None:
+    # Numbered after its predecessor, so that no other block changes its name (checkpoints keep fitting)
+    # and timm's patterns for layer-wise settings count it with that predecessor.
+    children = list(_stage(model, stage).named_children())
+    children.insert(-1, (f"{len(children) - 2}_{kind}", block))
+    setattr(model, STAGES[stage], nn.Sequential(OrderedDict(children)))
+
+
+def _attention_for(
+    conv: nn.Conv2d,
+    heads: int,
+    position: Literal["relative", "absolute"] | None,
+    content: bool,
+    feat_size: tuple[int, int],
+) -> MHSA2d:
+    attention = MHSA2d(
+        conv.in_channels,
+        heads,
+        stride=conv.stride[0],
+        position=position,
+        content=content,
+        feat_size=feat_size,
+    )
+    return attention.to(conv.weight).train(conv.training)
 
 
 def _stage(model: nn.Module, name: str) -> nn.Sequential:
@@ -117,6 +202,18 @@ def _check_bottleneck(where: str, block: Any) -> None:
             f"{where} is a {type(block).__name__}, which is no 1x1, 3x3, 1x1 bottleneck; "
             "take a ResNet made of bottleneck blocks, such as resnet26 or resnet50"
         )
+
+
+def _check_convertible(where: str, block: Any, heads: int) -> None:
+    _check_bottleneck(where, block)
+    conv = block.conv2
+    if conv.in_channels != conv.out_channels:
+        raise ValueError(
+            f"{where}: its 3x3 goes from {conv.in_channels} to {conv.out_channels} channels; "
+            "attention keeps the width, so this network (an SENet-154 form) cannot be converted"
+        )
+    if conv.in_channels % heads:
+        raise ValueError(f"{where}: {heads} heads do not divide the width {conv.in_channels}")
 
 
 def _remove_stride(model: nn.Module, stage: str) -> None:

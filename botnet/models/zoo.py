@@ -2,50 +2,103 @@
 
     timm.create_model("botnet50", img_size=1024, features_only=True, out_indices=(1, 2, 3, 4))
 
-The baselines of the paper are timm's own resnet50, resnet101, resnet152 and resnet200.
+The plain baselines are timm's own resnet50, resnet101, resnet152 and resnet200.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.layers import SEModule
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
 from timm.models.resnet import Bottleneck, ResNet
 
-from botnet.models.surgery import bottleneck_transformer
+from botnet.layers import MHSA2d
+from botnet.layers.nonlocal_block import NonLocal2d
+from botnet.models.surgery import bottleneck_transformer, insert_bot, insert_non_local
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a name stands for: a ResNet's shape, and where it attends.
+    """What a name stands for: the shape of a ResNet, and what is done to it.
 
     Args:
+        paper: where the paper has it.
         blocks: blocks in c2, c3, c4, c5.
+        surgery: the change that makes it what it is; None for a network of convolutions.
         img_size: side in pixels of the images it is meant for; the position tables fit it.
+        se: squeeze-and-excitation in the convolutional blocks, to 1/16 of their output width, and SiLU
+            everywhere: the form of the scaled families (Section 4.7.4).
         widths: channels of the 3x3 in c2 ... c5; a block's output is four times as wide.
         stem_width: None for the 7x7 stem of 64 channels; else three 3x3 ending in twice this width.
     """
 
+    paper: str
     blocks: tuple[int, int, int, int]
+    surgery: Callable[..., Any] | None
     img_size: int = 224
+    se: bool = False
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     stem_width: int | None = None
 
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per cell of the last map."""
+        return 16 if self.surgery is bot_s1 else 32
 
+
+bot = bottleneck_transformer
+bot_s1 = partial(bottleneck_transformer, s1=True)
+
+
+def _non_local(model: ResNet, img_size: Any) -> ResNet:
+    return insert_non_local(model)  # it has no position tables that an image size could fit
+
+
+# The depths and sizes of T3 ... T7 and of the SENets are not in the main text; see docs/networks.md.
+# fmt: off
 NETWORKS = {
-    "botnet_tiny": Network((1, 2, 2, 3), img_size=160, widths=(32, 48, 96, 192), stem_width=16),
-    "botnet26": Network((2, 2, 2, 2)),
-    "botnet50": Network((3, 4, 6, 3)),
+    # Section 3 and Table 5
+    "botnet50":           Network("Tables 1-10", (3, 4, 6, 3), bot),
+    "botnet101":          Network("Tables 5, 6", (3, 4, 23, 3), bot),
+    "botnet152":          Network("Tables 5, 8", (3, 8, 36, 3), bot),
+    "botnet200":          Network("Table 8", (3, 24, 36, 3), bot),
+    # Table 4: content alone, position alone, absolute positions; the sum of both is botnet50
+    "botnet50_qk":        Network("Table 4", (3, 4, 6, 3), partial(bot, position=None)),
+    "botnet50_qr":        Network("Table 4", (3, 4, 6, 3), partial(bot, content=False)),
+    "botnet50_absolute":  Network("Table 4", (3, 4, 6, 3), partial(bot, position="absolute")),
+    # Table 7: blocks added, none replaced
+    "resnet50_nl":        Network("Table 7", (3, 4, 6, 3), _non_local),
+    "resnet50_bot_c4":    Network("Table 7", (3, 4, 6, 3), insert_bot),
+    "resnet50_bot_c4_c5": Network("Table 7", (3, 4, 6, 3), partial(insert_bot, stages=("c4", "c5"))),
+    # Tables 9, 10 and Figure 5
+    "botnet_s1_50":       Network("Tables 9, 10", (3, 4, 6, 3), bot_s1),
+    "botnet_t3":          Network("Figure 5", (3, 4, 6, 6), bot_s1, 224, se=True),
+    "botnet_t4":          Network("Figure 5", (3, 4, 23, 6), bot_s1, 224, se=True),
+    "botnet_t5":          Network("Figure 5", (3, 4, 23, 12), bot_s1, 256, se=True),
+    "botnet_t6":          Network("Figure 5", (3, 4, 6, 12), bot_s1, 320, se=True),
+    "botnet_t7":          Network("Figure 5", (3, 4, 23, 12), bot_s1, 384, se=True),
+    "senet_s0":           Network("Figure 5", (3, 4, 6, 3), None, 224, se=True),
+    "senet_s1":           Network("Figure 5", (3, 4, 23, 3), None, 224, se=True),
+    "senet_s2":           Network("Figure 5", (3, 8, 36, 3), None, 224, se=True),
+    "senet_s3":           Network("Figure 5", (3, 8, 36, 3), None, 288, se=True),
+    "senet_s4":           Network("Figure 5", (3, 44, 66, 3), None, 320, se=True),
+    "senet_s5":           Network("Figure 5", (3, 44, 66, 3), None, 384, se=True),
+    # Not the paper's: for tests, and for training on a CPU
+    "botnet26":           Network("-", (2, 2, 2, 2), bot),
+    "botnet_tiny":        Network("-", (1, 2, 2, 3), bot, 160, widths=(32, 48, 96, 192), stem_width=16),
 }
+# fmt: on
 
 
 class BoTNet(ResNet):
-    """A timm ResNet with attention blocks; everything that is not attention is timm's.
+    """A timm ResNet built from a row of the table; everything that is not attention is timm's.
 
     Args:
-        network: the row of the table to build.
+        network: the row.
         img_size: side, or height and width, in pixels, that the position tables are made for; any
             other size can be given to the network at any time. Default the row's own.
         resnet: timm's arguments of `ResNet`: num_classes, in_chans, output_stride, drop_path_rate, ...
@@ -54,10 +107,30 @@ class BoTNet(ResNet):
     def __init__(
         self, network: Network, img_size: int | tuple[int, int] | None = None, **resnet: Any
     ) -> None:
-        stem = {} if network.stem_width is None else {"stem_width": network.stem_width, "stem_type": "deep"}
         block: Any = Bottleneck  # timm annotates an instance where it takes the class
-        super().__init__(block, network.blocks, channels=network.widths, **{**stem, **resnet})
-        bottleneck_transformer(self, img_size=img_size or network.img_size)
+        form: dict[str, Any] = {"channels": network.widths}
+        if network.stem_width is not None:
+            form.update(stem_type="deep", stem_width=network.stem_width)
+        if network.se:
+            form.update(
+                act_layer=torch.nn.SiLU, block_args={"attn_layer": partial(SEModule, rd_ratio=1 / 16)}
+            )
+        super().__init__(block, network.blocks, **{**form, **resnet})
+        if network.surgery is not None:
+            network.surgery(self, img_size=img_size or network.img_size)
+        for block in self.modules():
+            if isinstance(getattr(block, "conv2", None), MHSA2d):
+                block.se = None
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay spares: the position tables."""
+        return {
+            f"{prefix}.{name}"
+            for prefix, module in self.named_modules()
+            if isinstance(module, MHSA2d)
+            for name in module.no_weight_decay()
+        }
 
 
 def _register(name: str, network: Network) -> None:
@@ -65,6 +138,7 @@ def _register(name: str, network: Network) -> None:
         return build_model_with_cfg(partial(BoTNet, network), name, pretrained, **kwargs)
 
     create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"{name} ({network.paper})"
     register_model(create)
 
 
@@ -73,6 +147,7 @@ default_cfgs = generate_default_cfgs(
         name: {
             "num_classes": 1000,
             "input_size": (3, network.img_size, network.img_size),
+            "pool_size": (network.img_size // network.stride, network.img_size // network.stride),
             "crop_pct": 0.875,
             "interpolation": "bicubic",
             "mean": IMAGENET_DEFAULT_MEAN,
@@ -88,3 +163,7 @@ default_cfgs = generate_default_cfgs(
 
 for _name, _network in NETWORKS.items():
     _register(_name, _network)
+
+# torch.fx takes attention as one operation: its shape arithmetic depends on the size of the map.
+register_notrace_module(MHSA2d)
+register_notrace_module(NonLocal2d)
