@@ -165,7 +165,8 @@ def _make_split(
 ) -> dict:
     """Write the images of one split; return its instances file as a dict."""
     photographs = _load_photographs(split)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in track(range(number), f"digits, {split}", disable=not progress):
         # A generator per image: an image does not depend on how many come before it.
         rng = np.random.default_rng([settings["seed"], 1 + (split == "val"), index])
@@ -174,14 +175,13 @@ def _make_split(
         image_id = index + 1
         images.append({"id": image_id, "file_name": f"{image_id:06d}.jpg", "height": height, "width": width})
         for label, mask in _paste_digits(rng, picture, digits, settings["size"]):
-            rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-            x, y, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+            x, y, right, bottom = _extent(mask)
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": label + 1,
-                    "bbox": [int(x), int(y), int(right - x), int(bottom - y)],
+                    "bbox": [x, y, right - x, bottom - y],
                     "area": int(mask.sum()),
                     "iscrowd": 0,
                     "segmentation": encode_mask(mask),
@@ -251,9 +251,9 @@ def _render(
     rng: np.random.Generator, ink: np.ndarray, height: float, max_height: float, max_width: float
 ) -> np.ndarray:
     """A digit enlarged, turned and sheared a little: alpha (h, w) in [0, 1], cut to where alpha >= 0.5."""
-    rows, columns = (ink >= INK * 255).any(1).nonzero()[0], (ink >= INK * 255).any(0).nonzero()[0]
-    tall, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
-    centre = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
+    x, y, right, bottom = _extent(ink >= INK * 255)
+    wide, tall = right - x, bottom - y
+    centre = np.array([x + right, y + bottom]) / 2
     turn, shear = np.deg2rad(rng.uniform(-15, 15)), rng.uniform(-0.15, 0.15)
     shape = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ [[1, shear], [0, 1]]
     extent = np.abs(shape) @ [wide, tall]  # of the ink's box, turned and sheared, in pixels of MNIST
@@ -271,8 +271,14 @@ def _render(
     )
     # Enlarging blurs MNIST's edges, about 2 pixels wide, with it: a steeper ramp keeps them narrow.
     alpha = np.clip(0.5 + (grey / 255 - INK) * max(1, 0.75 * scale), 0, 1)
-    rows, columns = (alpha >= 0.5).any(1).nonzero()[0], (alpha >= 0.5).any(0).nonzero()[0]
-    return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    x, y, right, bottom = _extent(alpha >= 0.5)
+    return alpha[y:bottom, x:right]
+
+
+def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Smallest box around a mask: x, y, and right and bottom, which are outside."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _contrasting_colour(rng: np.random.Generator, covered: np.ndarray) -> np.ndarray:
