@@ -1,6 +1,32 @@
 """Networks: surgery on any ResNet, the zoo of the paper, its weights and its counts."""
 
 from botnet.models.surgery import bottleneck_transformer, insert_bot, insert_non_local
+from botnet.models.weights import (
+    adopt_attention,
+    fresh_parameters,
+    from_pretrained,
+    load_resnet,
+    load_weights,
+    push_to_hub,
+    read_weights,
+    save_pretrained,
+    save_weights,
+)
 from botnet.models.zoo import NETWORKS, BoTNet
 
-__all__ = ["NETWORKS", "BoTNet", "bottleneck_transformer", "insert_bot", "insert_non_local"]
+__all__ = [
+    "NETWORKS",
+    "BoTNet",
+    "adopt_attention",
+    "bottleneck_transformer",
+    "fresh_parameters",
+    "from_pretrained",
+    "insert_bot",
+    "insert_non_local",
+    "load_resnet",
+    "load_weights",
+    "push_to_hub",
+    "read_weights",
+    "save_pretrained",
+    "save_weights",
+]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from botnet.layers import MHSA2d
 from botnet.layers.nonlocal_block import NonLocal2d
-from botnet.models.surgery import STAGES
+from botnet.models.surgery import STAGES, shape_pass
 from botnet.models.zoo import NETWORKS
 
 COMPLETE = frozenset({"conv", "fc", "qkv", "content", "position", "values"})
@@ -118,17 +118,9 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[tuple[str, st
                     counts[name, kind] = products
 
             handles.append(module.register_forward_hook(count))
-    training = model.training
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     try:
-        with torch.no_grad():
-            torch.func.functional_call(
-                model.eval(), shapes, (torch.empty(1, channels, *size, device="meta"),)
-            )
+        shape_pass(model, size)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return counts

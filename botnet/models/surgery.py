@@ -246,6 +246,19 @@ def _map_sizes(
         seen[layer] = (inputs[0].shape[-2], inputs[0].shape[-1])
 
     handles = [layer.register_forward_pre_hook(remember) for layer in layers]
+    try:
+        shape_pass(model, (height, width))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [seen[layer] for layer in layers]
+
+
+def shape_pass(model: nn.Module, size: tuple[int, int]) -> None:
+    """Send one image of height and width `size` through a network without data, for its hooks to see shapes.
+
+    Nothing is computed, and neither parameters nor statistics change (the meta device stands in for both).
+    """
     training = {module: module.training for module in model.modules()}
     channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -253,11 +266,8 @@ def _map_sizes(
         with torch.no_grad():
             shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
             dtype = next(model.parameters()).dtype
-            image = torch.empty(1, channels, height, width, device="meta", dtype=dtype)
+            image = torch.empty(1, channels, *size, device="meta", dtype=dtype)
             torch.func.functional_call(model.eval(), shapes, (image,))
     finally:
-        for handle in handles:
-            handle.remove()
         for module, mode in training.items():
             module.training = mode
-    return [seen[layer] for layer in layers]

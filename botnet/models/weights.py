@@ -1,0 +1,243 @@
+"""Weights in and out: ImageNet ResNets into BoTNets, other people's attention layers, files and the hub."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.layers.bottleneck_attn import BottleneckAttn
+from timm.models import adapt_input_conv, clean_state_dict, push_to_hf_hub, save_for_hf
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+
+from botnet.layers import MHSA2d
+from botnet.layers.nonlocal_block import NonLocal2d
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def fresh_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters that no ResNet has: attention layers and inserted blocks."""
+    new = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, MHSA2d | NonLocal2d) or name.endswith("_bot")
+    ]
+    return [
+        name for name, _ in model.named_parameters() if any(name.startswith(f"{prefix}.") for prefix in new)
+    ]
+
+
+def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[str, Tensor]) -> list[str]:
+    """Load a trained ResNet into a BoTNet: everything but the replaced layers (Section 4.1, note 6).
+
+    Args:
+        model: a BoTNet, whole or `features_only`; another number of input channels is adapted as timm
+            does it, and a classifier of another number of classes stays as it is.
+        weights: a file (.safetensors, or a .pth that holds tensors only), the name of a timm network
+            with or without tag ("resnet50.a1_in1k"), a torchvision enum
+            (`ResNet50_Weights.IMAGENET1K_V2`), or a state dict.
+
+    Returns:
+        The names of the parameters that keep their random values.
+
+    Raises:
+        FileNotFoundError, ValueError: the weights cannot be read, or are not those of the same ResNet.
+    """
+    source = dict(_resnet_state(weights))
+    target = model.state_dict()
+    fresh = set(fresh_parameters(model))
+    stem = next(name for name, weight in source.items() if weight.ndim == 4)
+    if stem in target and source[stem].shape[1] != target[stem].shape[1]:
+        source[stem] = adapt_input_conv(target[stem].shape[1], source[stem], source[stem].shape[1])
+    classifier = {"fc.weight", "fc.bias"}
+    if any(source[name].shape != target[name].shape for name in classifier & target.keys() & source.keys()):
+        fresh |= classifier
+
+    loaded = {name: tensor for name, tensor in source.items() if name in target and name not in fresh}
+    missing = target.keys() - loaded.keys() - fresh
+    # What the network has no place for: layers that attention replaced, and stages that it ends before.
+    replaced = {name.rpartition(".")[0] for name, m in model.named_modules() if isinstance(m, MHSA2d)}
+    surplus = {
+        name
+        for name in source.keys() - target.keys() - classifier
+        if hasattr(model, name.partition(".")[0])
+        and not any(name.startswith((f"{block}.conv2.", f"{block}.se.")) for block in replaced)
+    }
+    misfit = {name for name, tensor in loaded.items() if tensor.shape != target[name].shape}
+    for problem, names in (("lack", missing), ("have beyond it", surplus), ("have in other shapes", misfit)):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ValueError(
+                f"{_label(weights)}: not the ResNet of this {type(model).__name__}; "
+                f"the weights {problem}: {shown}"
+            )
+    model.load_state_dict(loaded, strict=False)
+    return [name for name, _ in model.named_parameters() if name in fresh]
+
+
+def _resnet_state(weights: str | Path | WeightsEnum | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if isinstance(weights, Mapping):
+        return weights
+    if isinstance(weights, WeightsEnum):
+        return weights.get_state_dict(progress=False, check_hash=True)
+    if isinstance(weights, str) and timm.is_model(weights):
+        return timm.create_model(weights, pretrained=True).state_dict()
+    return read_weights(weights)
+
+
+def _label(weights: Any) -> str:
+    return "state dict" if isinstance(weights, Mapping) else str(weights)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a file of tensors: .safetensors, or what `torch.save` wrote if it holds nothing but tensors.
+
+    A dictionary that keeps them under "state_dict" or "model" is unwrapped, and a "module." that
+    a parallel wrapper left in front of the names is dropped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, holds no tensors, or is a pickle with more in it than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, and no network that timm knows by this name")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused, because it is not made of tensors alone. Reading any other pickle runs "
+            "whatever program its author put into it. Ask for a .safetensors file; or, if you trust the "
+            "author, load it yourself with torch.load(..., weights_only=False) and keep the tensors with "
+            "safetensors.torch.save_file."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: damaged or no file of weights ({error})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise ValueError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
+    return clean_state_dict(content)
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write a network's tensors to a .safetensors file, which `read_weights` and `load_weights` take."""
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a file of tensors that fit a network by name and shape; position tables are resized to fit.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_weights`.
+        RuntimeError: names or shapes do not fit; from PyTorch, which lists them.
+    """
+    model.load_state_dict(read_weights(path))
+
+
+def adopt_attention(model: M) -> M:
+    """Put `MHSA2d` in the place of other projects' BoTNet attention, weights and function kept, in place.
+
+    Knows timm's `BottleneckAttn` (as in timm's botnet26t_256) and the `Attention` of the PyPI package
+    bottleneck-transformer-pytorch. A checkpoint of theirs thus moves over by being loaded into
+    their network first; afterwards that network's attention takes maps of any size.
+
+    Args:
+        model: a network that contains such layers, or such a layer itself.
+
+    Returns:
+        The network, or the new layer.
+
+    Raises:
+        ValueError: a layer has a form that Figure 4 has not: queries of another width than the
+            values, a changed width, or biases.
+    """
+    found = {name: layer for name, layer in model.named_modules() if _is_foreign(layer)}
+    for name, layer in found.items():
+        adopted = _adopted(name, layer)
+        if not name:
+            return adopted  # type: ignore[return-value]
+        model.set_submodule(name, adopted)
+    return model
+
+
+def _is_foreign(layer: nn.Module) -> bool:
+    kind = type(layer)
+    # By name, so that the package need not be installed.
+    from_pypi = kind.__module__.startswith("bottleneck_transformer_pytorch") and kind.__name__ == "Attention"
+    return from_pypi or isinstance(layer, BottleneckAttn)
+
+
+def _adopted(name: str, layer: Any) -> MHSA2d:
+    if isinstance(layer, BottleneckAttn):
+        heads, stride, projection = (
+            layer.num_heads,
+            2 if isinstance(layer.pool, nn.AvgPool2d) else 1,
+            layer.qkv,
+        )
+        # timm adds the position term unscaled unless told otherwise; the layer here scales queries for both.
+        scale = 1.0 if layer.scale_pos_embed else layer.scale**-1
+        tables = {"height_rel": layer.pos_embed.height_rel, "width_rel": layer.pos_embed.width_rel}
+    else:
+        heads, stride, projection, scale = layer.heads, 1, layer.to_qkv, 1.0
+        if hasattr(layer.pos_emb, "rel_height"):
+            tables = {"height_rel": layer.pos_emb.rel_height, "width_rel": layer.pos_emb.rel_width}
+        else:
+            tables = {"height_abs": layer.pos_emb.height, "width_abs": layer.pos_emb.width}
+    dim = projection.in_channels
+    widths = {table.shape[1] for table in tables.values()}
+    if projection.out_channels != 3 * dim or widths != {dim // heads} or projection.bias is not None:
+        raise ValueError(
+            f"{name or type(layer).__name__}: expected queries, keys and values of the input's {dim} "
+            f"channels, without bias; found {projection.out_channels} channels in all, tables of width "
+            f"{sorted(widths)} for {heads} heads"
+        )
+    relative = "height_rel" in tables
+    height, width = ((len(table) + 1) // 2 if relative else len(table) for table in tables.values())
+    adopted = MHSA2d(
+        dim, heads, stride, position="relative" if relative else "absolute", feat_size=(height, width)
+    ).to(projection.weight)
+    state = {f"pos_embed.{key}": table.detach() * scale for key, table in tables.items()}
+    adopted.load_state_dict({"qkv.weight": projection.weight.detach(), **state})
+    return adopted.train(layer.training)
+
+
+def save_pretrained(model: nn.Module, folder: str | Path) -> None:
+    """Write a registered network to a folder as the hub keeps it: config.json and model.safetensors.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` and `from_pretrained` read it.
+    """
+    save_for_hf(model, str(folder), safe_serialization=True)
+
+
+def push_to_hub(model: nn.Module, repo_id: str, private: bool = False) -> None:
+    """Publish a registered network on the Hugging Face hub, as .safetensors.
+
+    Args:
+        model: a network made by `timm.create_model`.
+        repo_id: "owner/name" on the hub; the login is huggingface_hub's.
+        private: whether only its owner can see it. Default False.
+    """
+    push_to_hf_hub(model, repo_id, private=private, safe_serialization=True)
+
+
+def from_pretrained(source: str | Path, num_classes: int | None = None) -> nn.Module:
+    """Make the network that `push_to_hub` or `save_pretrained` kept, with its weights.
+
+    Args:
+        source: "owner/name" on the hub, "hf-hub:owner/name", "local-dir:FOLDER" or a folder.
+        num_classes: another number of classes, whose classifier is then random. Default as kept.
+    """
+    if Path(source).is_dir():
+        source = f"local-dir:{source}"
+    elif ":" not in str(source):
+        source = f"hf-hub:{source}"
+    return timm.create_model(str(source), pretrained=True, num_classes=num_classes)
