@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in ("fit", "validate"):
-            return _train(arguments)
+            return _train(None if argv is None else arguments)
         options = _parser().parse_args(arguments)
         return int(options.run(options))
     except (DataError, ImportError) as error:
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(arguments: list[str]) -> int:
+def _train(arguments: list[str] | None) -> int:
     from botnet.training import TrainingCLI
 
     TrainingCLI(arguments)

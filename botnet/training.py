@@ -65,7 +65,7 @@ class TrainingCLI(LightningCLI):
     ``best.ckpt``, ``csv/`` and ``tensorboard/`` logs, and what the module writes at its end.
     """
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str] | None = None) -> None:
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -85,6 +85,10 @@ class TrainingCLI(LightningCLI):
         detector = "model.init_args.detector.init_args"
         parser.link_arguments("data.num_classes", f"{detector}.num_classes", apply_on="instantiate")
         parser.link_arguments("data.canvas", f"{detector}.canvas", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        # Checkpoints are read as data, never as code, wherever they come from.
+        self.config[self.subcommand].weights_only = True
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")

@@ -1,5 +1,6 @@
 """Instance segmentation and detection: Mask R-CNN and Faster R-CNN on any timm backbone."""
 
+from botnet.detection.module import CocoDataModule, DetectionModule, load_detector
 from botnet.detection.rcnn import RCNN, faster_rcnn, mask_rcnn
 
-__all__ = ["RCNN", "faster_rcnn", "mask_rcnn"]
+__all__ = ["RCNN", "CocoDataModule", "DetectionModule", "faster_rcnn", "load_detector", "mask_rcnn"]

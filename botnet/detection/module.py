@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from botnet.detection.coco import CocoDataset, CocoInstances, DataError, collate, encode_mask
 from botnet.detection.pictures import draw, plot_curves, side_by_side
-from botnet.detection.rcnn import RCNN, from_spec
+from botnet.detection.rcnn import RCNN
 from botnet.detection.results import CocoMetric, coco_results, metrics_table, to_original
 from botnet.detection.transforms import EvalTransform, TrainTransform, denormalise
 from botnet.layers import MHSA2d
@@ -321,7 +321,7 @@ def load_detector(path: Path) -> tuple[RCNN, dict[str, Any]]:
             f"{path} does not say which detector it holds; only checkpoints of `botnet fit`, with a backbone "
             "given by name, can be loaded without its recipe"
         )
-    detector = from_spec(about["detector"])
+    detector = RCNN(**about["detector"])
     prefix = "detector."
     detector.load_state_dict(
         {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}

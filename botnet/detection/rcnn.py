@@ -7,7 +7,6 @@ that the detector takes a prepared canvas: images are never resized a second tim
 ``[tpu]`` in the comments is tensorflow/tpu ``models/official/detection``, the codebase of the paper.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -248,19 +247,133 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) 
 
 
 class RCNN(nn.Module):
-    """A two-stage detector on a prepared canvas; build it with :func:`mask_rcnn` or :func:`faster_rcnn`.
+    """A two-stage detector on a prepared canvas: Mask R-CNN, or Faster R-CNN without ``masks``.
+
+    The defaults are [tpu]'s (paper, Section 4), but for the batch norm's constants.
+
+    Args:
+        backbone: name of a timm network that can be built with ``features_only``, or such a module: four
+            maps c2..c5 from stride 4 on, and ``feature_info``.
+        num_classes: object classes, without background.
+        masks: predict masks as well as boxes.
+        canvas: side in pixels of the images to come; sizes the position tables of a BoTNet. Other
+            sizes work too.
+        fpn_channels: width of the pyramid and of the RPN's convolution.
+        anchor_scale: anchor side in cells of its level.
+        rpn_samples: anchors an image that the RPN learns from, half of them positive where there are
+            enough.
+        rpn_pre_nms: best proposals per level before non-maximum suppression (IoU 0.7), in training.
+        rpn_post_nms: proposals an image after it, in training.
+        rpn_pre_nms_eval: as ``rpn_pre_nms``, in evaluation.
+        rpn_post_nms_eval: as ``rpn_post_nms``, in evaluation.
+        roi_samples: RoIs an image that the heads learn from, at most a quarter of them positive; the mask
+            head sees the positive ones.
+        roi_canonical_size: side in pixels of a box that is pooled from p4; half of it, from p3.
+        box_channels: width of the box head's two fully connected layers.
+        mask_channels: width of the mask head.
+        mask_convs: its 3x3 convolutions.
+        score_threshold: least score of a detection.
+        nms_threshold: IoU of the class-wise suppression.
+        max_detections: detections an image at the most.
+        bn_momentum: of every batch norm, PyTorch's sense. The paper's codebase has 0.003, which wants
+            thousands of steps; the COCO recipes set it.
+        bn_eps: of every batch norm; the paper's codebase has 1e-4.
 
     Attributes:
         spec: what the detector was built from, plain data that a checkpoint can hold; ``None`` where
             the backbone was passed as a module and cannot be named.
+
+    Raises:
+        ValueError: ``num_classes`` below 1, or a backbone that does not give four maps from stride 4 on.
     """
 
     def __init__(
-        self, backbone: nn.Module, fpn: FPN, rpn: RPN, roi_heads: RoIHeads, spec: dict[str, Any] | None
+        self,
+        backbone: str | nn.Module,
+        num_classes: int,
+        *,
+        masks: bool = True,
+        canvas: int = 1024,
+        fpn_channels: int = 256,
+        anchor_scale: float = 8.0,
+        rpn_samples: int = 256,
+        rpn_pre_nms: int = 2000,
+        rpn_post_nms: int = 1000,
+        rpn_pre_nms_eval: int = 1000,
+        rpn_post_nms_eval: int = 1000,
+        roi_samples: int = 512,
+        roi_canonical_size: int = 224,
+        box_channels: int = 1024,
+        mask_channels: int = 256,
+        mask_convs: int = 4,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        bn_momentum: float = 0.1,
+        bn_eps: float = 1e-5,
     ) -> None:
+        # First of all, while the local names are the arguments and nothing else.
+        spec = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.backbone, self.fpn, self.rpn, self.roi_heads = backbone, fpn, rpn, roi_heads
-        self.spec = spec
+        if num_classes < 1:
+            raise ValueError(f"num_classes counts the object classes without background, got {num_classes}")
+        self.spec: dict[str, Any] | None = spec if isinstance(backbone, str) else None
+        self.backbone = feature_backbone(backbone, canvas) if isinstance(backbone, str) else backbone
+        reductions = self.backbone.feature_info.reduction()
+        if len(reductions) != 4 or reductions[0] != 4:
+            raise ValueError(
+                f"the backbone must give four maps from stride 4 on, but its strides are {reductions}"
+            )
+        self.fpn = FPN(self.backbone.feature_info.channels(), fpn_channels)
+        anchors = Anchors([*reductions, 2 * reductions[-1]], scale=anchor_scale)
+        self.rpn = RPN(
+            anchors,
+            FloatRPNHead(fpn_channels, anchors.num_anchors_per_location()[0]),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=rpn_samples,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": rpn_pre_nms, "testing": rpn_pre_nms_eval},
+            post_nms_top_n={"training": rpn_post_nms, "testing": rpn_post_nms_eval},
+            nms_thresh=0.7,
+        )
+
+        def pool(size: int) -> MultiScaleRoIAlign:
+            # One bilinear sample at the centre of each bin, as in [tpu] ``selective_crop_and_resize``.
+            return MultiScaleRoIAlign(
+                list(LEVELS[:4]), size, sampling_ratio=1, canonical_scale=roi_canonical_size
+            )
+
+        box_predictor = FastRCNNPredictor(box_channels, num_classes + 1)
+        for layer, std in ((box_predictor.cls_score, 0.01), (box_predictor.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        mask_parts: dict[str, nn.Module] = {}
+        if masks:
+            mask_parts = {
+                "mask_roi_pool": pool(14),
+                "mask_head": MaskRCNNHeads(fpn_channels, [mask_channels] * mask_convs, dilation=1),
+                "mask_predictor": MaskRCNNPredictor(
+                    mask_channels if mask_convs else fpn_channels, mask_channels, num_classes + 1
+                ),
+            }
+        self.roi_heads = RoIHeads(
+            pool(7),
+            TwoMLPHead(fpn_channels * 7**2, box_channels),
+            box_predictor,
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=roi_samples,
+            positive_fraction=0.25,
+            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+            score_thresh=score_threshold,
+            nms_thresh=nms_threshold,
+            detections_per_img=max_detections,
+            **mask_parts,
+        )
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum, module.eps = bn_momentum, bn_eps
 
     @property
     def has_masks(self) -> bool:
@@ -290,8 +403,8 @@ class RCNN(nn.Module):
         Raises:
             ValueError: training without targets, or images that are no batch of canvases.
         """
-        if images.ndim != 4:
-            raise ValueError(f"images must be one batch (B, 3, H, W), not of shape {tuple(images.shape)}")
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise ValueError("images must be one batch (B, 3, H, W) of canvases")
         if self.training and targets is None:
             raise ValueError("in training mode the detector needs targets; call .eval() to detect")
         canvas = (images.shape[-2], images.shape[-1])
@@ -309,182 +422,14 @@ class RCNN(nn.Module):
         }
 
 
-def mask_rcnn(
-    backbone: str | nn.Module,
-    num_classes: int,
-    *,
-    canvas: int = 1024,
-    fpn_channels: int = 256,
-    anchor_scale: float = 8.0,
-    rpn_samples: int = 256,
-    rpn_pre_nms: int = 2000,
-    rpn_post_nms: int = 1000,
-    rpn_pre_nms_eval: int = 1000,
-    rpn_post_nms_eval: int = 1000,
-    roi_samples: int = 512,
-    roi_canonical_size: int = 224,
-    box_channels: int = 1024,
-    mask_channels: int = 256,
-    mask_convs: int = 4,
-    score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    max_detections: int = 100,
-    bn_momentum: float = 0.1,
-    bn_eps: float = 1e-5,
-) -> RCNN:
-    """Mask R-CNN (paper, Section 4). The defaults are [tpu]'s, but for the batch norm's constants.
-
-    Args:
-        backbone: name of a timm network that can be built with ``features_only``, or such a module: four
-            maps c2..c5 from stride 4 on, and ``feature_info``.
-        num_classes: object classes, without background.
-        canvas: side in pixels of the images to come; sizes the position tables of a BoTNet. Other
-            sizes work too.
-        fpn_channels: width of the pyramid and of the RPN's convolution.
-        anchor_scale: anchor side in cells of its level.
-        rpn_samples: anchors an image that the RPN learns from, half of them positive where there are
-            enough.
-        rpn_pre_nms: best proposals per level before non-maximum suppression (IoU 0.7), in training.
-        rpn_post_nms: proposals an image after it, in training.
-        rpn_pre_nms_eval: as ``rpn_pre_nms``, in evaluation.
-        rpn_post_nms_eval: as ``rpn_post_nms``, in evaluation.
-        roi_samples: RoIs an image that the heads learn from, at most a quarter of them positive; the mask
-            head sees the positive ones.
-        roi_canonical_size: side in pixels of a box that is pooled from p4; half of it, from p3.
-        box_channels: width of the box head's two fully connected layers.
-        mask_channels: width of the mask head.
-        mask_convs: its 3x3 convolutions.
-        score_threshold: least score of a detection.
-        nms_threshold: IoU of the class-wise suppression.
-        max_detections: detections an image at the most.
-        bn_momentum: of every batch norm, PyTorch's sense. The paper's codebase has 0.003, which wants
-            thousands of steps; the COCO recipes set it.
-        bn_eps: of every batch norm; the paper's codebase has 1e-4.
-
-    Returns:
-        The detector, in training mode.
-
-    Raises:
-        ValueError: ``num_classes`` below 1, or a backbone that does not give four maps from stride 4 on.
-    """
-    options = dict(locals())  # first of all, while these are the arguments and nothing else
-    return _build("mask_rcnn", **options)
+def mask_rcnn(backbone: str | nn.Module, num_classes: int, **options: Any) -> RCNN:
+    """Mask R-CNN (paper, Section 4): :class:`RCNN` with masks; ``options`` are its further arguments."""
+    return RCNN(backbone, num_classes, masks=True, **options)
 
 
-def faster_rcnn(
-    backbone: str | nn.Module,
-    num_classes: int,
-    *,
-    canvas: int = 1024,
-    fpn_channels: int = 256,
-    anchor_scale: float = 8.0,
-    rpn_samples: int = 256,
-    rpn_pre_nms: int = 2000,
-    rpn_post_nms: int = 1000,
-    rpn_pre_nms_eval: int = 1000,
-    rpn_post_nms_eval: int = 1000,
-    roi_samples: int = 512,
-    roi_canonical_size: int = 224,
-    box_channels: int = 1024,
-    score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    max_detections: int = 100,
-    bn_momentum: float = 0.1,
-    bn_eps: float = 1e-5,
-) -> RCNN:
-    """Faster R-CNN: :func:`mask_rcnn` without the mask head; same arguments, same errors."""
-    options = dict(locals())
-    return _build("faster_rcnn", mask_channels=0, mask_convs=0, **options)
-
-
-BUILDERS = {"mask_rcnn": mask_rcnn, "faster_rcnn": faster_rcnn}
-
-
-def from_spec(spec: dict[str, Any]) -> RCNN:
-    """Build a detector from another one's ``spec``, as a checkpoint holds it.
-
-    Raises:
-        ValueError: the builder is not one of :data:`BUILDERS`.
-    """
-    options = dict(spec)
-    builder = options.pop("builder", None)
-    if builder not in BUILDERS:
-        raise ValueError(f"unknown detector {builder!r}; known are {', '.join(BUILDERS)}")
-    return BUILDERS[builder](**options)
-
-
-def _build(
-    builder: str,
-    *,
-    backbone: str | nn.Module,
-    num_classes: int,
-    mask_channels: int,
-    mask_convs: int,
-    **options: Any,
-) -> RCNN:
-    if num_classes < 1:
-        raise ValueError(f"num_classes counts the object classes without background, got {num_classes}")
-    spec = None
-    if isinstance(backbone, str):
-        spec = {"builder": builder, "backbone": backbone, "num_classes": num_classes, **options}
-        if builder == "mask_rcnn":
-            spec |= {"mask_channels": mask_channels, "mask_convs": mask_convs}
-        backbone = feature_backbone(backbone, options["canvas"])
-    reductions = backbone.feature_info.reduction()
-    if len(reductions) != 4 or reductions[0] != 4:
-        raise ValueError(f"the backbone must give four maps from stride 4 on, but its strides are {reductions}")
-    channels = options["fpn_channels"]
-    fpn = FPN(backbone.feature_info.channels(), channels)
-    anchors = Anchors([*reductions, 2 * reductions[-1]], scale=options["anchor_scale"])
-    rpn = RPN(
-        anchors,
-        FloatRPNHead(channels, anchors.num_anchors_per_location()[0]),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=options["rpn_samples"],
-        positive_fraction=0.5,
-        pre_nms_top_n={"training": options["rpn_pre_nms"], "testing": options["rpn_pre_nms_eval"]},
-        post_nms_top_n={"training": options["rpn_post_nms"], "testing": options["rpn_post_nms_eval"]},
-        nms_thresh=0.7,
-    )
-
-    def pool(size: int) -> MultiScaleRoIAlign:
-        return MultiScaleRoIAlign(
-            list(LEVELS[:4]), size, sampling_ratio=2, canonical_scale=options["roi_canonical_size"]
-        )
-
-    box_predictor = FastRCNNPredictor(options["box_channels"], num_classes + 1)
-    for layer, std in ((box_predictor.cls_score, 0.01), (box_predictor.bbox_pred, 0.001)):
-        nn.init.normal_(layer.weight, std=std)
-        nn.init.zeros_(layer.bias)
-    masks = {}
-    if builder == "mask_rcnn":
-        masks = {
-            "mask_roi_pool": pool(14),
-            "mask_head": MaskRCNNHeads(channels, [mask_channels] * mask_convs, dilation=1),
-            "mask_predictor": MaskRCNNPredictor(
-                mask_channels if mask_convs else channels, mask_channels, num_classes + 1
-            ),
-        }
-    roi_heads = RoIHeads(
-        pool(7),
-        TwoMLPHead(channels * 7**2, options["box_channels"]),
-        box_predictor,
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=options["roi_samples"],
-        positive_fraction=0.25,
-        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-        score_thresh=options["score_threshold"],
-        nms_thresh=options["nms_threshold"],
-        detections_per_img=options["max_detections"],
-        **masks,
-    )
-    detector = RCNN(backbone, fpn, rpn, roi_heads, spec)
-    for module in detector.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum, module.eps = options["bn_momentum"], options["bn_eps"]
-    return detector
+def faster_rcnn(backbone: str | nn.Module, num_classes: int, **options: Any) -> RCNN:
+    """Faster R-CNN: :class:`RCNN` without masks; ``options`` are its further arguments."""
+    return RCNN(backbone, num_classes, masks=False, **options)
 
 
 def feature_backbone(name: str, canvas: int) -> nn.Module:

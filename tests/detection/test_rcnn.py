@@ -1,0 +1,306 @@
+"""The detector against loops written from its definitions, and at its edges."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import botnet  # noqa: F401  (registers the networks)
+from botnet.detection import faster_rcnn, mask_rcnn
+from botnet.detection.rcnn import RCNN, Anchors, box_losses, mask_targets
+from botnet.detection.results import paste_mask
+from torchvision.models.detection.image_list import ImageList
+
+SMALL = {
+    "canvas": 96,
+    "fpn_channels": 16,
+    "anchor_scale": 4,
+    "rpn_samples": 32,
+    "rpn_pre_nms": 50,
+    "rpn_post_nms": 30,
+    "rpn_pre_nms_eval": 50,
+    "rpn_post_nms_eval": 30,
+    "roi_samples": 16,
+    "box_channels": 32,
+}
+MASKS = {"mask_channels": 16, "mask_convs": 1}
+
+
+def small_detector(**changes):
+    torch.manual_seed(0)
+    return mask_rcnn("botnet_tiny", 3, **{**SMALL, **MASKS, **changes})
+
+
+def targets_for(images, count=2):
+    height, width = images.shape[-2:]
+    targets = []
+    for _ in images:
+        boxes = torch.tensor([[8.0, 8, 40, 48], [30, 20, 80, 70]])[:count]
+        masks = torch.zeros(count, height, width, dtype=torch.uint8)
+        for mask, box in zip(masks, boxes.int().tolist(), strict=True):
+            mask[box[1] : box[3], box[0] : box[2]] = 1
+        targets.append({"boxes": boxes, "labels": torch.arange(1, count + 1), "masks": masks})
+    return targets
+
+
+def test_anchors_are_centred_on_their_cells():
+    anchors = Anchors((4, 8), scale=8)
+    images = ImageList(torch.zeros(2, 3, 12, 20), [(12, 20)] * 2)
+    features = [torch.zeros(2, 1, 3, 5, dtype=torch.bfloat16), torch.zeros(2, 1, 2, 3, dtype=torch.bfloat16)]
+    expected = []
+    for stride, rows, columns in ((4, 3, 5), (8, 2, 3)):
+        for row in range(rows):
+            for column in range(columns):
+                for ratio in (1.0, 2.0, 0.5):
+                    side = 8 * stride
+                    height, width = side * math.sqrt(ratio), side / math.sqrt(ratio)
+                    y, x = stride * (row + 0.5), stride * (column + 0.5)
+                    expected.append([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+    found = anchors(images, features)
+    assert len(found) == 2
+    assert found[0].dtype == torch.float32  # bfloat16 features must not round the coordinates
+    torch.testing.assert_close(found[0], torch.tensor(expected))
+
+
+def bilinear(mask, y, x):
+    """Value of a mask at a point, pixel i having its centre at i + 0.5, in plain float64."""
+    height, width = len(mask), len(mask[0])
+    y, x = y - 0.5, x - 0.5
+    total = 0.0
+    for row in (math.floor(y), math.floor(y) + 1):
+        for column in (math.floor(x), math.floor(x) + 1):
+            weight = (1 - abs(y - row)) * (1 - abs(x - column))
+            total += weight * mask[min(max(row, 0), height - 1)][min(max(column, 0), width - 1)]
+    return total
+
+
+def test_mask_targets_sample_the_cells_centres():
+    generator = torch.Generator().manual_seed(1)
+    masks = (torch.rand(3, 20, 30, generator=generator) > 0.5).to(torch.uint8)
+    boxes = torch.tensor([[2.3, 1.1, 25.7, 18.2], [0.0, 0.0, 30.0, 20.0], [10.0, 5.0, 12.5, 6.0]])
+    matched = torch.tensor([2, 0, 1])
+    found = mask_targets(masks, boxes, matched, 7)
+    for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        mask = masks[matched[index]].tolist()
+        for row in range(7):
+            for column in range(7):
+                y = y1 + (row + 0.5) / 7 * (y2 - y1)
+                x = x1 + (column + 0.5) / 7 * (x2 - x1)
+                value = bilinear(mask, y, x)
+                if abs(value - 0.5) > 1e-4:  # an exact half may round either way
+                    assert found[index, row, column] == float(value > 0.5)
+
+
+def test_pasting_undoes_the_mask_targets():
+    y, x = torch.meshgrid(torch.arange(60.0), torch.arange(80.0), indexing="ij")
+    disc = (y - 30) ** 2 + (x - 41) ** 2 < 22**2
+    generator = torch.Generator().manual_seed(4)
+    drifts = []
+    for _ in range(50):
+        box = torch.tensor([18.0, 7.0, 64.0, 54.0]) + 2 * torch.rand(4, generator=generator) - 1
+        grid = mask_targets(disc[None].to(torch.uint8), box[None], torch.tensor([0]), 28)[0]
+        pasted = paste_mask(grid, box, 60, 80)
+        assert (pasted & disc).sum() / (pasted | disc).sum() > 0.93
+        drifts.append([values[pasted].mean() - values[disc].mean() for values in (x, y)])
+    # No drift in any direction: half a pixel of it would be a tenth of a small object.
+    assert torch.tensor(drifts).mean(0).abs().max() < 0.05
+
+
+def test_pasting_a_box_beyond_the_image_or_without_area():
+    full = torch.ones(28, 28)
+    assert paste_mask(full, torch.tensor([-5.0, -5.0, 3.0, 2.0]), 10, 10).sum() == 3 * 2
+    assert paste_mask(full, torch.tensor([4.0, 4.0, 4.0, 4.0]), 10, 10).sum() == 0
+
+
+def huber(error, delta):
+    error = abs(error)
+    return 0.5 * error**2 if error <= delta else delta * (error - 0.5 * delta)
+
+
+def test_box_losses_against_loops():
+    generator = torch.Generator().manual_seed(2)
+    logits, deltas = torch.randn(5, 4, generator=generator), 2 * torch.randn(5, 16, generator=generator)
+    targets, labels = torch.randn(5, 4, generator=generator), torch.tensor([0, 2, 0, 3, 1])
+    cross_entropy, box, coordinates = 0.0, 0.0, 0
+    for i, label in enumerate(labels.tolist()):
+        exponents = [math.exp(value) for value in logits[i].tolist()]
+        cross_entropy -= math.log(exponents[label] / sum(exponents)) / 5
+        for j in range(4 if label else 0):
+            box += huber(float(deltas[i, 4 * label + j] - targets[i, j]), 1.0)
+            coordinates += 1
+    losses = box_losses(logits, deltas, labels, targets)
+    assert float(losses["class"]) == pytest.approx(cross_entropy, rel=1e-5)
+    assert float(losses["box"]) == pytest.approx(box / coordinates, rel=1e-5)
+
+
+def test_rpn_losses_against_loops():
+    rpn = small_detector().rpn
+    rpn.fg_bg_sampler = lambda labels: ([label == 1 for label in labels], [label == 0 for label in labels])
+    rpn.level_sizes = [4, 2]
+    generator = torch.Generator().manual_seed(3)
+    labels = [torch.tensor([1.0, 0, -1, 1, 0, 1]), torch.tensor([0.0, 0, 1, -1, -1, 0])]
+    logits = torch.randn(12, 1, generator=generator)
+    deltas = torch.randn(12, 4, generator=generator)
+    targets = [torch.randn(6, 4, generator=generator) for _ in labels]
+    score, sampled, levels = 0.0, 0, [[], []]
+    for image in range(2):
+        for anchor in range(6):
+            label = float(labels[image][anchor])
+            if label < 0:
+                continue
+            probability = 1 / (1 + math.exp(-float(logits[6 * image + anchor])))
+            score -= math.log(probability if label else 1 - probability)
+            sampled += 1
+            if label:
+                for j in range(4):
+                    error = float(deltas[6 * image + anchor, j] - targets[image][anchor, j])
+                    levels[int(anchor >= 4)].append(huber(error, 1 / 9))
+    found_score, found_box = rpn.compute_loss(logits, deltas, labels, targets)
+    assert float(found_score) == pytest.approx(score / sampled, rel=1e-5)
+    assert float(found_box) == pytest.approx(sum(sum(e) / len(e) for e in levels), rel=1e-5)
+
+
+def test_numbers_of_the_papers_codebase():
+    detector = mask_rcnn("botnet26", 80)
+    rpn, heads = detector.rpn, detector.roi_heads
+    assert rpn.anchor_generator.strides == (4, 8, 16, 32, 64)
+    assert rpn.anchor_generator.ratios == (1.0, 2.0, 0.5)
+    assert rpn.anchor_generator.scale == 8
+    assert [type(m) for m in rpn.head.conv.modules()].count(nn.BatchNorm2d) == 0
+    assert (rpn._pre_nms_top_n, rpn._post_nms_top_n) == (
+        {"training": 2000, "testing": 1000},
+        {"training": 1000, "testing": 1000},
+    )
+    assert (rpn.proposal_matcher.high_threshold, rpn.proposal_matcher.low_threshold) == (0.7, 0.3)
+    assert (rpn.fg_bg_sampler.batch_size_per_image, rpn.fg_bg_sampler.positive_fraction) == (256, 0.5)
+    assert (heads.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.positive_fraction) == (512, 0.25)
+    assert heads.box_coder.weights == (10.0, 10.0, 5.0, 5.0)
+    assert (heads.box_roi_pool.output_size, heads.mask_roi_pool.output_size) == ((7, 7), (14, 14))
+    assert [layer.out_features for layer in heads.box_head.children()] == [1024, 1024]
+    assert heads.box_predictor.cls_score.out_features == 81
+    assert len(heads.mask_head) == 4
+    assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.05, 0.5, 100)
+    assert detector.fpn.pyramid.extra_blocks.conv.stride == (2, 2)
+
+
+def test_every_norm_can_be_synchronised():
+    detector = nn.SyncBatchNorm.convert_sync_batchnorm(small_detector())
+    norms = [m for m in detector.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 20
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert sum("fpn" in name for name, m in detector.named_modules() if m in set(norms)) == 5
+
+
+def test_batch_norm_constants_reach_every_norm():
+    detector = small_detector(bn_momentum=0.003, bn_eps=1e-4)
+    norms = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.003, 1e-4)}
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 160), (100, 70)])
+def test_trains_and_detects_at_any_size(size):
+    detector = small_detector()
+    images = torch.randn(2, 3, *size)
+    losses = detector(images, targets_for(images))
+    assert set(losses) == {"rpn_score", "rpn_box", "class", "box", "mask"}
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    still = [name for name, p in detector.named_parameters() if p.grad is None]
+    assert not still
+    detector.eval().roi_heads.score_thresh = 0.0
+    with torch.no_grad():
+        for found in detector(images):
+            assert found["masks"].shape == (len(found["boxes"]), 1, 28, 28)
+            assert len(found["boxes"]) > 0
+            assert (found["boxes"] >= 0).all()
+            assert (found["boxes"][:, 2] <= size[1]).all()
+            assert (found["boxes"][:, 3] <= size[0]).all()
+
+
+def test_detections_stay_in_the_unpadded_region():
+    detector = small_detector().eval()
+    detector.roi_heads.score_thresh = 0.0
+    with torch.no_grad():
+        (found,) = detector(torch.randn(1, 3, 96, 96), valid=[(40, 96)])
+    assert len(found["boxes"]) > 0
+    assert (found["boxes"][:, 3] <= 40).all()
+
+
+def test_a_mostly_padded_canvas_pools_from_the_same_places():
+    """torchvision takes the pyramid's scales from the unpadded sizes, and is off where they are small."""
+    detector = small_detector().eval()
+    seen = []
+    pool = detector.roi_heads.box_roi_pool
+    pool.register_forward_hook(lambda module, inputs, output: seen.append(module.scales))
+    detector(torch.randn(1, 3, 96, 96), valid=[(9, 9)])
+    assert seen == [[1 / 4, 1 / 8, 1 / 16, 1 / 32]]
+
+
+def test_images_without_objects_train():
+    detector = small_detector()
+    images = torch.randn(2, 3, 96, 96)
+    losses = detector(images, targets_for(images, count=0))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert float(losses["box"]) == float(losses["mask"]) == float(losses["rpn_box"]) == 0
+    sum(losses.values()).backward()
+    assert detector.roi_heads.mask_predictor.mask_fcn_logits.weight.grad is not None
+
+
+def test_autocast_keeps_coordinates_in_float32():
+    detector = small_detector()
+    images = torch.randn(2, 3, 96, 96)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector(images, targets_for(images))
+        assert all(loss.dtype == torch.float32 for loss in losses.values())
+        detector.eval().roi_heads.score_thresh = 0.0
+        (found, _) = detector(images)
+    assert found["boxes"].dtype == found["masks"].dtype == torch.float32
+
+
+def test_boxes_only():
+    torch.manual_seed(0)
+    detector = faster_rcnn("botnet_tiny", 3, **SMALL)
+    assert not detector.has_masks
+    images = torch.randn(1, 3, 96, 96)
+    targets = [{key: t[key] for key in ("boxes", "labels")} for t in targets_for(images)]
+    assert set(detector(images, targets)) == {"rpn_score", "rpn_box", "class", "box"}
+    (found,) = detector.eval()(images)
+    assert set(found) == {"boxes", "scores", "labels"}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto"])
+def test_any_timm_backbone(name):
+    detector = mask_rcnn(name, 2, **SMALL, **MASKS)
+    images = torch.randn(1, 3, 64, 96)
+    assert torch.isfinite(sum(detector(images, targets_for(images)).values()))
+
+
+def test_spec_rebuilds_the_detector():
+    detector = small_detector()
+    again = RCNN(**detector.spec)
+    again.load_state_dict(detector.state_dict())
+    assert again.spec == detector.spec
+    images = torch.randn(1, 3, 96, 96)
+    first, second = detector.eval()(images)[0], again.eval()(images)[0]
+    torch.testing.assert_close(first["boxes"], second["boxes"])
+
+
+def test_a_module_as_backbone_has_no_spec():
+    backbone = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3, 4))
+    assert faster_rcnn(backbone, 2, **SMALL).spec is None
+
+
+def test_bad_requests_are_refused():
+    with pytest.raises(ValueError, match="without background, got 0"):
+        mask_rcnn("botnet_tiny", 0)
+    shallow = timm.create_model("resnet18", features_only=True, out_indices=(2, 3, 4))
+    with pytest.raises(ValueError, match=r"four maps from stride 4 on.*\[8, 16, 32\]"):
+        mask_rcnn(shallow, 2)
+    detector = small_detector()
+    with pytest.raises(ValueError, match="needs targets"):
+        detector(torch.randn(1, 3, 64, 64))
+    with pytest.raises(ValueError, match=r"one batch \(B, 3, H, W\)"):
+        detector([torch.randn(3, 64, 64)])
