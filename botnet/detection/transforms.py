@@ -29,7 +29,7 @@ class TrainTransform:
 
     Args:
         canvas: side of the square in pixels; 1024 or 1280 in the paper.
-        jitter: least and greatest s; [0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in the paper (Table 2).
+        jitter: least and greatest s; [0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in the paper (Table 3).
         flip: probability of the flip.
     """
 
