@@ -62,7 +62,16 @@ def _parser() -> argparse.ArgumentParser:
 def _train(arguments: list[str] | None) -> int:
     from botnet.training import TrainingCLI
 
-    TrainingCLI(arguments)
+    try:
+        TrainingCLI(arguments)
+    except ValueError as error:
+        # jsonargparse wraps what is raised while it builds an object into a report on its types.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DataError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
     return 0
 
 

@@ -19,12 +19,10 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from botnet.errors import DataError
+
 MAX_OBJECTS = 100  # of an image in training (tensorflow/tpu models/official/detection)
 OVERSHOOT = 1.0  # pixels beyond the image that rounding explains
-
-
-class DataError(ValueError):
-    """A data set cannot be used as it is; the message names the file, the record and the remedy."""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from botnet.detection.coco import CocoDataset, CocoInstances, DataError, collate, encode_mask
+from botnet.detection.coco import CocoDataset, CocoInstances, collate
 from botnet.detection.pictures import draw, plot_curves, side_by_side
 from botnet.detection.rcnn import RCNN
-from botnet.detection.results import CocoMetric, coco_results, metrics_table, to_original
+from botnet.detection.results import CocoMetric, coco_results, metrics_table, to_original, truth_of, write_results
 from botnet.detection.transforms import EvalTransform, TrainTransform, denormalise
+from botnet.errors import DataError
 from botnet.layers import MHSA2d
 
 PICTURE_SCORE = 0.5  # least score of a detection that is drawn
@@ -182,11 +183,7 @@ class DetectionModule(L.LightningModule):
         instances = self.trainer.datamodule.val_instances  # type: ignore[attr-defined]
         for image, detection, target in zip(images, detections, targets, strict=True):
             result = to_original(detection, target["scale"], target["size"])
-            truth = {
-                key: target[key].as_subclass(Tensor).cpu() for key in ("boxes", "labels", "iscrowd", "area")
-            }
-            if self.detector.has_masks:
-                truth["masks"] = [encode_mask(mask) for mask in target["masks"].cpu().numpy()]
+            truth = truth_of(target)
             self.metric.update([result], [truth])
             self.results += coco_results(result, target["image_id"], instances.category_ids)
             if len(self.sheets) < self.pictures:
@@ -234,10 +231,11 @@ class DetectionModule(L.LightningModule):
         folder.mkdir(parents=True, exist_ok=True)
         for kind, table in self.report.items():
             console.print(metrics_table(f"{kind} metrics on the validation images", table))
-        written = {"metrics": folder / "metrics.json", "COCO results": folder / "results.json"}
+        written = {"metrics": folder / "metrics.json"}
         step = {"epoch": self.current_epoch, "step": self.global_step}
         written["metrics"].write_text(json.dumps(step | self.report, indent=2))
-        written["COCO results"].write_text(json.dumps(self.results))
+        for task, path in write_results(folder, self.results).items():
+            written[f"COCO results, {task}"] = path
         if self.sheets:
             (folder / "pictures").mkdir(exist_ok=True)
             for image_id, sheet in self.sheets:

@@ -1,6 +1,5 @@
 """``botnet predict``: objects of any image, drawn and written as COCO results."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from botnet.detection.coco import CocoInstances, decode_mask, encode_mask, load_image
 from botnet.detection.module import load_detector
 from botnet.detection.pictures import draw, side_by_side
-from botnet.detection.results import coco_results, to_original
+from botnet.detection.results import coco_results, to_original, write_results
 from botnet.detection.transforms import EvalTransform
 from botnet.errors import DataError
 
@@ -26,19 +25,19 @@ def predict(
     truth: Path | None = None,
     device: str = "auto",
 ) -> list[dict]:
-    """Detect objects in images; draw each image and write ``results.json`` in COCO's results format.
+    """Detect objects in images; draw each image and write COCO results files.
 
     Args:
         checkpoint: of ``botnet fit``; it knows its detector, its classes and its canvas.
         sources: images, and folders whose images are taken (not those of their subfolders).
-        output: folder to make; one picture an image, and ``results.json`` with every detection, also
-            those too weak to be drawn.
+        output: folder to make; one picture an image, and ``results_bbox.json`` and ``results_segm.json``
+            with every detection, also those too weak to be drawn.
         score: least score that is drawn.
         truth: instances file; images it knows by name get its ids and are drawn beside its truth.
         device: "auto" takes an accelerator if there is one.
 
     Returns:
-        The records of ``results.json``. An image that ``truth`` does not know has the number of its file
+        The records of the files. An image that ``truth`` does not know has the number of its file
         name as its id where names are numbers, as COCO's are; else its place in the list from 1 on. Each
         record also holds ``file_name``.
 
@@ -72,9 +71,10 @@ def predict(
         if known and instances:
             picture = _beside_truth(image, picture, instances, image_id, score)
         picture.save(output / f"{path.stem}.png")
-    results = output / "results.json"
-    results.write_text(json.dumps(records))
-    print(f"{len(paths)} images, {len(records)} detections: {results} and pictures in {output}")
+    files = write_results(output, records)
+    print(f"{len(paths)} images, {len(records)} detections; pictures in {output}")
+    for task, path in files.items():
+        print(f"COCO results, {task}: {path}")
     return records
 
 

@@ -1,6 +1,8 @@
 """From a detector's answer to COCO results: back to the original pixels, encoded, scored, tabulated."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,14 @@ def to_original(
     return result
 
 
+def truth_of(target: dict[str, Any]) -> dict[str, Any]:
+    """The truth of one image, as :class:`botnet.detection.coco.CocoDataset` gives it, for :class:`CocoMetric`."""
+    truth = {key: target[key].as_subclass(Tensor).cpu() for key in ("boxes", "labels", "iscrowd", "area")}
+    if "masks" in target:
+        truth["masks"] = [encode_mask(mask) for mask in target["masks"].cpu().numpy()]
+    return truth
+
+
 def coco_results(result: dict[str, Any], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """One image's result in COCO's results format (a list of records, as its server takes them)."""
     boxes = box_convert(result["boxes"], "xyxy", "xywh").tolist()
@@ -99,6 +109,26 @@ def coco_results(result: dict[str, Any], image_id: int, category_ids: Sequence[i
     for record, mask in zip(records, result.get("masks", ()), strict=False):
         record["segmentation"] = mask
     return records
+
+
+def write_results(folder: Path, records: Sequence[dict[str, Any]]) -> dict[str, Path]:
+    """Write records of :func:`coco_results` as COCO results files, one a task.
+
+    Masks are written without boxes, as COCO's server takes them: where a record has both, pycocotools
+    sorts masks into small, medium and large by the area of their box.
+
+    Returns:
+        The files by task: ``results_bbox.json`` and, if there are masks, ``results_segm.json``.
+    """
+    tasks = {"bbox": "segmentation"}
+    if any("segmentation" in record for record in records):
+        tasks["segm"] = "bbox"
+    files = {}
+    for task, other in tasks.items():
+        files[task] = folder / f"results_{task}.json"
+        kept = [{key: value for key, value in record.items() if key != other} for record in records]
+        files[task].write_text(json.dumps(kept))
+    return files
 
 
 class CocoMetric(MeanAveragePrecision):
@@ -126,8 +156,7 @@ class CocoMetric(MeanAveragePrecision):
 
         Args:
             preds: as :func:`to_original` gives them.
-            target: ``boxes`` xyxy, ``labels``, ``iscrowd``, ``area`` in original pixels, and ``masks`` as a
-                list of RLEs.
+            target: as :func:`truth_of` gives them, in original pixels.
         """
         for result in preds:
             self.detection_box.append(box_convert(result["boxes"], "xyxy", "xywh"))

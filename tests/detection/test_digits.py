@@ -44,7 +44,7 @@ def test_the_set_is_without_fault_and_as_counted(made, split):
     assert check_data(file, made / split) == []
     instances = CocoInstances(file)
     assert not instances.dropped
-    assert instances.class_names == digits.NAMES
+    assert ",".join(instances.class_names) == "zero,one,two,three,four,five,six,seven,eight,nine"
     counts = make_digits(made, train=80, val=80)[split]
     samples = CocoDataset(instances, made / split)
     areas, labels = [], []

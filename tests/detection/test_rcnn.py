@@ -244,7 +244,7 @@ def test_images_without_objects_train():
     images = torch.randn(2, 3, 96, 96)
     losses = detector(images, targets_for(images, count=0))
     assert all(torch.isfinite(loss) for loss in losses.values())
-    assert float(losses["box"]) == float(losses["mask"]) == float(losses["rpn_box"]) == 0
+    assert losses["box"].item() == losses["mask"].item() == losses["rpn_box"].item() == 0
     sum(losses.values()).backward()
     assert detector.roi_heads.mask_predictor.mask_fcn_logits.weight.grad is not None
 

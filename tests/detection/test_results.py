@@ -1,0 +1,148 @@
+"""Results and their scores: against pycocotools, against the truth itself, against hand-made numbers."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval.core import mask as rle_api
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from botnet.detection.coco import CocoDataset, CocoInstances, encode_mask
+from botnet.detection.results import COCO_NUMBERS, CocoMetric, coco_results, to_original, truth_of, write_results
+
+
+@pytest.fixture(scope="module", params=["train", "val"])
+def photographs(coco_by, request):
+    """Instances of real photographs and (id, truth) of each."""
+    instances = CocoInstances(coco_by / f"instances_{request.param}.json")
+    dataset = CocoDataset(instances, coco_by / "images")
+    targets = [target for _, target in (dataset[i] for i in range(len(dataset)))]
+    return instances, [(target["image_id"], truth_of(target)) for target in targets]
+
+
+def predictions_like(truth, generator, num_classes):
+    """What a middling detector might say: truths missed, moved, mislabelled, found twice; rubbish too."""
+    boxes, labels, masks = [], [], []
+    for box, label, rle in zip(truth["boxes"], truth["labels"], truth["masks"], strict=True):
+        for _ in range(int(torch.randint(0, 3, (), generator=generator))):
+            sides = (box[2:] - box[:2]).repeat(2)
+            boxes.append(box + 0.1 * sides * torch.randn(4, generator=generator))
+            wrong = torch.rand((), generator=generator) < 0.2
+            labels.append(int(torch.randint(1, num_classes + 1, (), generator=generator)) if wrong else int(label))
+            mask = rle_api.decode(rle)
+            shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
+            masks.append(encode_mask(np.roll(mask, shift, (0, 1))))
+    return {
+        "boxes": torch.stack(boxes) if boxes else torch.zeros(0, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "scores": torch.rand(len(boxes), generator=generator),
+        "masks": masks,
+    }
+
+
+def test_scores_equal_pycocotools(photographs, tmp_path):
+    instances, truths = photographs
+    generator = torch.Generator().manual_seed(0)
+    metric, records = CocoMetric(), []
+    for image_id, truth in truths:
+        result = predictions_like(truth, generator, len(instances.class_names))
+        metric.update([result], [truth])
+        records += coco_results(result, image_id, instances.category_ids)
+    files = write_results(tmp_path, records)
+    report = metric.report(instances.class_names)
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = COCO(str(instances.path))
+        for name, iou_type in (("box", "bbox"), ("mask", "segm")):
+            evaluation = COCOeval(theirs, theirs.loadRes(str(files[iou_type])), iou_type)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            ours = [report[name][number] for _, number, _ in COCO_NUMBERS]
+            assert ours == pytest.approx(evaluation.stats.tolist(), abs=1e-6)
+            assert 0.05 < report[name]["AP"] < 0.95  # neither trivial end would prove much
+            precision = evaluation.eval["precision"][:, :, :, 0, 2]
+            for index, label in enumerate(instances.class_names):
+                values = precision[:, :, index]
+                expected = values[values > -1].mean() if (values > -1).any() else -1
+                assert report[name]["per_class"][label] == pytest.approx(expected, abs=1e-6)
+
+
+def test_truth_scored_as_prediction_is_perfect(photographs):
+    instances, truths = photographs
+    metric = CocoMetric()
+    for _, truth in truths:
+        keep = ~truth["iscrowd"]
+        result = {
+            "boxes": truth["boxes"][keep],
+            "labels": truth["labels"][keep],
+            "scores": torch.ones(int(keep.sum())),
+            "masks": [mask for mask, kept in zip(truth["masks"], keep, strict=True) if kept],
+        }
+        metric.update([result], [truth])
+    for table in metric.report(instances.class_names).values():
+        for number in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"):
+            assert table[number] == pytest.approx(1.0)
+
+
+def test_nothing_found_scores_zero():
+    truth = {
+        "boxes": torch.tensor([[0.0, 0, 10, 10]]),
+        "labels": torch.tensor([1]),
+        "iscrowd": torch.tensor([False]),
+        "area": torch.tensor([100.0]),
+        "masks": [encode_mask(np.ones((10, 10), np.uint8))],
+    }
+    nothing = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "scores": torch.zeros(0),
+        "masks": [],
+    }
+    metric = CocoMetric()
+    metric.update([nothing], [truth])
+    report = metric.report(["thing"])
+    assert report["box"]["AP"] == report["mask"]["AP"] == 0
+    assert report["mask"]["APl"] == -1  # there is no large object: nothing to average
+
+
+def test_boxes_only_have_one_table():
+    truth = {
+        "boxes": torch.tensor([[0.0, 0, 10, 10]]),
+        "labels": torch.tensor([1]),
+        "iscrowd": torch.tensor([False]),
+        "area": torch.tensor([100.0]),
+    }
+    metric = CocoMetric(masks=False)
+    metric.update([{**truth, "scores": torch.ones(1)}], [truth])
+    report = metric.report(["thing"])
+    assert set(report) == {"box"}
+    assert report["box"]["AP"] == pytest.approx(1.0)
+    assert report["box"]["per_class"] == {"thing": pytest.approx(1.0)}
+
+
+def test_detections_go_back_to_the_original_pixels():
+    # 200 x 100 (height x width) shown on a canvas at half the size.
+    detection = {
+        "boxes": torch.tensor([[10.0, 20.0, 30.0, 60.0], [40.0, 90.0, 55.0, 120.0]]),
+        "scores": torch.tensor([0.9, 0.6]),
+        "labels": torch.tensor([2, 1]),
+        "masks": torch.ones(2, 1, 28, 28),
+    }
+    detection["masks"][0, :, :, 14:] = 0  # its right half is empty
+    result = to_original(detection, (0.5, 0.5), (200, 100))
+    assert result["boxes"].tolist() == [[20, 40, 60, 120], [80, 180, 100, 200]]  # the second one clipped
+    first, second = (rle_api.decode(mask) for mask in result["masks"])
+    assert first.shape == (200, 100)
+    assert first[40:120, 20:40].all()
+    assert first.sum() == 80 * 20
+    assert second[180:200, 80:100].all()
+    assert second.sum() == 20 * 20
+    records = coco_results(result, 7, [11, 30])
+    assert [record["category_id"] for record in records] == [30, 11]
+    assert records[0]["bbox"] == [20, 40, 40, 80]
+    assert json.loads(json.dumps(records))[0]["segmentation"]["size"] == [200, 100]
