@@ -53,7 +53,7 @@ def make_digits(
 ) -> dict:
     """Make a COCO-format set of handwritten digits pasted onto photographs, with exact visible masks.
 
-    Each image holds 1 to 6 digits in heights that are log-uniform from size/16 to 0.9 size, so COCO's small,
+    Each image holds 1 to 6 digits in heights that are log-uniform from size/10 to 0.9 size, so COCO's small,
     medium and large objects all occur. Train and val share neither a digit nor a photograph. The same
     arguments give the same files, bit for bit, under the same version of Pillow.
 
@@ -222,7 +222,7 @@ def _paste_digits(
     owner = np.full((height, width), -1)  # which digit is on top
     labels: list[int] = []
     whole: list[int] = []  # pixels of each digit before anything covers it
-    tall = np.exp(rng.uniform(np.log(size / 16), np.log(0.9 * size), rng.integers(1, MAX_OBJECTS + 1)))
+    tall = np.exp(rng.uniform(np.log(size / 10), np.log(0.9 * size), rng.integers(1, MAX_OBJECTS + 1)))
     for digit_height in np.sort(tall)[::-1]:  # small ones on top, where they can be seen
         label = int(rng.integers(10))
         ink = digits[label][rng.integers(len(digits[label]))]

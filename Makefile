@@ -1,0 +1,29 @@
+# Every target sets up what it needs: a virtual environment in .venv, with the pinned versions.
+PYTHON ?= python3
+BIN := .venv/bin
+COCO_BY ?= ../shared/data/coco_by
+
+.PHONY: help quickstart test overfit
+
+help:
+	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
+	@echo "make test        lint, types and tests"
+	@echo "make overfit     learn four photographs by heart (COCO_BY=folder of COCO photographs)"
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	touch $@
+
+# OMP_WAIT_POLICY: threads that wait by spinning would take the cores from the processes that prepare images.
+quickstart: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/quickstart.py
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+overfit: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/overfit.py $(COCO_BY)/instances_train.json $(COCO_BY)/images
