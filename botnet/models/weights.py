@@ -48,8 +48,9 @@ def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[st
     Raises:
         FileNotFoundError, ValueError: the weights cannot be read, or are not those of the same ResNet.
     """
-    source = dict(_resnet_state(weights))
-    target = model.state_dict()
+    # Frozen normalisations and old checkpoints do not count batches; nothing depends on that count.
+    source = {k: v for k, v in _resnet_state(weights).items() if not k.endswith("num_batches_tracked")}
+    target = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     fresh = set(fresh_parameters(model))
     stem = next(name for name, weight in source.items() if weight.ndim == 4)
     if stem in target and source[stem].shape[1] != target[stem].shape[1]:
