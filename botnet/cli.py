@@ -1,6 +1,7 @@
 """The command ``botnet``. Heavy imports wait until a command needs them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: list[str] | None) -> int:
+    import warnings
+
+    # What Lightning calls in jsonargparse and torch is not the user's to mend.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     from botnet.training import TrainingCLI
 
     try:

@@ -129,4 +129,6 @@ class TrainingCLI(LightningCLI):
         ]
         kwargs["callbacks"] = callbacks
         kwargs["enable_progress_bar"] = Console().is_terminal
+        # Lightning's table counts no multiply-adds here and says 0; the modules introduce themselves.
+        kwargs["enable_model_summary"] = bool(config.enable_model_summary)
         return super().instantiate_trainer(**kwargs)

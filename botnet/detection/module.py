@@ -146,6 +146,19 @@ class DetectionModule(L.LightningModule):
 
     # ---- training
 
+    @rank_zero_only
+    def on_fit_start(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        name = self.detector.spec["backbone"] if self.detector.spec else type(self.detector.backbone).__name__
+        kind = "Mask R-CNN" if self.detector.has_masks else "Faster R-CNN"
+        parameters = sum(p.numel() for p in self.detector.parameters()) / 1e6
+        print(f"{kind} on {name}: {parameters:.1f} M parameters, {data.num_classes} classes")
+        print(f"{len(data.train_set)} training and {len(data.val_set)} validation images")
+        for instances in (data.train_instances, data.val_instances):
+            if instances.dropped:
+                parts = ", ".join(f"{count} x {what}" for what, count in instances.dropped.items())
+                print(f"{instances.path}: left out or trimmed: {parts} (botnet check-data lists them)")
+
     def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
         images, targets = batch
         losses = self.detector(images, targets, [target["valid"] for target in targets])

@@ -51,7 +51,7 @@ def predict(
     instances = CocoInstances(truth) if truth else None
     ids = _image_ids(paths, instances)
     if device == "auto":
-        accelerator = torch.accelerator.current_accelerator()
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
         device = accelerator.type if accelerator else "cpu"
     detector = detector.to(device)
     transform = EvalTransform(about["canvas"])

@@ -14,7 +14,7 @@ from botnet.detection import DetectionModule, load_detector, mask_rcnn
 from botnet.detection.module import parameter_groups
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
-from tests.detection.conftest import DETECTOR, write_recipe
+from tests.recipes import DETECTOR, write_recipe
 
 
 @pytest.fixture(scope="module")

