@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart test overfit
+.PHONY: help quickstart test overfit full-size
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
 	@echo "make test        lint, types and tests"
 	@echo "make overfit     learn four photographs by heart (COCO_BY=folder of COCO photographs)"
+	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images measured (COCO_BY as above)"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,3 +28,6 @@ test: .venv/installed
 
 overfit: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/overfit.py $(COCO_BY)/instances_train.json $(COCO_BY)/images
+
+full-size: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/full_size.py $(COCO_BY)

@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="botnet", description="Bottleneck Transformers for Visual Recognition (Srinivas et al., CVPR 2021)"
+        prog="botnet",
+        description="Bottleneck Transformers for Visual Recognition (Srinivas et al., CVPR 2021)",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

@@ -1,7 +1,7 @@
 """A detector learns four photographs by heart: proof that boxes and masks survive the whole chain.
 
-It chooses, from a COCO-format set, the first four photographs (by id) with 3 to 8 objects, none of them a crowd
-and none under 15% of the photograph's longer side, and runs recipes/overfit.yaml on them.
+It chooses, from a COCO-format set, the first four photographs (by id) with 3 to 8 objects, none of them a
+crowd and none under 15% of the photograph's longer side, and runs recipes/overfit.yaml on them.
 """
 
 import argparse
@@ -51,8 +51,11 @@ def main() -> None:
     paths |= {"val_instances": four, "val_images": options.images}
     changes = [f"--data.init_args.{name}={path}" for name, path in paths.items()]
     subprocess.run(
-        [sys.executable, "-m", "botnet.cli", "fit", "--config", "recipes/overfit.yaml"]
-        + [*changes, f"--trainer.default_root_dir={options.run}"],
+        [
+            *(sys.executable, "-m", "botnet.cli", "fit", "--config", "recipes/overfit.yaml"),
+            *changes,
+            f"--trainer.default_root_dir={options.run}",
+        ],
         check=True,
     )
     metrics = json.loads((options.run / "metrics.json").read_text())

@@ -18,7 +18,9 @@ def python(code):
 
 def test_help_is_quick_and_loads_nothing_heavy():
     started = time.monotonic()
-    finished = python("import sys\nfrom botnet.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules)")
+    finished = python(
+        "import sys\nfrom botnet.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    )
     seconds = time.monotonic() - started
     for command in ("fit", "validate", "predict", "make-digits", "check-data"):
         assert f"\n    {command}" in finished.stdout
@@ -116,7 +118,9 @@ def test_predict_draws_and_writes_results(checkpoint, digits, tmp_path, capsys):
     assert widths["000001.png"] > widths["grey.png"] == 480  # truth beside prediction only where it is known
     for task, key in (("bbox", "bbox"), ("segm", "segmentation")):
         records = json.loads((output / f"results_{task}.json").read_text())
-        assert all({"image_id", "category_id", "score", key, "file_name"} == set(record) for record in records)
+        assert all(
+            {"image_id", "category_id", "score", key, "file_name"} == set(record) for record in records
+        )
     assert main([*call, "--output", str(output)]) == 2
     assert "not an empty folder" in capsys.readouterr().err
 

@@ -15,7 +15,14 @@ from torch.utils.data import DataLoader
 from botnet.detection.coco import CocoDataset, CocoInstances, collate
 from botnet.detection.pictures import draw, plot_curves, side_by_side
 from botnet.detection.rcnn import RCNN
-from botnet.detection.results import CocoMetric, coco_results, metrics_table, to_original, truth_of, write_results
+from botnet.detection.results import (
+    CocoMetric,
+    coco_results,
+    metrics_table,
+    to_original,
+    truth_of,
+    write_results,
+)
 from botnet.detection.transforms import EvalTransform, TrainTransform, denormalise
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
@@ -287,7 +294,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Parameters with and without weight decay.
 
     Only the kernels of convolutions and fully connected layers decay; biases, norms, and the projections
-    and tables of the attention do not ([tpu] decays what is named kernel or weight, which leaves these out).
+    and tables of the attention do not ([tpu] decays what is named kernel or weight: none of these is).
     """
     kernels = [
         module.weight

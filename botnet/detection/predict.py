@@ -103,9 +103,7 @@ def _image_ids(paths: list[Path], instances: CocoInstances | None) -> list[tuple
     by_name = {Path(image["file_name"]).name: image["id"] for image in instances.images} if instances else {}
     numbered = all(path.stem.isdecimal() for path in paths)
     return [
-        (by_name[path.name], True)
-        if path.name in by_name
-        else (int(path.stem) if numbered else place, False)
+        (by_name[path.name], True) if path.name in by_name else (int(path.stem) if numbered else place, False)
         for place, path in enumerate(paths, start=1)
     ]
 

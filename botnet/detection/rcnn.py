@@ -34,7 +34,7 @@ class StridedP6(ExtraFPNBlock):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         nn.init.kaiming_uniform_(self.conv.weight, a=1)
-        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(
         self, results: list[Tensor], x: list[Tensor], names: list[str]
@@ -183,7 +183,7 @@ class RoIHeads(TorchvisionRoIHeads):
     padding (jitter 0.1) these mislead it, so the canvas is given here and the unpadded sizes only clip.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         features: dict[str, Tensor],
         proposals: list[Tensor],
@@ -217,24 +217,22 @@ class RoIHeads(TorchvisionRoIHeads):
                 losses["mask"] = errors / max(truth.numel(), 1)
             return [], losses
 
-        all_boxes, all_scores, all_labels = self.postprocess_detections(logits, deltas, proposals, valid)  # type: ignore[arg-type]
+        all_boxes, all_scores, all_labels = self.postprocess_detections(logits, deltas, proposals, valid)
         detections = [
             {"boxes": boxes, "scores": scores, "labels": labels}
             for boxes, scores, labels in zip(all_boxes, all_scores, all_labels, strict=True)
         ]
         if self.has_mask():
             mask_logits = self.mask_logits(features, all_boxes, canvases)
-            for detection, masks in zip(
-                detections, maskrcnn_inference(mask_logits, all_labels), strict=True
-            ):
+            for detection, masks in zip(detections, maskrcnn_inference(mask_logits, all_labels), strict=True):
                 detection["masks"] = masks
         return detections, {}
 
     def mask_logits(
         self, features: dict[str, Tensor], boxes: list[Tensor], canvases: list[tuple[int, int]]
     ) -> Tensor:
-        pooled = self.mask_roi_pool(features, boxes, canvases)  # type: ignore[misc]
-        return self.mask_predictor(self.mask_head(pooled)).float()  # type: ignore[misc]
+        pooled = self.mask_roi_pool(features, boxes, canvases)
+        return self.mask_predictor(self.mask_head(pooled)).float()
 
 
 def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -319,12 +317,13 @@ class RCNN(nn.Module):
             raise ValueError(f"num_classes counts the object classes without background, got {num_classes}")
         self.spec: dict[str, Any] | None = spec if isinstance(backbone, str) else None
         self.backbone = feature_backbone(backbone, canvas) if isinstance(backbone, str) else backbone
-        reductions = self.backbone.feature_info.reduction()
+        feature_info: Any = self.backbone.feature_info
+        reductions = feature_info.reduction()
         if len(reductions) != 4 or reductions[0] != 4:
             raise ValueError(
                 f"the backbone must give four maps from stride 4 on, but its strides are {reductions}"
             )
-        self.fpn = FPN(self.backbone.feature_info.channels(), fpn_channels)
+        self.fpn = FPN(feature_info.channels(), fpn_channels)
         anchors = Anchors([*reductions, 2 * reductions[-1]], scale=anchor_scale)
         self.rpn = RPN(
             anchors,
@@ -435,5 +434,5 @@ def faster_rcnn(backbone: str | nn.Module, num_classes: int, **options: Any) -> 
 def feature_backbone(name: str, canvas: int) -> nn.Module:
     """The timm network ``name`` as an extractor of c2..c5, a BoTNet's tables sized for ``canvas``."""
     ours = timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("botnet.")
-    sized = {"img_size": canvas} if ours else {}
+    sized: dict[str, Any] = {"img_size": canvas} if ours else {}
     return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)

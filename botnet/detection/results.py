@@ -92,7 +92,7 @@ def to_original(
 
 
 def truth_of(target: dict[str, Any]) -> dict[str, Any]:
-    """The truth of one image, as :class:`botnet.detection.coco.CocoDataset` gives it, for :class:`CocoMetric`."""
+    """One image's truth for :class:`CocoMetric`, from a target of the evaluation's data set."""
     truth = {key: target[key].as_subclass(Tensor).cpu() for key in ("boxes", "labels", "iscrowd", "area")}
     if "masks" in target:
         truth["masks"] = [encode_mask(mask) for mask in target["masks"].cpu().numpy()]
@@ -151,7 +151,7 @@ class CocoMetric(MeanAveragePrecision):
         )
         self.warn_on_many_detections = False
 
-    def update(self, preds: list[dict[str, Any]], target: list[dict[str, Any]]) -> None:  # type: ignore[override]
+    def update(self, preds: list[dict[str, Any]], target: list[dict[str, Any]]) -> None:
         """Add images.
 
         Args:
@@ -184,10 +184,8 @@ class CocoMetric(MeanAveragePrecision):
             if iou_type not in self.iou_type:
                 continue
             prefix = f"{iou_type}_" if several else ""
-            table: dict[str, Any] = {
-                short: float(values[prefix + key]) for key, short, _ in COCO_NUMBERS
-            }
-            table["per_class"] = {label: -1.0 for label in class_names}
+            table: dict[str, Any] = {short: float(values[prefix + key]) for key, short, _ in COCO_NUMBERS}
+            table["per_class"] = dict.fromkeys(class_names, -1.0)
             # (IoU thresholds, recalls, classes, areas, detection limits); -1 where a class has no object.
             precision = values.get(f"{prefix}precision")
             for index, label in enumerate(values["classes"].view(-1).tolist()):
@@ -198,7 +196,7 @@ class CocoMetric(MeanAveragePrecision):
         return tables
 
 
-def _rle_tuples(masks: list[dict[str, Any]]) -> tuple[tuple[Any, Any], ...]:
+def _rle_tuples(masks: list[dict[str, Any]]) -> Any:
     return tuple((tuple(mask["size"]), mask["counts"]) for mask in masks)
 
 

@@ -6,12 +6,12 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.models.detection.image_list import ImageList
 
 import botnet  # noqa: F401  (registers the networks)
 from botnet.detection import faster_rcnn, mask_rcnn
 from botnet.detection.rcnn import RCNN, Anchors, box_losses, mask_targets
 from botnet.detection.results import paste_mask
-from torchvision.models.detection.image_list import ImageList
 
 SMALL = {
     "canvas": 96,

@@ -12,7 +12,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from botnet.detection.coco import CocoDataset, CocoInstances, encode_mask
-from botnet.detection.results import COCO_NUMBERS, CocoMetric, coco_results, to_original, truth_of, write_results
+from botnet.detection.results import (
+    COCO_NUMBERS,
+    CocoMetric,
+    coco_results,
+    to_original,
+    truth_of,
+    write_results,
+)
 
 
 @pytest.fixture(scope="module", params=["train", "val"])
@@ -32,7 +39,9 @@ def predictions_like(truth, generator, num_classes):
             sides = (box[2:] - box[:2]).repeat(2)
             boxes.append(box + 0.1 * sides * torch.randn(4, generator=generator))
             wrong = torch.rand((), generator=generator) < 0.2
-            labels.append(int(torch.randint(1, num_classes + 1, (), generator=generator)) if wrong else int(label))
+            labels.append(
+                int(torch.randint(1, num_classes + 1, (), generator=generator)) if wrong else int(label)
+            )
             mask = rle_api.decode(rle)
             shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
             masks.append(encode_mask(np.roll(mask, shift, (0, 1))))

@@ -1,0 +1,22 @@
+"""What the README says one can type, works."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_python_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    assert names["logits"].shape == (2, 10)
+    assert set(names["losses"]) == {"rpn_score", "rpn_box", "class", "box", "mask"}
+    assert "masks" in names["detections"][0]
+
+
+def test_every_file_it_names_exists():
+    named = re.findall(r"(?:^|[\s`(])((?:recipes|botnet|tests|docs|benchmarks)/[\w/.-]+)", README)
+    assert len(named) > 3
+    missing = [name for name in named if not (Path(__file__).parents[1] / name).exists()]
+    assert not missing
