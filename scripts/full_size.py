@@ -1,6 +1,6 @@
 """The paper's own size on whatever machine this is: BoT50 Mask R-CNN, canvas 1024, jitter [0.1, 2.0].
 
-Trains three steps of one image and evaluates two images; prints the losses and the time of each, and the peak memory.
+Trains three steps of one image and evaluates two images; prints losses, times and the peak memory.
 """
 
 import argparse

@@ -285,8 +285,8 @@ class DetectionModule(L.LightningModule):
         if theirs is not None and data is not None and list(data.class_names) != theirs:
             raise DataError(
                 f"the checkpoint knows {len(theirs)} classes ({_some(theirs)}), the data have "
-                f"{data.num_classes} ({_some(data.class_names)}); a run can only go on with the categories it "
-                f"was started with"
+                f"{data.num_classes} ({_some(data.class_names)}); a run can only go on with the categories "
+                "it was started with"
             )
 
 
