@@ -2,6 +2,6 @@
 
 from botnet.layers.attention import MHSA2d
 from botnet.layers.kernels import relative_attention
-from botnet.layers.position import AbsolutePosition, RelativePosition
+from botnet.layers.position import AbsolutePosition, RelativePosition, resize_position_tables
 
-__all__ = ["AbsolutePosition", "MHSA2d", "RelativePosition", "relative_attention"]
+__all__ = ["AbsolutePosition", "MHSA2d", "RelativePosition", "relative_attention", "resize_position_tables"]

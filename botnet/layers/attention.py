@@ -3,13 +3,15 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from botnet.layers.kernels import relative_attention
-from botnet.layers.position import AbsolutePosition, RelativePosition
+from botnet.layers.kernels import Implementation, relative_attention
+from botnet.layers.position import AbsolutePosition, PositionTables, RelativePosition
 
-POSITIONS = {"relative": RelativePosition, "absolute": AbsolutePosition}
+POSITIONS: dict[str, type[AbsolutePosition] | type[RelativePosition]] = {
+    "relative": RelativePosition,
+    "absolute": AbsolutePosition,
+}
 
 
 class MHSA2d(nn.Module):
@@ -47,15 +49,18 @@ class MHSA2d(nn.Module):
             raise ValueError("position=None and content=False leave no logits: keep one of them")
         if position is not None and position not in POSITIONS:
             raise ValueError(f"position={position!r}: expected 'relative', 'absolute' or None")
-        if position is not None and feat_size is None:
-            raise ValueError(f"position={position!r} needs feat_size=(H, W), the map size of its tables")
         self.dim = dim
         self.heads = heads
         self.stride = stride
         self.position = position
         self.content = content
+        self.implementation: Implementation | None = None  # force one of kernels.IMPLEMENTATIONS
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=False)
-        self.pos_embed = None if position is None else POSITIONS[position](feat_size, dim // heads)
+        self.pos_embed: PositionTables | None = None
+        if position is not None:
+            if feat_size is None:
+                raise ValueError(f"position={position!r} needs feat_size=(H, W), the map size of its tables")
+            self.pos_embed = POSITIONS[position](feat_size, dim // heads)
         self.reset_parameters()
 
     @property
@@ -79,30 +84,25 @@ class MHSA2d(nn.Module):
             raise ValueError(f"expected a map (B, {self.dim}, H, W), got a tensor of shape {tuple(x.shape)}")
         batch, _, height, width = x.shape
         d = self.dim // self.heads
-        rows, columns = self._groups(height, x.device), self._groups(width, x.device)
-        tokens = F.linear(x.permute(0, 2, 3, 1), self.qkv.weight.flatten(1))
-        q, k, v = tokens.view(batch, height, width, 3, self.heads, d).unbind(3)
-        q = q[:, rows][:, :, :, columns]  # B, H/s, s, W/s, s, heads, d
-
-        height_logits = width_logits = None
+        # Views of a channels-last map: no copies here, nor of the gradients on their way back.
+        qkv = self.qkv(x).permute(0, 2, 3, 1).unflatten(-1, (3, self.heads, d))
+        q, k, v = qkv.unbind(3)  # B, H, W, heads, d
+        position = None
         if self.pos_embed is not None:
-            by_row, by_column = self.pos_embed(height, width)
-            scaled = q * d**-0.5
-            height_logits = torch.einsum("byixjnd,yikd->bnijyxk", scaled, by_row[rows])
-            width_logits = torch.einsum("byixjnd,xjkd->bnijyxk", scaled, by_column[columns])
-            height_logits = height_logits.flatten(4, 5).flatten(2, 3)
-            width_logits = width_logits.flatten(4, 5).flatten(2, 3)
+            by_row, by_column = (table * d**-0.5 for table in self.pos_embed(height, width))
+            to_rows = torch.einsum("byxnd,ykd->bnyxk", q, by_row)
+            to_columns = torch.einsum("byxnd,xkd->bnyxk", q, by_column)
+            position = torch.cat([to_rows, to_columns], -1).flatten(2, 3).to(q.dtype)
+        q, k, v = (t.permute(0, 3, 1, 2, 4).flatten(2, 3) for t in (q, k, v))  # B, heads, N, d
         out = relative_attention(
-            q.permute(0, 5, 2, 4, 1, 3, 6).flatten(4, 5).flatten(2, 3),
-            k.permute(0, 3, 1, 2, 4).flatten(2, 3) if self.content else None,
-            v.permute(0, 3, 1, 2, 4).flatten(2, 3),
-            height_logits,
-            width_logits,
+            q,
+            k if self.content else None,
+            v,
+            position,
+            (height, width),
             d**-0.5,
+            self.stride,
+            self.implementation,
         )
-        return out.transpose(-1, -2).reshape(batch, self.dim, len(rows), len(columns))
-
-    def _groups(self, side: int, device: torch.device) -> Tensor:
-        """Cells (ceil(side / stride), stride) that each output cell averages along one axis."""
-        cells = torch.arange(side + self.stride - 1, device=device).clamp(max=side - 1)
-        return cells.unfold(0, self.stride, self.stride)
+        sides = [-(-side // self.stride) for side in (height, width)]
+        return out.transpose(-1, -2).reshape(batch, self.dim, *sides)

@@ -1,23 +1,89 @@
 """Where things are: relative and absolute position encodings of a 2-D map, and tables of any size."""
 
+import logging
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-def _resample(table: Tensor, coordinates: Tensor) -> Tensor:
-    """Rows of a table (L, d) at fractional coordinates (any shape), linearly interpolated: (..., d)."""
-    lower = coordinates.floor()
-    upper = coordinates.ceil()
-    weight = (coordinates - lower).unsqueeze(-1).to(table.dtype)
-    return torch.lerp(table[lower.long()], table[upper.long()], weight)
+_log = logging.getLogger(__name__)
 
 
-class RelativePosition(nn.Module):
+class PositionTables(nn.Module):
+    """What both encodings share: a table for the rows and one for the columns, resized as maps require.
+
+    A smaller map uses the centre of a table, exactly; a larger one uses the table stretched linearly.
+    """
+
+    @property
+    def feat_size(self) -> tuple[int, int]:
+        """(H, W) of the map that the tables describe, in cells."""
+        height, width = (self._side(len(table)) for table in self.parameters())
+        return height, width
+
+    def reset_parameters(self) -> None:
+        """Draw both tables from N(0, d^-0.5)."""
+        for table in self.parameters():
+            nn.init.normal_(table, std=table.shape[1] ** -0.5)
+
+    def forward(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Encodings for a map of H x W: (H, H, d) by query and key row, (W, W, d) by query and key column."""
+        rows, columns = self.parameters()
+        return self._encode(rows, height), self._encode(columns, width)
+
+    def resize(self, feat_size: tuple[int, int]) -> str:
+        """Change the tables for good to a map of `feat_size` (H, W); returns what was done to each axis."""
+        done = _describe(self.feat_size, feat_size)
+        for (name, table), side in zip(list(self.named_parameters()), feat_size, strict=True):
+            resized = self._resized(table.detach(), side)
+            setattr(self, name, nn.Parameter(resized, requires_grad=table.requires_grad))
+        return done
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        errors: list[str] = args[-1]
+        old, new = list(self.feat_size), self.feat_size
+        for axis, (name, table) in enumerate(self.named_parameters()):
+            loaded = state_dict.get(prefix + name)
+            if loaded is None:
+                continue
+            if loaded.isnan().any():
+                errors.append(f"position table {prefix}{name} has NaN entries: the checkpoint is damaged")
+            fits = loaded.ndim == 2 and loaded.shape[1] == table.shape[1] and self._fits(len(loaded))
+            if fits and len(loaded) != len(table):
+                old[axis] = self._side(len(loaded))
+                state_dict[prefix + name] = self._resized(loaded, new[axis])
+        if tuple(old) != new:
+            warnings.warn(f"position tables resized on loading: {_describe(old, new)}", stacklevel=2)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    @staticmethod
+    def _side(entries: int) -> int:
+        """Map side that a table of so many entries describes."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _fits(entries: int) -> bool:
+        """Whether some map side gives a table of so many entries."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _resized(table: Tensor, side: int) -> Tensor:
+        """The table of another map side."""
+        raise NotImplementedError
+
+    @classmethod
+    def _encode(cls, table: Tensor, side: int) -> Tensor:
+        """Encodings (side, side, d) by query and key along one axis."""
+        raise NotImplementedError
+
+
+class RelativePosition(PositionTables):
     """Split relative encodings R_h and R_w (Figure 4): one learned vector per row and per column offset.
 
-    Entry ``key - query + L - 1`` of a table belongs to that offset, L being the table's map side. On a
-    smaller map only the offsets that occur are used; on a larger one the table is stretched linearly.
+    Entry ``key - query + L - 1`` of a table belongs to that offset, L being the map side it describes.
 
     Args:
         feat_size: (H, W) of the map that the tables describe, in cells.
@@ -31,33 +97,29 @@ class RelativePosition(nn.Module):
         self.width_rel = nn.Parameter(torch.empty(2 * width - 1, dim))
         self.reset_parameters()
 
-    @property
-    def feat_size(self) -> tuple[int, int]:
-        """(H, W) of the map that the tables describe."""
-        return (len(self.height_rel) + 1) // 2, (len(self.width_rel) + 1) // 2
-
-    def reset_parameters(self) -> None:
-        """Draw both tables from N(0, d^-0.5)."""
-        for table in self.parameters():
-            nn.init.normal_(table, std=table.shape[1] ** -0.5)
-
-    def forward(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Encodings for a map of H x W: (H, H, d) by query and key row, (W, W, d) by query and key column."""
-        return self._encode(self.height_rel, height), self._encode(self.width_rel, width)
+    @staticmethod
+    def _side(entries: int) -> int:
+        return (entries + 1) // 2
 
     @staticmethod
-    def _encode(table: Tensor, side: int) -> Tensor:
+    def _fits(entries: int) -> bool:
+        return entries % 2 == 1
+
+    @staticmethod
+    def _resized(table: Tensor, side: int) -> Tensor:
+        # Crop and stretch in one expression of tensors: an exported graph then holds for every map size.
         last = len(table) // 2
-        # One expression for crop and stretch, so that an exported graph holds for every map size.
-        stretch = last / torch.sym_max(side - 1, max(last, 1))
+        offsets = torch.arange(1 - side, side, device=table.device)
+        return _interpolate(table, offsets * last / offsets[-1].clamp(min=max(last, 1)) + last)
+
+    @classmethod
+    def _encode(cls, table: Tensor, side: int) -> Tensor:
         cells = torch.arange(side, device=table.device)
-        return _resample(table, (cells - cells[:, None]) * stretch + last)
+        return cls._resized(table, side)[cells - cells[:, None] + side - 1]
 
 
-class AbsolutePosition(nn.Module):
+class AbsolutePosition(PositionTables):
     """Split absolute encodings: one learned vector per row and one per column of the keys (Table 4).
-
-    On a smaller map the centre of a table is used; on a larger one the table is stretched linearly.
 
     Args:
         feat_size: (H, W) of the map that the tables describe, in cells.
@@ -71,25 +133,64 @@ class AbsolutePosition(nn.Module):
         self.width_abs = nn.Parameter(torch.empty(width, dim))
         self.reset_parameters()
 
-    @property
-    def feat_size(self) -> tuple[int, int]:
-        """(H, W) of the map that the tables describe."""
-        return len(self.height_abs), len(self.width_abs)
-
-    def reset_parameters(self) -> None:
-        """Draw both tables from N(0, d^-0.5)."""
-        for table in self.parameters():
-            nn.init.normal_(table, std=table.shape[1] ** -0.5)
-
-    def forward(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Encodings for a map of H x W: (H, H, d) by query and key row, (W, W, d) by query and key column."""
-        return self._encode(self.height_abs, height), self._encode(self.width_abs, width)
+    @staticmethod
+    def _side(entries: int) -> int:
+        return entries
 
     @staticmethod
-    def _encode(table: Tensor, side: int) -> Tensor:
-        # One expression for crop and stretch, so that an exported graph holds for every map size.
+    def _fits(entries: int) -> bool:
+        return entries > 0
+
+    @staticmethod
+    def _resized(table: Tensor, side: int) -> Tensor:
         last = len(table) - 1
-        stretch = last / torch.sym_max(side - 1, max(last, 1))
-        offset = torch.sym_max(len(table) - side, 0) // 2
         cells = torch.arange(side, device=table.device)
-        return _resample(table, cells * stretch + offset).expand(side, -1, -1)
+        margin = (last - cells[-1]).clamp(min=0).div(2, rounding_mode="floor")
+        return _interpolate(table, cells * last / cells[-1].clamp(min=max(last, 1)) + margin)
+
+    @classmethod
+    def _encode(cls, table: Tensor, side: int) -> Tensor:
+        return cls._resized(table, side).expand(side, -1, -1)
+
+
+def resize_position_tables(model: nn.Module, size: tuple[int, int]) -> dict[str, str]:
+    """Change the position tables of a layer or of every layer of a model, for good.
+
+    Args:
+        model: a layer or a network; its largest tables come to describe `size`, the others the map that is as
+            many times smaller as theirs was (the later blocks of a stage work at half the side of its first).
+        size: (H, W) in cells.
+
+    Returns:
+        What was done, by module name: each axis is cropped to its centre, interpolated or kept. Also logged.
+
+    Raises:
+        ValueError: when there are no position tables to resize, or `size` is not two positive sides.
+    """
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size={size}: expected (H, W), two positive numbers of cells")
+    tables = {name: module for name, module in model.named_modules() if isinstance(module, PositionTables)}
+    if not tables:
+        raise ValueError(f"{type(model).__name__} has no position tables to resize")
+    largest = [max(module.feat_size[axis] for module in tables.values()) for axis in (0, 1)]
+    done = {}
+    for name, module in tables.items():
+        strides = [round(whole / side) for whole, side in zip(largest, module.feat_size, strict=True)]
+        height, width = (-(-side // stride) for side, stride in zip(size, strides, strict=True))
+        done[name] = module.resize((height, width))
+        _log.info("%s: %s", name or "position tables", done[name])
+    return done
+
+
+def _interpolate(table: Tensor, coordinates: Tensor) -> Tensor:
+    """Entries (n, d) of a table (L, d) at fractional coordinates (n,), linear between neighbours."""
+    lower = coordinates.floor()
+    weight = (coordinates - lower).unsqueeze(-1).to(table.dtype)
+    return torch.lerp(table[lower.long()], table[coordinates.ceil().long()], weight)
+
+
+def _describe(old: Any, new: Any) -> str:
+    """What resizing does to each axis, in words."""
+    verbs = ("interpolate" if b > a else "crop" if b < a else "keep" for a, b in zip(old, new, strict=True))
+    sizes = f"{old[0]}x{old[1]} to {new[0]}x{new[1]}"
+    return sizes + ", height: {}, width: {}".format(*verbs)
