@@ -22,14 +22,16 @@ M = TypeVar("M", bound=nn.Module)
 
 def fresh_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters that no ResNet has: attention layers and inserted blocks."""
-    new = [
-        name
+    new = _new_modules(model)
+    return [name for name, _ in model.named_parameters() if name.startswith(new)]
+
+
+def _new_modules(model: nn.Module) -> tuple[str, ...]:
+    return tuple(
+        f"{name}."
         for name, module in model.named_modules()
         if isinstance(module, MHSA2d | NonLocal2d) or name.endswith("_bot")
-    ]
-    return [
-        name for name, _ in model.named_parameters() if any(name.startswith(f"{prefix}.") for prefix in new)
-    ]
+    )
 
 
 def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[str, Tensor]) -> list[str]:
@@ -51,7 +53,8 @@ def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[st
     # Frozen normalisations and old checkpoints do not count batches; nothing depends on that count.
     source = {k: v for k, v in _resnet_state(weights).items() if not k.endswith("num_batches_tracked")}
     target = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    fresh = set(fresh_parameters(model))
+    new = _new_modules(model)
+    fresh = {name for name in target if name.startswith(new)}
     stem = next(name for name, weight in source.items() if weight.ndim == 4)
     if stem in target and source[stem].shape[1] != target[stem].shape[1]:
         source[stem] = adapt_input_conv(target[stem].shape[1], source[stem], source[stem].shape[1])

@@ -30,9 +30,7 @@ def tiny(**options: object) -> nn.Module:
     return timm.create_model("botnet_tiny", **options)
 
 
-@pytest.mark.parametrize(
-    "order", ["import botnet, timm", "import timm, botnet"]
-)
+@pytest.mark.parametrize("order", ["import botnet, timm", "import timm, botnet"])
 def test_import_registers(order: str) -> None:
     program = f"{order}\nprint(timm.is_model('botnet50'), len(timm.list_models(module='zoo')))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

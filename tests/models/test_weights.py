@@ -1,0 +1,258 @@
+"""Weights from elsewhere give the function they gave there; files that could run code are refused."""
+
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from bottleneck_transformer_pytorch.bottleneck_transformer_pytorch import Attention as PyPIAttention
+from safetensors.torch import save_file
+from timm.layers.bottleneck_attn import BottleneckAttn
+from torch import nn
+
+from botnet.layers import MHSA2d
+from botnet.models import (
+    adopt_attention,
+    bottleneck_transformer,
+    fresh_parameters,
+    from_pretrained,
+    insert_bot,
+    insert_non_local,
+    load_resnet,
+    load_weights,
+    push_to_hub,
+    read_weights,
+    save_pretrained,
+    save_weights,
+)
+
+
+@pytest.fixture(scope="module")
+def resnet26() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("resnet26")
+
+
+def same(model: nn.Module, other: nn.Module, fresh: list[str]) -> bool:
+    """Whether all but the fresh parameters are equal, and all fresh ones are not taken from the other."""
+    ours, theirs = model.state_dict(), other.state_dict()
+    return all(torch.equal(ours[key], theirs[key]) for key in ours if key not in fresh)
+
+
+def test_everything_loads_but_the_replaced_layers(resnet26: nn.Module, tmp_path: Path) -> None:
+    save_file(resnet26.state_dict(), tmp_path / "resnet26.safetensors")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in resnet26.state_dict().items()}}, tmp_path / "r.pth"
+    )
+    for source in (tmp_path / "resnet26.safetensors", str(tmp_path / "r.pth"), resnet26.state_dict()):
+        model = timm.create_model("botnet26")
+        fresh = load_resnet(model, source)
+        assert fresh == [
+            f"layer4.{i}.conv2.{name}"
+            for i in (0, 1)
+            for name in ("qkv.weight", "pos_embed.height_rel", "pos_embed.width_rel")
+        ]
+        assert fresh == fresh_parameters(model)
+        assert same(model, resnet26, fresh)
+
+
+def test_loads_into_features_inputs_and_classes(resnet26: nn.Module) -> None:
+    features = timm.create_model("botnet26", features_only=True, out_indices=(1, 2, 3))
+    assert load_resnet(features, resnet26.state_dict()) == []
+    assert same(features, resnet26, [])
+
+    grey = timm.create_model("botnet26", in_chans=1, num_classes=10)
+    fresh = load_resnet(grey, resnet26.state_dict())
+    assert fresh[-2:] == ["fc.weight", "fc.bias"]
+    assert torch.allclose(grey.conv1.weight, resnet26.conv1.weight.sum(1, keepdim=True))
+    assert same(grey, resnet26, [*fresh, "conv1.weight"])
+
+
+def test_loads_around_inserted_blocks(resnet26: nn.Module) -> None:
+    model = insert_non_local(insert_bot(timm.create_model("resnet26"), stages=("c4", "c5")))
+    fresh = load_resnet(model, resnet26.state_dict())
+    assert {".".join(name.split(".")[:2]) for name in fresh} == {
+        "layer3.0_bot",
+        "layer3.1_non_local",
+        "layer4.0_bot",
+    }
+    ours = model.state_dict()
+    assert all(torch.equal(ours[key], tensor) for key, tensor in resnet26.state_dict().items())
+
+
+def test_loads_squeeze_excite_networks() -> None:
+    source = timm.create_model("senet_s0")
+    model = timm.create_model("botnet_t3", num_classes=0)
+    with pytest.raises(ValueError, match=r"the weights lack: layer4\.3"):  # T3 has more blocks in c5
+        load_resnet(model, source.state_dict())
+    model = bottleneck_transformer(timm.create_model("senet_s0"))
+    for block in model.layer4:
+        block.se = None
+    assert same(model, source, load_resnet(model, source.state_dict()))
+
+
+def test_torchvision_enum_and_timm_tag(resnet26: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    original = torchvision.models.resnet50(weights=None)
+    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda *_a, **_k: original.state_dict())
+    model = timm.create_model("botnet50")
+    assert same(model, original, load_resnet(model, weights))
+
+    asked = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: asked.append((a, k)) or resnet26)
+    load_resnet(create("botnet26"), "resnet26.bt_in1k")
+    assert asked == [(("resnet26.bt_in1k",), {"pretrained": True})]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("resnet50", "the weights have beyond it: layer1.2.bn1.bias, layer1.2.bn1.running_mean"),
+        ("resnet26d", "the weights lack: conv1.weight, layer1.0.downsample.0.weight"),
+    ],
+)
+def test_another_network_is_refused(source: str, message: str) -> None:
+    model = timm.create_model("botnet26")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=re.escape(f"not the ResNet of this BoTNet; {message}")):
+        load_resnet(model, timm.create_model(source).state_dict())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_another_width_is_refused() -> None:
+    model = timm.create_model("botnet50")
+    with pytest.raises(ValueError, match=r"the weights have in other shapes: layer1\.0\.bn1\.bias"):
+        load_resnet(model, timm.create_model("wide_resnet50_2").state_dict())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_timm_layer(stride: int, scaled: bool) -> None:
+    torch.manual_seed(0)
+    theirs = BottleneckAttn(64, feat_size=(8, 6), stride=stride, num_heads=2, scale_pos_embed=scaled).double()
+    nn.init.normal_(theirs.qkv.weight)
+    ours = adopt_attention(theirs)
+    x = torch.randn(2, 64, 8, 6, dtype=torch.float64)
+    assert isinstance(ours, MHSA2d)
+    assert torch.allclose(ours(x), theirs(x), rtol=1e-9)
+    assert ours(torch.randn(1, 64, 3, 11, dtype=torch.float64)).isfinite().all()
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_pypi_layer(relative: bool) -> None:
+    torch.manual_seed(0)
+    theirs = PyPIAttention(dim=64, fmap_size=(8, 6), heads=2, dim_head=32, rel_pos_emb=relative).double()
+    nn.init.normal_(theirs.to_qkv.weight)
+    ours = adopt_attention(theirs)
+    x = torch.randn(2, 64, 8, 6, dtype=torch.float64)
+    assert isinstance(ours, MHSA2d)
+    assert torch.allclose(ours(x), theirs(x), rtol=1e-9)
+
+
+def test_timm_network() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("botnet26t_256", num_classes=5).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # awake residual branches, so that attention matters
+            nn.init.constant_(module.weight, 0.7)
+    x = torch.randn(1, 3, 256, 256)
+    expected = model(x)
+    without = adopt_attention(model)
+    assert without is model
+    assert not any(isinstance(module, BottleneckAttn) for module in model.modules())
+    assert torch.allclose(model(x), expected, rtol=1e-4)
+    first = next(module for module in model.modules() if isinstance(module, MHSA2d))
+    nn.init.zeros_(first.qkv.weight)
+    assert not torch.allclose(model(x), expected, rtol=1e-2)
+    assert model(torch.randn(1, 3, 192, 96)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        BottleneckAttn(64, feat_size=(4, 4), qk_ratio=0.5),
+        BottleneckAttn(64, dim_out=128, feat_size=(4, 4)),
+        BottleneckAttn(64, feat_size=(4, 4), qkv_bias=True),
+        PyPIAttention(dim=64, fmap_size=(4, 4), heads=4, dim_head=8),
+    ],
+    ids=["narrow queries", "other width", "bias", "narrow heads"],
+)
+def test_foreign_forms_that_do_not_fit(layer: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"0: expected queries, keys and values of the input's 64 channels"):
+        adopt_attention(nn.Sequential(layer))
+
+
+def test_safetensors_round_trip(tmp_path: Path) -> None:
+    model = timm.create_model("botnet_tiny").to(memory_format=torch.channels_last)
+    save_weights(model, tmp_path / "net.safetensors")
+    other = timm.create_model("botnet_tiny")
+    load_weights(other, tmp_path / "net.safetensors")
+    assert same(other, model, [])
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_hub_folder_round_trip(tmp_path: Path, prefix: str) -> None:
+    model = timm.create_model("botnet_tiny", num_classes=5, in_chans=1, img_size=96).eval()
+    save_pretrained(model, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    other = from_pretrained(f"{prefix}{tmp_path}").eval()
+    x = torch.randn(1, 1, 64, 96)
+    assert torch.equal(other(x), model(x))
+    assert other.layer4[0].conv2.feat_size == model.layer4[0].conv2.feat_size == (6, 6)
+    assert from_pretrained(f"{prefix}{tmp_path}", num_classes=2)(x).shape == (1, 2)
+
+
+def test_hub_gets_safetensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("botnet.models.weights.push_to_hf_hub", lambda *a, **k: calls.append((a[1:], k)))
+    push_to_hub(timm.create_model("botnet_tiny"), "me/botnet", private=True)
+    assert calls == [(("me/botnet",), {"private": True, "safe_serialization": True})]
+    names = []
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: names.append(a[0]))
+    from_pretrained("me/botnet")
+    from_pretrained("hf-hub:me/botnet")
+    assert names == ["hf-hub:me/botnet"] * 2
+
+
+class Trap:
+    """A pickle that would write a file when read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_unsafe_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    torch.save({"weight": torch.ones(1), "extra": Trap(sprung)}, tmp_path / "trap.pth")
+    with pytest.raises(ValueError, match=r"trap\.pth: refused.*runs whatever program.*safetensors"):
+        read_weights(tmp_path / "trap.pth")
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Trap(sprung)))
+    with pytest.raises(ValueError, match=r"plain\.pkl: "):
+        load_resnet(timm.create_model("botnet_tiny"), tmp_path / "plain.pkl")
+    assert not sprung.exists()
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such file, and no network that timm knows"):
+        load_resnet(timm.create_model("botnet_tiny"), "gone.pth")
+    whole = tmp_path / "whole.safetensors"
+    save_file({"weight": torch.ones(100)}, whole)
+    for name, content in {
+        "cut.safetensors": whole.read_bytes()[:200],
+        "text.safetensors": b"not weights",
+        "empty.pth": b"",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            read_weights(tmp_path / name)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list\.pth: expected a dictionary of tensors, found list"):
+        read_weights(tmp_path / "list.pth")
