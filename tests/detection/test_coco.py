@@ -224,6 +224,21 @@ def test_encoding_returns(mask):
         np.testing.assert_array_equal(rle_api.decode(encoded), mask)
 
 
+def test_the_polygons_of_an_object_are_one_mask():
+    mask = decode_mask([[0, 0, 4, 0, 4, 4, 0, 4], [6, 2, 10, 2, 10, 6, 6, 6]], 8, 12)
+    expected = np.zeros((8, 12))
+    expected[:4, :4] = expected[2:6, 6:10] = 1
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    "counts", [encode_mask(np.ones((4, 5)))["counts"], [0, 20], [0, 21], "garbage!!~~", ""]
+)
+def test_run_lengths_of_another_size_are_refused(counts):
+    with pytest.raises(ValueError, match=r"."):
+        decode_mask({"size": [4, 5], "counts": counts}, 5, 4)
+
+
 # ---- pictures
 
 
