@@ -104,5 +104,7 @@ class MHSA2d(nn.Module):
             self.stride,
             self.implementation,
         )
-        sides = [-(-side // self.stride) for side in (height, width)]
-        return out.transpose(-1, -2).reshape(batch, self.dim, *sides)
+        sides = [(side + self.stride - 1) // self.stride for side in (height, width)]
+        out = out.transpose(1, 2).reshape(batch, *sides, self.dim).permute(0, 3, 1, 2)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return out if channels_last else out.contiguous()

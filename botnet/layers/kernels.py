@@ -18,6 +18,9 @@ Size = Sequence[int]
 # Queries of one head whose logits exist at one time: enough to keep the matrix products efficient.
 TILE = 1024
 
+# Tokens up to which the whole logits are cheaper than tiles (benchmarks/attention.py).
+SMALL = 256
+
 
 def relative_attention(
     q: Tensor,
@@ -54,12 +57,17 @@ def relative_attention(
         raise ValueError(f"{v.shape[2]} values do not fit a map of {height} x {width}")
     if position is not None and position.shape[-1] != height + width:
         raise ValueError(f"position logits are {position.shape[-1]} wide, expected {height} + {width}")
-    compute = IMPLEMENTATIONS[implementation or _choose(q, v)]
+    compute = IMPLEMENTATIONS[implementation or _choose(v.shape[2], v.device.type)]
     return compute(q, k, v, position, size, scale, pool)
 
 
-def _choose(q: Tensor, v: Tensor) -> Implementation:
-    return "tiled"
+def _choose(tokens: int, device: str) -> Implementation:
+    # Exported graphs are run elsewhere and at other sizes: stock operators, whatever this machine measures.
+    if torch.onnx.is_in_onnx_export():
+        return "reference"
+    if torch.compiler.is_exporting() or device != "cpu":
+        return "sdpa"
+    return "reference" if tokens <= SMALL else "tiled"
 
 
 def _windows(size: Size, pool: int, device: torch.device) -> Tensor:
@@ -122,12 +130,10 @@ def _flex(
     def score_mod(score: Tensor, image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         assert position is not None
         by_row = position[image, head, query, key // width]
-        by_column = position[image, head, query, height + key % width]
-        return by_row + by_column + (score if k is not None else 0.0)
+        return score + by_row + position[image, head, query, height + key % width]
 
-    out = flex_attention(
-        q, v if k is None else k, v, score_mod=None if position is None else score_mod, scale=scale
-    )
+    keys = torch.zeros_like(v) if k is None else k
+    out = flex_attention(q, keys, v, score_mod=None if position is None else score_mod, scale=scale)
     assert isinstance(out, Tensor)
     return _average(out, size, pool)
 
@@ -221,8 +227,8 @@ def _pool(weights: Tensor, group: int) -> Tensor:
 def _empty_output(q: Tensor, size: Size, pool: int) -> Tensor:
     """(B, heads, M, d), laid out so that the map it becomes is channels-last."""
     batch, heads, _, d = q.shape
-    height, width = size
-    return q.new_empty(batch, -(-height // pool) * -(-width // pool), heads, d).transpose(1, 2)
+    rows, columns = ((side + pool - 1) // pool for side in size)
+    return q.new_empty(batch, rows * columns, heads, d).transpose(1, 2)
 
 
 def _empty_gradients(q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None) -> list[Tensor]:

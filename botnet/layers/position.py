@@ -109,7 +109,7 @@ class RelativePosition(PositionTables):
     def _resized(table: Tensor, side: int) -> Tensor:
         # Crop and stretch in one expression of tensors: an exported graph then holds for every map size.
         last = len(table) // 2
-        offsets = torch.arange(1 - side, side, device=table.device)
+        offsets = _arange(1 - side, side, table)
         return _interpolate(table, offsets * last / offsets[-1].clamp(min=max(last, 1)) + last)
 
     @classmethod
@@ -144,7 +144,7 @@ class AbsolutePosition(PositionTables):
     @staticmethod
     def _resized(table: Tensor, side: int) -> Tensor:
         last = len(table) - 1
-        cells = torch.arange(side, device=table.device)
+        cells = _arange(0, side, table)
         margin = (last - cells[-1]).clamp(min=0).div(2, rounding_mode="floor")
         return _interpolate(table, cells * last / cells[-1].clamp(min=max(last, 1)) + margin)
 
@@ -180,6 +180,12 @@ def resize_position_tables(model: nn.Module, size: tuple[int, int]) -> dict[str,
         done[name] = module.resize((height, width))
         _log.info("%s: %s", name or "position tables", done[name])
     return done
+
+
+def _arange(start: int, stop: int, table: Tensor) -> Tensor:
+    """Coordinates on a table's device, in its precision or single precision, whichever is finer."""
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    return torch.arange(start, stop, device=table.device, dtype=dtype)
 
 
 def _interpolate(table: Tensor, coordinates: Tensor) -> Tensor:

@@ -1,0 +1,159 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import flex_attention
+from torch.profiler import profile
+
+from botnet.layers import kernels
+from botnet.layers.kernels import IMPLEMENTATIONS, relative_attention
+
+SIZE = (3, 5)
+TERMS = [(True, True), (True, False), (False, True)]
+
+
+@pytest.fixture
+def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles, the last one short, on maps small enough for a test."""
+    monkeypatch.setattr(kernels, "TILE", 8)
+
+
+@pytest.fixture
+def flex_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention refuses gradients on a CPU, where its eager form has them all the same."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+
+
+def draw(
+    size: tuple[int, int],
+    dtype: torch.dtype = torch.float64,
+    d: int = 4,
+    content: bool = True,
+    position: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Queries, keys, values and position logits of 2 images, 3 heads."""
+    torch.manual_seed(0)
+    tokens = size[0] * size[1]
+    q, k, v, p = (torch.randn(2, 3, tokens, n, dtype=dtype, requires_grad=True) for n in (d, d, d, sum(size)))
+    return q, k if content else None, v, p if position else None
+
+
+def plain(
+    q: Tensor, k: Tensor | None, v: Tensor, p: Tensor | None, size: tuple[int, int], pool: int
+) -> Tensor:
+    """The contract of `relative_attention`, query by query and key by key."""
+    height, width = size
+    out = torch.zeros_like(v)
+    for cell in range(height * width):
+        logits = torch.zeros(v.shape[:3], dtype=v.dtype)
+        for key in range(height * width):
+            if k is not None:
+                logits[:, :, key] += 0.3 * (q[:, :, cell] * k[:, :, key]).sum(-1)
+            if p is not None:
+                logits[:, :, key] += p[:, :, cell, key // width] + p[:, :, cell, height + key % width]
+        out[:, :, cell] = (logits.softmax(-1).unsqueeze(-1) * v).sum(2)
+    grid = out.unflatten(2, size)
+    windows = [
+        grid[:, :, y : y + pool, x : x + pool].mean((2, 3))
+        for y in range(0, height, pool)
+        for x in range(0, width, pool)
+    ]
+    return torch.stack(windows, 2)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize(("content", "position"), TERMS)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.usefixtures("tiny_tiles", "flex_gradients")
+def test_meets_the_contract(name: str, content: bool, position: bool, pool: int) -> None:
+    tensors = draw(SIZE, content=content, position=position)
+    out = relative_attention(*tensors, SIZE, 0.3, pool, name)
+    torch.testing.assert_close(out, plain(*tensors, SIZE, pool))
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize(("content", "position"), TERMS)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.usefixtures("tiny_tiles", "flex_gradients")
+def test_gradients(name: str, content: bool, position: bool, pool: int) -> None:
+    size = (2, 3)
+    tensors = draw(size, d=2, content=content, position=position)
+    if name == "flex":
+        # Numeric differences would compile it hundreds of times: compare with autograd on the plain loops.
+        inputs = [x for x in (tensors if content else tensors[2:]) if x is not None]
+        out, expected = relative_attention(*tensors, size, 0.3, pool, name), plain(*tensors, size, pool)
+        upstream = torch.randn_like(out)
+        for ours, theirs in zip(
+            torch.autograd.grad(out, inputs, upstream),
+            torch.autograd.grad(expected, inputs, upstream),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs)
+    else:
+        assert torch.autograd.gradcheck(
+            lambda *t: relative_attention(*t, size, 0.3, pool, name), tensors, fast_mode=True
+        )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.usefixtures("flex_gradients")
+def test_implementations_agree(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float, pool: int
+) -> None:
+    monkeypatch.setattr(kernels, "TILE", 64)
+    size = (9, 14)
+    exact = draw(size, d=16)
+    truth = relative_attention(*exact, size, 0.25, pool, "reference")
+    upstream = torch.randn_like(truth)
+    truths = [truth, *torch.autograd.grad(truth, exact, upstream)]
+    for name in IMPLEMENTATIONS:
+        tensors = [t.detach().to(dtype).requires_grad_() for t in exact]
+        out = relative_attention(*tensors, size, 0.25, pool, name)
+        found = [out, *torch.autograd.grad(out, tensors, upstream.to(dtype))]
+        for ours, theirs in zip(found, truths, strict=True):
+            assert ours.dtype == dtype
+            assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max(), name
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_tiled_never_holds_the_logits(pool: int) -> None:
+    """The largest allocation of a forward and backward pass stays at a tile; the plain formula's is N x N."""
+    size = (48, 48)
+    tokens = size[0] * size[1]
+    largest = {}
+    for name in ("tiled", "reference"):
+        q, k, v, p = (torch.randn(1, 1, tokens, n, requires_grad=True) for n in (4, 4, 4, sum(size)))
+        with profile(profile_memory=True) as record:
+            relative_attention(q, k, v, p, size, 0.5, pool, name).sum().backward()
+        largest[name] = max(event.self_cpu_memory_usage for event in record.events())
+    assert largest["reference"] >= 4 * tokens**2
+    assert largest["tiled"] <= 4 * tokens * kernels.TILE
+
+
+def test_second_derivative_is_refused() -> None:
+    tensors = draw(SIZE)
+    out = relative_attention(*tensors, SIZE, 0.3, 1, "tiled")
+    (grad,) = torch.autograd.grad(out.sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((7, 7), "reference"), ((14, 14), "reference"), ((32, 32), "tiled")]
+)
+def test_choice_by_size(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], expected: str) -> None:
+    chosen = []
+    for name, compute in list(IMPLEMENTATIONS.items()):
+        monkeypatch.setitem(IMPLEMENTATIONS, name, lambda *a, n=name, c=compute: (chosen.append(n), c(*a))[1])
+    relative_attention(*draw(size), size, 0.3)
+    assert chosen == [expected]
+
+
+def test_bad_input() -> None:
+    q, k, v, p = draw(SIZE)
+    with pytest.raises(ValueError, match="no logits"):
+        relative_attention(q, None, v, None, SIZE, 0.3)
+    with pytest.raises(ValueError, match="15 values do not fit a map of 4 x 5"):
+        relative_attention(q, k, v, p, (4, 5), 0.3)
+    with pytest.raises(ValueError, match="expected 3 \\+ 5"):
+        relative_attention(q, k, v, p[..., 1:], SIZE, 0.3)
