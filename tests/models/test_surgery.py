@@ -11,6 +11,7 @@ from torch import nn
 from botnet.layers import MHSA2d
 from botnet.layers.nonlocal_block import NonLocal2d
 from botnet.models import bottleneck_transformer, insert_bot, insert_non_local
+from tests.models.helpers import awake
 
 FAMILIES = [
     "resnet26",
@@ -34,18 +35,6 @@ def build(name: str) -> nn.Module:
     if name.startswith("torchvision"):
         return torchvision.models.get_model(name.split()[1], weights=None)
     return timm.create_model(name)
-
-
-def awake(model: nn.Module) -> nn.Module:
-    """Give every normalisation weights and statistics that a trained network could have."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.running_var):
-                tensor.uniform_(0.5, 1.5)
-            for tensor in (module.bias.data, module.running_mean):
-                tensor.normal_(std=0.1)
-    return model
 
 
 @pytest.fixture(scope="module")
