@@ -116,7 +116,9 @@ def _sdpa(
     query, key = torch.cat(queries, -1), torch.cat(keys, -1)
     # Linear-memory kernels ask for one width of queries, keys and values.
     full = max(key.shape[-1], v.shape[-1])
-    query, key, value = (F.pad(x, (0, full - x.shape[-1])) for x in (query, key, v))
+    query, key, value = (
+        torch.cat([x, x.new_zeros(*x.shape[:-1], full - x.shape[-1])], -1) for x in (query, key, v)
+    )
     out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     return _average(out[..., : v.shape[-1]], size, pool)
 
