@@ -77,7 +77,7 @@ def test_the_set_is_without_fault_and_as_counted(made, split):
 
 def test_masks_lie_on_the_pixels_of_their_digits(made):
     """A digit has one colour, which its surroundings do not have."""
-    checked = 0
+    around = []
     for image, target in CocoDataset(made / "instances_val.json", made / "val"):
         pixels = image.permute(1, 2, 0).numpy().astype(float)
         masks = target["masks"].numpy()
@@ -92,9 +92,10 @@ def test_masks_lie_on_the_pixels_of_their_digits(made):
             colour = np.median(pixels[inner], axis=0)
             like = np.abs(pixels - colour).max(-1) < 40
             assert like[inner].mean() > 0.98
-            assert like[outer].mean() < 0.3
-            checked += 1
-    assert checked > 60
+            around.append(like[outer].mean())
+    assert len(around) > 60
+    # The contrast is to the mean of what a digit covers: beside a busy one a photograph may be like it.
+    assert np.mean(around) < 0.05
 
 
 @pytest.mark.parametrize("below", [0, 60, 127, 200, 255])
