@@ -10,7 +10,7 @@ from torch import nn
 
 from botnet.layers import MHSA2d
 from botnet.layers.nonlocal_block import NonLocal2d
-from botnet.models import bottleneck_transformer, insert_bot, insert_non_local
+from botnet.models import bottleneck_transformer, insert_bot, insert_non_local, load_resnet
 from tests.models.helpers import awake
 
 FAMILIES = [
@@ -52,24 +52,39 @@ def attention(model: nn.Module) -> dict[str, MHSA2d]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_families_keep_every_other_tensor(name: str) -> None:
-    model = build(name)
-    before = {key: (tensor, tensor.clone()) for key, tensor in model.state_dict(keep_vars=True).items()}
-    names = {key for key in before if not key.startswith("layer4.") or ".conv2." not in key}
-    returned = bottleneck_transformer(model)
-
+def test_families_keep_every_other_module(name: str) -> None:
+    with torch.device("meta"):
+        model = build(name)
+        before = dict(model.named_modules())
+        tensors = model.state_dict(keep_vars=True)
+        returned = bottleneck_transformer(model)
     assert returned is model
-    after = model.state_dict(keep_vars=True)
-    assert len(attention(model)) == len(model.layer4)
-    assert names == {key for key in after if key.rpartition(".conv2.")[0] not in _blocks(model)}
-    for key in names:
-        assert after[key] is before[key][0]
-        assert torch.equal(after[key], before[key][1])
+    replaced = attention(model)
+    assert list(replaced) == [f"layer4.{i}.conv2" for i in range(len(model.layer4))]
+    inside = tuple(f"{name}." for name in replaced)
+    after = {name: m for name, m in model.named_modules() if not name.startswith(inside)}
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before.keys() - replaced.keys())
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(inside)}
+    now = model.state_dict(keep_vars=True)
+    assert all(now[key] is tensor for key, tensor in kept.items())
+    assert now.keys() - kept.keys() == {
+        key + table
+        for key in inside
+        for table in ("qkv.weight", "pos_embed.height_rel", "pos_embed.width_rel")
+    }
+
+
+@pytest.mark.parametrize("name", ["resnet26d", "seresnet50", "legacy_seresnet50", "torchvision resnet50"])
+def test_families_keep_every_value(name: str) -> None:
+    model = build(name)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    bottleneck_transformer(model)
+    after = model.state_dict()
+    kept = before.keys() & after.keys()
+    assert len(before) - len(kept) == len(model.layer4)
+    assert all(torch.equal(after[key], before[key]) for key in kept)
     assert model(torch.randn(2, 3, 64, 96)).isfinite().all()
-
-
-def _blocks(model: nn.Module) -> set[str]:
-    return {name.removesuffix(".conv2") for name in attention(model)}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -105,13 +120,15 @@ def test_s1_doubles_the_last_map(name: str) -> None:
         assert [level["reduction"] for level in s1.feature_info][-2:] == [16, 16]
 
 
-def test_attention_replaced_back_is_the_resnet(resnet26: nn.Module, net: nn.Module) -> None:
-    bottleneck_transformer(net)
+def test_attention_replaced_back_is_the_resnet() -> None:
+    resnet50 = awake(timm.create_model("resnet50", num_classes=10)).eval()
+    botnet50 = timm.create_model("botnet50", num_classes=10).eval()
+    load_resnet(botnet50, resnet50.state_dict())
     x = torch.randn(2, 3, 96, 64)
-    assert not torch.allclose(net(x), resnet26(x))
-    for block, original in zip(net.layer4, resnet26.layer4, strict=True):
+    assert not torch.allclose(botnet50(x), resnet50(x))
+    for block, original in zip(botnet50.layer4, resnet50.layer4, strict=True):
         block.conv2 = original.conv2
-    assert torch.equal(net(x), resnet26(x))
+    assert torch.equal(botnet50(x), resnet50(x))
 
 
 def test_blocks_with_zero_gamma_pass_on_their_shortcut(resnet26: nn.Module, net: nn.Module) -> None:
