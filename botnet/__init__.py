@@ -17,16 +17,25 @@ from wrapt import when_imported
 if TYPE_CHECKING:
     from botnet.detection import faster_rcnn, mask_rcnn
     from botnet.layers import MHSA2d
-    from botnet.models import bottleneck_transformer
+    from botnet.models import bottleneck_transformer, insert_bot, insert_non_local
 
 __version__ = "0.1.0"
 
-__all__ = ["MHSA2d", "bottleneck_transformer", "faster_rcnn", "mask_rcnn"]
+__all__ = [
+    "MHSA2d",
+    "bottleneck_transformer",
+    "faster_rcnn",
+    "insert_bot",
+    "insert_non_local",
+    "mask_rcnn",
+]
 
 _HOME = {
     "MHSA2d": "botnet.layers",
     "bottleneck_transformer": "botnet.models",
     "faster_rcnn": "botnet.detection",
+    "insert_bot": "botnet.models",
+    "insert_non_local": "botnet.models",
     "mask_rcnn": "botnet.detection",
 }
 

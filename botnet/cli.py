@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("images", type=Path, metavar="IMAGES/")
     check.add_argument("--no-decode", action="store_true", help="do not open the images: faster, finds less")
     check.set_defaults(run=_check_data)
+
+    info = commands.add_parser("info", help="count a network's parameters and multiply-adds, stage by stage")
+    info.add_argument("name", nargs="?", help="a ResNet-like network of timm or of this project")
+    info.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the image in pixels")
+    info.add_argument("--paper", action="store_true", help="every count of the paper beside ours")
+    info.set_defaults(run=_info)
     return parser
 
 
@@ -132,6 +138,25 @@ def _check_data(options: argparse.Namespace) -> int:
     errors = sum(problem.severity == "error" for problem in problems)
     print(f"{options.instances}: {errors} errors, {len(problems) - errors} warnings")
     return 1 if errors else 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from botnet.models.complexity import info, paper_table, render_info, render_paper
+
+    if options.paper == bool(options.name):
+        raise DataError("give the name of a network, or --paper")
+    if options.paper:
+        shown = render_paper(paper_table())
+    else:
+        try:
+            shown = render_info(info(options.name, tuple(options.size) if options.size else None))
+        except ValueError as error:
+            raise DataError(str(error)) from error
+    # A pipe has no width: the usual 80 columns would fold the table.
+    Console(width=None if sys.stdout.isatty() else 120).print(shown)
+    return 0
 
 
 if __name__ == "__main__":

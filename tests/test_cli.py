@@ -28,6 +28,15 @@ def test_help_is_quick_and_loads_nothing_heavy():
     assert seconds < 2
 
 
+def test_info(capsys):
+    assert main(["info", "botnet_tiny", "--size", "96", "128"]) == 0
+    assert "MHSA" in capsys.readouterr().out
+    assert main(["info", "resnet500"]) == 2
+    assert "resnet500" in capsys.readouterr().err
+    assert main(["info"]) == 2
+    assert "--paper" in capsys.readouterr().err
+
+
 def test_layers_do_without_timm_and_lightning():
     finished = python("import sys, botnet.layers; print(*sys.modules)")
     assert finished.returncode == 0, finished.stderr

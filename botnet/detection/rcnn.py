@@ -24,6 +24,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from botnet.models.weights import load_resnet
+
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 
 
@@ -254,6 +256,8 @@ class RCNN(nn.Module):
             maps c2..c5 from stride 4 on, and ``feature_info``.
         num_classes: object classes, without background.
         masks: predict masks as well as boxes.
+        weights: ImageNet weights for all of the backbone that is a ResNet (Section 4.1, note 6): a file, or
+            the name of a timm network with or without tag, such as "resnet50.a1_in1k", which is downloaded.
         canvas: side in pixels of the images to come; sizes the position tables of a BoTNet. Other
             sizes work too.
         fpn_channels: width of the pyramid and of the RPN's convolution.
@@ -291,6 +295,7 @@ class RCNN(nn.Module):
         num_classes: int,
         *,
         masks: bool = True,
+        weights: str | None = None,
         canvas: int = 1024,
         fpn_channels: int = 256,
         anchor_scale: float = 8.0,
@@ -311,12 +316,17 @@ class RCNN(nn.Module):
         bn_eps: float = 1e-5,
     ) -> None:
         # First of all, while the local names are the arguments and nothing else.
-        spec = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        # A checkpoint of the detector brings its weights along: nothing is to be fetched for it.
+        spec = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__", "weights")
+        }
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes counts the object classes without background, got {num_classes}")
         self.spec: dict[str, Any] | None = spec if isinstance(backbone, str) else None
         self.backbone = feature_backbone(backbone, canvas) if isinstance(backbone, str) else backbone
+        if weights is not None:
+            load_resnet(self.backbone, weights)
         feature_info: Any = self.backbone.feature_info
         reductions = feature_info.reduction()
         if len(reductions) != 4 or reductions[0] != 4:
@@ -343,6 +353,11 @@ class RCNN(nn.Module):
                 list(LEVELS[:4]), size, sampling_ratio=1, canonical_scale=roi_canonical_size
             )
 
+        box_head = TwoMLPHead(fpn_channels * 7**2, box_channels)
+        for module in [*self.rpn.head.conv.modules(), *box_head.modules()]:
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                # Fan-in scaling suits any width; torchvision's constants are meant for 256 channels.
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         box_predictor = FastRCNNPredictor(box_channels, num_classes + 1)
         for layer, std in ((box_predictor.cls_score, 0.01), (box_predictor.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
@@ -358,7 +373,7 @@ class RCNN(nn.Module):
             }
         self.roi_heads = RoIHeads(
             pool(7),
-            TwoMLPHead(fpn_channels * 7**2, box_channels),
+            box_head,
             box_predictor,
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,

@@ -293,6 +293,24 @@ def test_a_module_as_backbone_has_no_spec():
     assert faster_rcnn(backbone, 2, **SMALL).spec is None
 
 
+def test_imagenet_weights_reach_all_but_the_attention(tmp_path):
+    from safetensors.torch import save_file
+
+    resnet = timm.create_model("resnet50")
+    file = tmp_path / "resnet50.safetensors"
+    save_file(resnet.state_dict(), file)
+    detector = mask_rcnn("botnet50", 3, weights=str(file), **{**SMALL, **MASKS})
+    state = resnet.state_dict()
+    attention = {
+        name for name in detector.backbone.state_dict() if ".conv2.qkv" in name or "pos_embed" in name
+    }
+    assert len(attention) == 9
+    for name, value in detector.backbone.state_dict().items():
+        if name not in attention:
+            assert torch.equal(value, state[name]), name
+    assert "weights" not in detector.spec
+
+
 def test_bad_requests_are_refused():
     with pytest.raises(ValueError, match="without background, got 0"):
         mask_rcnn("botnet_tiny", 0)
