@@ -4,6 +4,7 @@ A query adds ``position[row] + position[H + column]`` to the logit of the key at
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import product
 from typing import Any, Literal
 
@@ -41,16 +42,18 @@ def relative_attention(
         position: (B, heads, N, H + W), what a query adds to every key of a row, then of a column; or None.
         size: (H, W) of the map.
         scale: factor on q k^T; the position logits come already scaled.
-        pool: side and stride of the pooling windows, default 1; a window over the edge averages what it has.
+        pool: 1, or 2 for 2x2 windows; one over the edge of an odd map averages the cells it has.
         implementation: force one of `IMPLEMENTATIONS`; default the one that measures best here.
 
     Returns:
         (B, heads, M, d), M = ceil(H / pool) * ceil(W / pool).
 
     Raises:
-        ValueError: without keys and position both, or when the tensors do not fit the map.
+        ValueError: without keys and position both, when the tensors do not fit the map, on another pool.
     """
     height, width = size
+    if pool not in (1, 2):
+        raise ValueError(f"pool={pool}: expected 1 or 2")
     if k is None and position is None:
         raise ValueError("no logits: give keys, position logits or both")
     if v.shape[2] != height * width:
@@ -71,8 +74,10 @@ def _choose(tokens: int, device: str) -> Implementation:
 
 
 def _windows(size: Size, pool: int, device: torch.device) -> Tensor:
-    """Cells (pool^2, M) of each pooling window. At the edge a cell stands in for the one beyond it, which
-    leaves the average of the window's own cells: cut evenly, every cell is repeated equally often."""
+    """Cells (pool^2, M) of each pooling window.
+
+    A 2x2 window over the edge of an odd map has its cells twice instead, which leaves their average as it is.
+    """
     y, x = (
         torch.arange(side + pool - 1, device=device).clamp(max=side - 1).unfold(0, pool, pool)
         for side in size
@@ -223,7 +228,7 @@ def _weights(
 
 def _pool(weights: Tensor, group: int) -> Tensor:
     """Sum over the queries of each window: the pool is linear, so it may act before the values do."""
-    return weights if group == 1 else weights.unflatten(0, (group, -1)).sum(0)
+    return reduce(torch.add, weights.chunk(group))
 
 
 def _empty_output(q: Tensor, size: Size, pool: int) -> Tensor:

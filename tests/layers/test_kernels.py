@@ -157,3 +157,5 @@ def test_bad_input() -> None:
         relative_attention(q, k, v, p, (4, 5), 0.3)
     with pytest.raises(ValueError, match="expected 3 \\+ 5"):
         relative_attention(q, k, v, p[..., 1:], SIZE, 0.3)
+    with pytest.raises(ValueError, match="pool=3: expected 1 or 2"):
+        relative_attention(q, k, v, p, SIZE, 0.3, pool=3)

@@ -1,0 +1,104 @@
+"""Paired timing, peak memory and the roofline, for every benchmark here."""
+
+import ctypes
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def alternate(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each function, one call per round in turn, so that a busy moment falls on all alike.
+
+    Args:
+        functions: what to time, by name; each is called once more, untimed, before.
+        rounds: timed calls of each.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for turn in range(rounds):
+        names = list(functions)
+        for name in names if turn % 2 == 0 else reversed(names):
+            synchronize()
+            start = time.perf_counter()
+            functions[name]()
+            synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over the rounds of how many times longer the first takes."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def synchronize() -> None:
+    """Wait for a GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory(function: Callable[[], Any]) -> int:
+    """Bytes that one call holds at most above what is held before it.
+
+    On a CPU this is the process's resident peak as Linux counts it, so libraries' workspaces are in it.
+    """
+    function()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    if not sys.platform.startswith("linux"):
+        raise RuntimeError("peak memory of a CPU run is read from Linux's /proc: run with --no-memory")
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak restarts from what is resident now
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} in /proc/self/status")
+
+
+def gemm_rate(dtype: torch.dtype, device: torch.device, rounds: int = 5) -> float:
+    """Multiply-adds per second of a large square matrix product: the roof of a roofline."""
+    side = 4096
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return side**3 / min(alternate({"gemm": lambda: a @ b}, rounds)["gemm"])
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "load": os.getloadavg()[0],
+    }
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Results of earlier runs, by case; empty without a file."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Write the results so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1))
