@@ -19,7 +19,7 @@ from typing import Any
 import matplotlib
 import torch
 from bottleneck_transformer_pytorch.bottleneck_transformer_pytorch import Attention
-from common import alternate, gemm_rate, load, machine, peak_memory, ratio, save
+from common import alternate, choose_clock, gemm_rate, load, machine, peak_memory, ratio, save
 from rich.console import Console
 from rich.table import Table
 from timm.layers.bottleneck_attn import BottleneckAttn
@@ -48,8 +48,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--again", action="store_true", help="measure also what the file has already")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks/attention.json"))
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread by its CPU time, on a busy machine"
+    )
     args = parser.parse_args()
 
+    clock = choose_clock(args.cpu_time)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = load(args.out)
     for dtype in args.dtypes:
@@ -58,7 +62,7 @@ def main() -> None:
                 for kind in args.passes:
                     case = f"{dtype} {size} stride {stride} {kind}"
                     if args.again or case not in results:
-                        results[case] = measure(dtype, size, stride, kind, args.rounds, device)
+                        results[case] = measure(dtype, size, stride, kind, args.rounds, device, clock)
                         save(args.out, results)
     Console(width=150).print(tabulate(results))
     for line in [*targets(results), *draw(results, args.out)]:
@@ -66,7 +70,13 @@ def main() -> None:
 
 
 def measure(
-    dtype: str, size: str, stride: int, kind: str, rounds: int, device: torch.device
+    dtype: str,
+    size: str,
+    stride: int,
+    kind: str,
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float],
 ) -> dict[str, Any]:
     """Seconds per round and peak bytes of every layer, for one case."""
     height, width = (int(side) for side in size.split("x"))
@@ -76,14 +86,14 @@ def measure(
     x = torch.randn(batch, DIM, height, width, device=device).to(number, memory_format=torch.channels_last)
     runs = {name: run(layer, x, kind) for name, layer in layers.items()}
     # Small maps are over in a moment: as many more rounds.
-    seconds = alternate(runs, rounds if height * width > 14 * 14 else 10 * rounds)
+    seconds = alternate(runs, rounds if height * width > 14 * 14 else 10 * rounds, clock)
     return {
         "tokens": height * width,
         "seconds": seconds,
         "memory": {name: peak_memory(call) for name, call in runs.items()},
-        "gemm": gemm_rate(number, device),
+        "gemm": gemm_rate(number, device, clock),
         "products": products(height, width, stride, kind) * batch,
-        "machine": machine(device),
+        "machine": machine(device, clock),
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import timm
 import torch
-from common import alternate, load, machine, ratio, save
+from common import alternate, choose_clock, load, machine, ratio, save
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -36,8 +36,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--again", action="store_true", help="measure also what the file has already")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks/backbone.json"))
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread by its CPU time, on a busy machine"
+    )
     args = parser.parse_args()
 
+    clock = choose_clock(args.cpu_time)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = load(args.out)
     for size in args.sizes:
@@ -45,14 +49,16 @@ def main() -> None:
             case = f"{size} {kind}"
             if args.again or case not in results:
                 results[case] = {
-                    "seconds": measure(size, kind, args.rounds, device),
-                    "machine": machine(device),
+                    "seconds": measure(size, kind, args.rounds, device, clock),
+                    "machine": machine(device, clock),
                 }
                 save(args.out, results)
     Console().print(tabulate(results))
 
 
-def measure(size: int, kind: str, rounds: int, device: torch.device) -> dict[str, list[float]]:
+def measure(
+    size: int, kind: str, rounds: int, device: torch.device, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Seconds per round of each backbone."""
     print(f"{size} px, {kind}: botnet {botnet.__version__} on {device}", flush=True)
     torch.manual_seed(0)
@@ -68,7 +74,7 @@ def measure(size: int, kind: str, rounds: int, device: torch.device) -> dict[str
         network.to(device, memory_format=torch.channels_last).train(kind == "training")
     x = torch.randn(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
     step = training if kind == "training" else inference
-    return alternate({name: step(network, x) for name, network in networks.items()}, rounds)
+    return alternate({name: step(network, x) for name, network in networks.items()}, rounds, clock)
 
 
 def training(network: nn.Module, x: torch.Tensor) -> Callable[[], None]:

@@ -14,12 +14,15 @@ from typing import Any
 import torch
 
 
-def alternate(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def alternate(
+    functions: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each function, one call per round in turn, so that a busy moment falls on all alike.
 
     Args:
         functions: what to time, by name; each is called once more, untimed, before.
         rounds: timed calls of each.
+        clock: seconds by the wall, by default.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
@@ -28,16 +31,24 @@ def alternate(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
         names = list(functions)
         for name in names if turn % 2 == 0 else reversed(names):
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             functions[name]()
             synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
     """Median over the rounds of how many times longer the first takes."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def choose_clock(cpu_time: bool) -> Callable[[], float]:
+    """The wall's clock; or, for a machine that others use too, one thread by the processor's time."""
+    if not cpu_time:
+        return time.perf_counter
+    torch.set_num_threads(1)
+    return time.process_time
 
 
 def synchronize() -> None:
@@ -74,18 +85,19 @@ def _status(field: str) -> int:
     raise RuntimeError(f"no {field} in /proc/self/status")
 
 
-def gemm_rate(dtype: torch.dtype, device: torch.device, rounds: int = 5) -> float:
+def gemm_rate(dtype: torch.dtype, device: torch.device, clock: Callable[[], float]) -> float:
     """Multiply-adds per second of a large square matrix product: the roof of a roofline."""
     side = 4096
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return side**3 / min(alternate({"gemm": lambda: a @ b}, rounds)["gemm"])
+    return side**3 / min(alternate({"gemm": lambda: a @ b}, 3, clock)["gemm"])
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device, clock: Callable[[], float]) -> dict[str, Any]:
     """What the numbers were measured on."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     return {
         "device": name,
+        "clock": clock.__name__,
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
