@@ -39,8 +39,12 @@ class NonLocal2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map of shape B C H W to a map of the same shape."""
-        # B C H W -> B 1 N C: one head over N = H*W tokens
-        q, k, v = (f(x).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.query, self.key, self.value))
-        y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-        y = y.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
-        return x + self.norm(self.proj(y))
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        # B C H W -> B N C: one head over N = H*W tokens
+        y = F.scaled_dot_product_attention(
+            q.flatten(2).transpose(1, 2),
+            k.flatten(2).transpose(1, 2),
+            v.flatten(2).transpose(1, 2),
+            scale=1.0,
+        )
+        return x + self.norm(self.proj(y.transpose(1, 2).reshape(v.shape)))

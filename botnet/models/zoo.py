@@ -18,6 +18,7 @@ from timm.models.resnet import Bottleneck, ResNet
 
 from botnet.layers import MHSA2d
 from botnet.layers.nonlocal_block import NonLocal2d
+from botnet.layers.torchscript import scriptable
 from botnet.models.surgery import bottleneck_transformer, insert_bot, insert_non_local
 
 
@@ -131,6 +132,10 @@ class BoTNet(ResNet):
             if isinstance(module, MHSA2d)
             for name in module.no_weight_decay()
         }
+
+    def __prepare_scriptable__(self) -> "BoTNet":
+        """What `torch.jit.script` is given in place of this network."""
+        return scriptable(self)
 
 
 def _register(name: str, network: Network) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 import botnet  # noqa: F401 (registers the networks)
 from botnet.layers import MHSA2d
+from botnet.layers.torchscript import scriptable
 from botnet.models import fresh_parameters, load_resnet
 from tests.models.helpers import awake
 
@@ -89,6 +90,30 @@ def test_compiled_botnet50_is_one_graph() -> None:
     expected = torch.autograd.grad(model(x).square().sum(), model.layer4[0].conv2.qkv.weight)[0]
     found = torch.autograd.grad(compiled(x).square().sum(), model.layer4[0].conv2.qkv.weight)[0]
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+@pytest.mark.parametrize("name", ["botnet_tiny", "resnet50_nl"])
+def test_torchscript(name: str, tmp_path: Path) -> None:
+    model = awake(timm.create_model(name, num_classes=10)).eval()
+    before = str(model)
+    torch.jit.script(model).save(tmp_path / "net.pt")
+    scripted = torch.jit.load(tmp_path / "net.pt")
+    with torch.no_grad():
+        for size in ((64, 96), (96, 160)):
+            x = torch.randn(2, 3, *size)
+            assert torch.allclose(scripted(x), model(x), rtol=1e-3, atol=1e-4)
+    assert str(model) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+def test_torchscript_of_features() -> None:
+    model = awake(timm.create_model("botnet_tiny", features_only=True)).eval()
+    scripted = torch.jit.script(scriptable(model))
+    x = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        pairs = zip(scripted(x), model(x), strict=True)
+        assert all(torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4) for ours, theirs in pairs)
 
 
 def test_channels_last_and_autocast() -> None:
