@@ -135,6 +135,15 @@ def test_each_label_is_that_of_its_digit(monkeypatch):
         assert 0.7 * (5 + label) * (20 - label) <= mask.sum() <= (5 + label) * (20 - label)
 
 
+def test_each_label_has_the_name_of_its_digit(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        digits, "_paste_digits", lambda rng, picture, *_: [(7, np.ones(picture.shape[:2], bool))]
+    )
+    made_in(tmp_path / "set")
+    samples = CocoDataset(tmp_path / "set" / "instances_val.json", tmp_path / "set" / "val")
+    assert [samples.instances.class_names[label - 1] for label in samples[0][1]["labels"]] == ["seven"]
+
+
 def test_no_digit_is_buried(monkeypatch):
     """Where there is room for one only, one is pasted, and the truth tells of one."""
     full = [np.full((1, 28, 28), 255, np.uint8)] * 10
@@ -152,9 +161,12 @@ def test_the_seed_decides_everything(tmp_path):
     assert len(one) == 12 + 4 + 2
     assert one == two
     assert not any(one[name] == other[name] for name in one)
-    # train and val are drawn apart
-    first = [json.loads(one[f"instances_{split}.json"])["annotations"][0] for split in ("train", "val")]
-    assert first[0] != first[1]
+    # train and val are drawn apart: not even their sizes agree
+    shapes = [
+        [(image["height"], image["width"]) for image in json.loads(one[f"instances_{split}.json"])["images"]]
+        for split in ("train", "val")
+    ]
+    assert not set(zip(shapes[0], shapes[1], strict=False)) & {(shape, shape) for shape in shapes[0]}
 
 
 def test_an_image_does_not_depend_on_the_number_of_images(tmp_path):
