@@ -40,6 +40,7 @@ PHOTOGRAPHS = {
         ("sklearn.datasets.images", "flower.jpg"),
     ],
 }
+RECIPE = 2  # to be raised with every change of what the same arguments make
 VAL_SHARE = 0.2  # of the digits; photographs are split above
 MAX_OBJECTS = 5
 MIN_VISIBLE = 0.8  # of each digit's own pixels, after later digits have covered it
@@ -75,7 +76,7 @@ def make_digits(
     directory = Path(directory)
     if min(train, val) < 1 or size < 64:
         raise DataError(f"make-digits needs train >= 1, val >= 1, size >= 64; got {train}, {val}, {size}")
-    settings = {"train": train, "val": val, "size": size, "seed": seed}
+    settings = {"train": train, "val": val, "size": size, "seed": seed, "recipe": RECIPE}
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         return {"directory": directory, "made": False} | _existing(directory, settings)
 
