@@ -16,18 +16,17 @@ help:
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
 	touch $@
 
-# OMP_WAIT_POLICY: threads that wait by spinning would take the cores from the processes that prepare images.
 quickstart: .venv/installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/quickstart.py
+	$(BIN)/python scripts/quickstart.py
 
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 overfit: .venv/installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/overfit.py $(COCO_BY)/instances_train.json $(COCO_BY)/images
+	$(BIN)/python scripts/overfit.py $(COCO_BY)/instances_train.json $(COCO_BY)/images
 
 full-size: .venv/installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/full_size.py $(COCO_BY)
+	$(BIN)/python scripts/full_size.py $(COCO_BY)
