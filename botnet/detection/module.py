@@ -142,7 +142,7 @@ class DetectionModule(L.LightningModule):
     ) -> None:
         super().__init__()
         # The attention and oneDNN's and cuDNN's convolutions are at their best with channels last.
-        self.detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.detector = detector.to(memory_format=torch.channels_last)
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.warmup_steps, self.warmup_learning_rate = warmup_steps, warmup_learning_rate
         self.decay_at = tuple(decay_at)
