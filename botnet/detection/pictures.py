@@ -91,7 +91,8 @@ def plot_curves(tables: Sequence[Path], path: Path) -> None:
         with table.open(newline="") as file:
             for row in csv.DictReader(file):
                 for name, value in row.items():
-                    if name.startswith(("train/", "val/")) and value:
+                    # val/AP repeats the mask's (or the box's) AP for the choice of the best checkpoint.
+                    if name.startswith(("train/", "val/")) and name != "val/AP" and value:
                         series.setdefault(name, []).append((float(row["step"]), float(value)))
     figure, (losses, precision) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name, points in series.items():
