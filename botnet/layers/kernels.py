@@ -17,7 +17,7 @@ Implementation = Literal["reference", "tiled", "sdpa", "flex"]
 Size = Sequence[int]
 
 # Queries of one head whose logits exist at one time: enough to keep the matrix products efficient.
-TILE = 1024
+TILE = 512
 
 # Tokens up to which the whole logits are cheaper than tiles (benchmarks/attention.py).
 SMALL = 256
@@ -181,6 +181,7 @@ def _tiled_backward(
     windows = _windows(size, pool, q.device)
     group, step = len(windows), max(1, TILE // len(windows))
     buffer = q.new_empty(windows[:, :step].numel(), v.shape[2])
+    grad_buffer = q.new_empty(windows[0, :step].numel(), v.shape[2])
     with torch.autocast(q.device.type, enabled=False):
         for head in product(range(q.shape[0]), range(q.shape[1])):
             keys = None if k is None else k[head].contiguous()
@@ -196,7 +197,7 @@ def _tiled_backward(
                 rows = upstream[start : start + step]
                 sums[0] += _pool(weights, group).t() @ rows
                 # The queries of a window share their output, hence the gradient of their weights.
-                grad_weights = rows @ values.t()
+                grad_weights = torch.mm(rows, values.t(), out=grad_buffer[: len(rows)])
                 for member in weights.chunk(group):
                     torch.ops.aten._softmax_backward_data.out(
                         grad_weights, member, -1, member.dtype, grad_input=member
