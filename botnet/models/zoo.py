@@ -17,7 +17,6 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import Bottleneck, ResNet
 
 from botnet.layers import MHSA2d
-from botnet.layers.nonlocal_block import NonLocal2d
 from botnet.layers.torchscript import scriptable
 from botnet.models.surgery import bottleneck_transformer, insert_bot, insert_non_local
 
@@ -171,4 +170,3 @@ for _name, _network in NETWORKS.items():
 
 # torch.fx takes attention as one operation: its shape arithmetic depends on the size of the map.
 register_notrace_module(MHSA2d)
-register_notrace_module(NonLocal2d)

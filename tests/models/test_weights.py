@@ -229,6 +229,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_unsafe_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     sprung = tmp_path / "sprung"
     torch.save({"weight": torch.ones(1), "extra": Trap(sprung)}, tmp_path / "trap.pth")
