@@ -17,7 +17,7 @@ from wrapt import when_imported
 if TYPE_CHECKING:
     from botnet.detection import faster_rcnn, mask_rcnn
     from botnet.layers import MHSA2d
-    from botnet.models import bottleneck_transformer, insert_bot, insert_non_local
+    from botnet.models import bottleneck_transformer, insert_bot, insert_non_local, load_resnet
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "faster_rcnn",
     "insert_bot",
     "insert_non_local",
+    "load_resnet",
     "mask_rcnn",
 ]
 
@@ -36,6 +37,7 @@ _HOME = {
     "faster_rcnn": "botnet.detection",
     "insert_bot": "botnet.models",
     "insert_non_local": "botnet.models",
+    "load_resnet": "botnet.models",
     "mask_rcnn": "botnet.detection",
 }
 

@@ -152,6 +152,16 @@ class DetectionModule(L.LightningModule):
         self.sheets: list[tuple[int, Any]] = []
         self.report: dict[str, dict[str, Any]] = {}
 
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise DataError("the classes come with the data: trainer.fit(module, CocoDataModule(...))")
+        if self.detector.num_classes != data.num_classes:
+            raise DataError(
+                f"the detector has {self.detector.num_classes} classes, {data.train_instances.path} has "
+                f"{data.num_classes}; build it with num_classes={data.num_classes}"
+            )
+
     # ---- training
 
     @rank_zero_only

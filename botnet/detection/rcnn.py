@@ -282,6 +282,7 @@ class RCNN(nn.Module):
         bn_eps: of every batch norm; the paper's codebase has 1e-4.
 
     Attributes:
+        num_classes: as given.
         spec: what the detector was built from, plain data that a checkpoint can hold; ``None`` where
             the backbone was passed as a module and cannot be named.
 
@@ -323,6 +324,7 @@ class RCNN(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes counts the object classes without background, got {num_classes}")
+        self.num_classes = num_classes
         self.spec: dict[str, Any] | None = spec if isinstance(backbone, str) else None
         self.backbone = feature_backbone(backbone, canvas) if isinstance(backbone, str) else backbone
         if weights is not None:

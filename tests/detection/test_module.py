@@ -4,13 +4,14 @@ import csv
 import json
 import pickle
 
+import lightning.pytorch as L
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 from botnet.cli import main
-from botnet.detection import DetectionModule, load_detector, mask_rcnn
+from botnet.detection import CocoDataModule, DetectionModule, load_detector, mask_rcnn
 from botnet.detection.module import parameter_groups
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
@@ -114,6 +115,23 @@ def test_train_and_val_must_have_the_same_categories(digits, tmp_path, capsys):
     message = capsys.readouterr().err
     assert str(other) in message
     assert "same categories" in message
+
+
+def test_a_detector_of_another_class_count_is_refused(digits):
+    data = CocoDataModule(
+        *(digits / name for name in ("instances_train.json", "train", "instances_val.json", "val")),
+        canvas=64,
+        num_workers=0,
+    )
+
+    def trainer():
+        return L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+
+    module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
+    with pytest.raises(DataError, match=r"has 2 classes, .*instances_train\.json has 10"):
+        trainer().fit(module, data)
+    with pytest.raises(DataError, match="the classes come with the data"):
+        trainer().fit(module, data.train_dataloader())
 
 
 def test_fewer_images_than_a_batch_are_refused(digits, tmp_path, capsys):
