@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart test overfit full-size
+.PHONY: help quickstart test overfit full-size bench-attention bench-backbone
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
 	@echo "make test        lint, types and tests"
 	@echo "make overfit     learn four photographs by heart (COCO_BY=folder of COCO photographs)"
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images measured (COCO_BY as above)"
+	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -30,3 +31,9 @@ overfit: .venv/installed
 
 full-size: .venv/installed
 	$(BIN)/python scripts/full_size.py $(COCO_BY)
+
+bench-attention: .venv/installed
+	$(BIN)/python benchmarks/attention.py
+
+bench-backbone: .venv/installed
+	$(BIN)/python benchmarks/backbone.py
