@@ -49,7 +49,7 @@ class PositionTables(nn.Module):
             loaded = state_dict.get(prefix + name)
             if loaded is None:
                 continue
-            if loaded.isnan().any():
+            if not loaded.is_meta and loaded.isnan().any():
                 errors.append(f"position table {prefix}{name} has NaN entries: the checkpoint is damaged")
             fits = loaded.ndim == 2 and loaded.shape[1] == table.shape[1] and self._fits(len(loaded))
             if fits and len(loaded) != len(table):
