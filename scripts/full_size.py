@@ -43,6 +43,8 @@ def main() -> None:
         "data", type=Path, help="folder with instances_train.json, instances_val.json, images/"
     )
     folder = parser.parse_args().data
+    if not (folder / "instances_train.json").is_file():
+        raise SystemExit(f"no instances_train.json in {folder}; make full-size COCO_BY=folder (see README)")
     L.seed_everything(0)
     data = CocoDataModule(
         folder / "instances_train.json",

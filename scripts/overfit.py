@@ -44,6 +44,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/overfit"), help="new run folder")
     options = parser.parse_args()
     started = time.monotonic()
+    if not options.instances.is_file():
+        sys.exit(f"no instances file {options.instances}; give one: make overfit COCO_BY=folder (see README)")
+    if options.run.exists():
+        sys.exit(f"{options.run} exists; remove it, or give another folder by --run")
     options.run.mkdir(parents=True, exist_ok=True)
     four = options.run / "instances.json"
     four.write_text(json.dumps(choose(json.loads(options.instances.read_text()))))
