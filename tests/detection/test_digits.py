@@ -182,7 +182,7 @@ def test_other_sizes(tmp_path, size):
         assert max(image.shape) == size
         heights = target["boxes"][:, 3] - target["boxes"][:, 1]
         assert heights.max() <= size
-        assert heights.min() >= 0.5 * size / 10
+        assert heights.min() >= 0.5 * size / 6
 
 
 def test_the_same_set_is_not_made_again(tmp_path):
