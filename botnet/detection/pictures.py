@@ -42,7 +42,9 @@ def draw(image: Tensor, result: dict[str, Any], class_names: Sequence[str], thre
     colours = [colour_of(int(result["labels"][i])) for i in shown]
     if result.get("masks") and shown:
         masks = torch.from_numpy(rle_api.decode([result["masks"][i] for i in shown])).permute(2, 0, 1).bool()
-        image = draw_segmentation_masks(image, masks, alpha=0.55, colors=list(colours))
+        # One by one, the large ones first: drawn at once, torchvision blackens where masks overlap.
+        for index in masks.sum((1, 2)).argsort(descending=True).tolist():
+            image = draw_segmentation_masks(image, masks[index], alpha=0.55, colors=[colours[index]])
     picture = to_pil_image(image)
     zoom = max(1.0, LEAST_SIDE / max(picture.size))
     picture = picture.resize((round(picture.width * zoom), round(picture.height * zoom)))
