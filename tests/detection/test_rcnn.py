@@ -12,20 +12,10 @@ import botnet  # noqa: F401  (registers the networks)
 from botnet.detection import faster_rcnn, mask_rcnn
 from botnet.detection.rcnn import RCNN, Anchors, box_losses, mask_targets
 from botnet.detection.results import paste_mask
+from tests.recipes import DETECTOR
 
-SMALL = {
-    "canvas": 96,
-    "fpn_channels": 16,
-    "anchor_scale": 4,
-    "rpn_samples": 32,
-    "rpn_pre_nms": 50,
-    "rpn_post_nms": 30,
-    "rpn_pre_nms_eval": 50,
-    "rpn_post_nms_eval": 30,
-    "roi_samples": 16,
-    "box_channels": 32,
-}
-MASKS = {"mask_channels": 16, "mask_convs": 1}
+MASKS = {key: DETECTOR[key] for key in ("mask_channels", "mask_convs")}
+SMALL = {key: value for key, value in DETECTOR.items() if key not in {"backbone", *MASKS}} | {"canvas": 96}
 
 
 def small_detector(**changes):
