@@ -227,3 +227,18 @@ def test_timm_options() -> None:
     assert model.layer4[2].drop_path.drop_prob == pytest.approx(0.2)
     assert model.feature_info[-1]["reduction"] == 16
     assert tiny(global_pool="catavgmax").head_hidden_size == 2 * 768
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_runs_on_real_tensors(name):
+    model = timm.create_model(name, img_size=64, num_classes=3)
+    for size in ((64, 64), (64, 96)):
+        logits = model(torch.randn(2, 3, *size))
+        assert logits.shape == (2, 3)
+        assert logits.isfinite().all()
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    twin = timm.create_model(name, img_size=64, num_classes=3)
+    twin.load_state_dict(model.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model.eval()(image), twin.eval()(image))
