@@ -127,7 +127,8 @@ class TrainingCLI(LightningCLI):
             ),
             RichProgressBar() if Console().is_terminal else LineProgress(),
         ]
-        kwargs["callbacks"] = callbacks
+        own = config.callbacks or []
+        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
         kwargs["enable_progress_bar"] = Console().is_terminal
         # Lightning's table counts no multiply-adds here and says 0; the modules introduce themselves.
         kwargs["enable_model_summary"] = bool(config.enable_model_summary)

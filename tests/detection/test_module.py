@@ -72,6 +72,14 @@ def test_a_run_goes_on_where_it_stopped(run):
     assert json.loads((folder / "metrics.json").read_text())["step"] == 4
 
 
+def test_callbacks_of_the_recipe_are_kept(digits, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
+    watch = ["--trainer.callbacks", "lightning.pytorch.callbacks.LearningRateMonitor"]
+    assert main(["fit", "--config", str(recipe), *watch]) == 0
+    header = (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    assert "lr-SGD" in header
+
+
 def test_validate_gives_the_numbers_of_the_run(run):
     recipe, folder = run
     checkpoint = folder / "checkpoints" / "last.ckpt"
