@@ -5,7 +5,7 @@
 
 Peers: timm's BottleneckAttn (positions scaled, as the authors' code has it), the PyPI package
 bottleneck-transformer-pytorch, and the plain formula. "botnet" is the layer as it comes; "sdpa" and the like
-are its implementations, forced. All have the same weights and the same input, 512 channels in channels_last,
+are its other implementations, forced. All have the same weights and the same input, 512 channels in channels_last,
 and are timed in turns. FlexAttention joins them on a GPU only: on a CPU it has no kernel with gradients.
 """
 
@@ -26,13 +26,14 @@ from timm.layers.bottleneck_attn import BottleneckAttn
 from torch import Tensor, nn
 
 from botnet.layers import MHSA2d
-from botnet.layers.kernels import SMALL
+from botnet.layers.kernels import choose
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 DIM, HEADS = 512, 4
 PEERS = ("timm", "pypi", "reference")
+OWN = ("tiled", "sdpa")
 # Batch 32 at the sizes of ImageNet classification, 1 at those of detection.
 MAPS = ("7x7", "14x14", "32x32", "64x64", "64x96", "80x80", "96x96")
 
@@ -83,10 +84,14 @@ def measure(
     batch = 32 if height * width <= 14 * 14 else 1
     number = getattr(torch, dtype)
     layers = {name: layer.to(device, number) for name, layer in build(height, width, stride).items()}
+    chosen = choose(height * width, number, device)
+    if chosen in OWN:
+        del layers[chosen]  # it is what "botnet" runs
     x = torch.randn(batch, DIM, height, width, device=device).to(number, memory_format=torch.channels_last)
     runs = {name: run(layer, x, kind) for name, layer in layers.items()}
-    # Small maps are over in a moment: as many more rounds.
-    seconds = alternate(runs, rounds if height * width > 14 * 14 else 10 * rounds, clock)
+    # Small maps are over in a moment, large ones take a minute.
+    factor = 10 if height * width <= 14 * 14 else 1 if height * width <= 64 * 64 else 0.5
+    seconds = alternate(runs, max(3, int(factor * rounds)), clock)
     return {
         "tokens": height * width,
         "seconds": seconds,
@@ -107,9 +112,7 @@ def build(height: int, width: int, stride: int) -> dict[str, nn.Module]:
     pypi.pos_emb.rel_height.data.copy_(timm.pos_embed.height_rel)
     pypi.pos_emb.rel_width.data.copy_(timm.pos_embed.width_rel)
     layers = {"timm": timm, "pypi": nn.Sequential(pypi, nn.AvgPool2d(2, 2)) if stride == 2 else pypi}
-    others = ["tiled"] if height * width <= SMALL else []
-    others += ["flex"] if torch.cuda.is_available() else []
-    for name in ("botnet", "reference", "sdpa", *others):
+    for name in ("botnet", "reference", *OWN, *(["flex"] if torch.cuda.is_available() else [])):
         layer = MHSA2d(DIM, HEADS, stride, feat_size=size)
         layer.load_state_dict(timm.state_dict())
         layer.implementation = None if name == "botnet" else name
@@ -155,7 +158,7 @@ def tabulate(results: dict[str, Any]) -> Table:
     for case, result in results.items():
         for name, seconds in result["seconds"].items():
             median = statistics.median(seconds)
-            own = name in ("botnet", "tiled")
+            own = name not in PEERS
             table.add_row(
                 case if name == next(iter(result["seconds"])) else "",
                 name,

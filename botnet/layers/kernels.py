@@ -4,7 +4,6 @@ A query adds ``position[row] + position[H + column]`` to the logit of the key at
 """
 
 from collections.abc import Callable, Sequence
-from functools import reduce
 from itertools import product
 from typing import Any, Literal
 
@@ -60,17 +59,27 @@ def relative_attention(
         raise ValueError(f"{v.shape[2]} values do not fit a map of {height} x {width}")
     if position is not None and position.shape[-1] != height + width:
         raise ValueError(f"position logits are {position.shape[-1]} wide, expected {height} + {width}")
-    compute = IMPLEMENTATIONS[implementation or _choose(v.shape[2], v.device.type)]
+    compute = IMPLEMENTATIONS[implementation or choose(v.shape[2], v.dtype, v.device)]
     return compute(q, k, v, position, size, scale, pool)
 
 
-def _choose(tokens: int, device: str) -> Implementation:
+def choose(tokens: int, dtype: torch.dtype, device: torch.device) -> Implementation:
+    """The implementation that measures best (benchmarks/attention.py), with gradients or without.
+
+    Args:
+        tokens: N, the cells of the map.
+        dtype: of queries, keys and values.
+        device: theirs. On a GPU nothing was measured: the stock kernel is the safe choice there.
+    """
     # Exported graphs are run elsewhere and at other sizes: stock operators, whatever this machine measures.
     if torch.onnx.is_in_onnx_export():
         return "reference"
-    if torch.compiler.is_exporting() or device != "cpu":
+    if torch.compiler.is_exporting() or device.type != "cpu":
         return "sdpa"
-    return "reference" if tokens <= SMALL else "tiled"
+    if tokens <= SMALL:
+        return "reference"
+    # The stock kernel converts tiles in its caches; ours would write each conversion out.
+    return "tiled" if dtype in (torch.float32, torch.float64) else "sdpa"
 
 
 def _windows(size: Size, pool: int, device: torch.device) -> Tensor:
@@ -161,7 +170,9 @@ def _tiled_forward(
                 tile = windows[:, start : start + step].flatten()
                 bias = None if position is None else position[head].index_select(0, tile)
                 weights = _weights(q[head].index_select(0, tile), keys, bias, size, scale, buffer)
-                out[head][start : start + step] = _pool(weights, group) @ values
+                parts = weights.chunk(group)
+                pooled = _pool(parts, out=parts[0])  # nobody needs the weights any more
+                out[head][start : start + step] = pooled @ values
     return out
 
 
@@ -181,7 +192,7 @@ def _tiled_backward(
     windows = _windows(size, pool, q.device)
     group, step = len(windows), max(1, TILE // len(windows))
     buffer = q.new_empty(windows[:, :step].numel(), v.shape[2])
-    grad_buffer = q.new_empty(windows[0, :step].numel(), v.shape[2])
+    grad_buffer, pool_buffer = q.new_empty(2, windows[0, :step].numel(), v.shape[2])
     with torch.autocast(q.device.type, enabled=False):
         for head in product(range(q.shape[0]), range(q.shape[1])):
             keys = None if k is None else k[head].contiguous()
@@ -189,22 +200,25 @@ def _tiled_backward(
             # Sums over the tiles in a low precision would lose what each product keeps.
             exact = torch.promote_types(q.dtype, torch.float32)
             sums = [torch.zeros(x.shape[2:], dtype=exact, device=x.device) for x in grads]
+            # The products that sum over queries, those of values and keys, are faster transposed.
+            sums[::2] = [x.view(x.shape[::-1]).t() for x in sums[::2]]
             for start in range(0, windows.shape[1], step):
                 tile = windows[:, start : start + step].flatten()
                 queries = q[head].index_select(0, tile)
                 bias = None if position is None else position[head].index_select(0, tile)
                 weights = _weights(queries, keys, bias, size, scale, buffer)
                 rows = upstream[start : start + step]
-                sums[0] += _pool(weights, group).t() @ rows
+                parts = weights.chunk(group)
+                _add_product(sums[0].t(), rows.t(), _pool(parts, out=pool_buffer[: len(rows)]))
                 # The queries of a window share their output, hence the gradient of their weights.
                 grad_weights = torch.mm(rows, values.t(), out=grad_buffer[: len(rows)])
-                for member in weights.chunk(group):
+                for member in parts:
                     torch.ops.aten._softmax_backward_data.out(
                         grad_weights, member, -1, member.dtype, grad_input=member
                     )
                 if keys is not None:
                     sums[1].index_add_(0, tile, (weights @ keys).to(exact), alpha=scale)
-                    sums[2].add_(weights.t() @ queries, alpha=scale)
+                    _add_product(sums[2].t(), queries.t(), weights, scale)
                 if bias is not None:
                     grid = weights.unflatten(-1, size)
                     sums[-1].index_add_(0, tile, torch.cat([grid.sum(-1), grid.sum(-2)], -1).to(exact))
@@ -227,9 +241,22 @@ def _weights(
     return torch.softmax(logits, -1, out=logits)
 
 
-def _pool(weights: Tensor, group: int) -> Tensor:
+def _pool(parts: Sequence[Tensor], out: Tensor) -> Tensor:
     """Sum over the queries of each window: the pool is linear, so it may act before the values do."""
-    return reduce(torch.add, weights.chunk(group))
+    if len(parts) == 1:
+        return parts[0]
+    torch.add(parts[0], parts[1], out=out)
+    for part in parts[2:]:
+        out += part
+    return out
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> None:
+    """total += alpha * a @ b, in the precision of the total."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, alpha=alpha)
+    else:
+        total.add_(a @ b, alpha=alpha)
 
 
 def _empty_output(q: Tensor, size: Size, pool: int) -> Tensor:
