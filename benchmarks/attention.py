@@ -5,8 +5,9 @@
 
 Peers: timm's BottleneckAttn (positions scaled, as the authors' code has it), the PyPI package
 bottleneck-transformer-pytorch, and the plain formula. "botnet" is the layer as it comes; "sdpa" and the like
-are its other implementations, forced. All have the same weights and the same input, 512 channels in channels_last,
-and are timed in turns. FlexAttention joins them on a GPU only: on a CPU it has no kernel with gradients.
+are its other implementations, forced. All have the same weights and the same input, 512 channels in
+channels_last, and are timed in turns. FlexAttention joins them on a GPU only: on a CPU it has no kernel with
+gradients.
 """
 
 import argparse

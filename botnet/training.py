@@ -1,16 +1,41 @@
 """What every training run shares: its folder, its checkpoints and logs, its progress, its command line."""
 
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import lightning.pytorch as L
+import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
+from torch import nn
 
 from botnet.errors import DataError
+from botnet.layers import MHSA2d
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay.
+
+    Only the kernels of convolutions and fully connected layers decay; biases, norms, and the projections
+    and tables of the attention do not ([tpu] decays what is named kernel or weight: none of these is).
+    """
+    kernels = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
+    attention = {p for module in model.modules() if isinstance(module, MHSA2d) for p in module.parameters()}
+    decayed = {p for p in kernels if p.requires_grad} - attention
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p not in decayed], "weight_decay": 0.0},
+    ]
 
 
 class SaveConfig(SaveConfigCallback):
@@ -58,6 +83,97 @@ class LineProgress(Callback):
             print(f"validating {sum(trainer.num_val_batches)} batches", flush=True)
 
 
+class Scalable(Protocol):
+    """A module whose learning rate belongs to a number of images a step."""
+
+    def scale_batch(self, factor: float) -> None:
+        """Follow a batch ``factor`` times as large: rate and warm-up by the linear rule."""
+
+
+class GlobalBatch(Callback):
+    """Keeps a recipe's batch on other machines, and says how.
+
+    Args:
+        images: an optimiser step, over all devices.
+        rule: ``accumulate``: as many passes a step as it takes, each with its own batch statistics;
+            ``linear``: the batch that the devices hold, the learning rate scaled with it and the warm-up
+            stretched to as many images (Goyal et al. 2017).
+    """
+
+    def __init__(self, images: int, rule: Literal["accumulate", "linear"] = "accumulate") -> None:
+        self.images, self.rule = images, rule
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        devices, each = trainer.world_size, trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        at_once = devices * each
+        said = f"{devices} device{'s' * (devices > 1)} x {each} images"
+        if self.rule == "accumulate":
+            if self.images % at_once:
+                raise DataError(
+                    f"a batch of {self.images} images cannot be put together from {said}; set data."
+                    f"batch_size so that {devices} x data.batch_size divides {self.images}, or say "
+                    "--batch_rule linear"
+                )
+            trainer.accumulate_grad_batches = self.images // at_once
+            if trainer.accumulate_grad_batches > 1:
+                said += f" x {trainer.accumulate_grad_batches} passes (norms see {at_once} at a time at most)"
+            said = f"a step has {self.images} images: {said}"
+        else:
+            factor = at_once / self.images
+            pl_module.scale_batch(factor)
+            said = f"a step has {at_once} images: {said}"
+            if factor != 1:
+                said += (
+                    f", not the recipe's {self.images}: by the linear rule, {factor:g} times its learning "
+                    f"rate and {1 / factor:g} times its warm-up steps"
+                )
+        if trainer.is_global_zero:
+            print(said)
+
+
+def with_bases(arguments: Sequence[str]) -> list[str]:
+    """The arguments, every recipe preceded by the one that it names as its ``base``, and that by its own.
+
+    ``base`` is relative to the file it stands in. What comes later overrides what came before.
+
+    Raises:
+        DataError: a base that does not exist, or is its own base.
+    """
+    expanded: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, _, value = argument.partition("=")
+        if flag not in ("--config", "-c"):
+            expanded.append(argument)
+            continue
+        path = value or next(rest, "")
+        for file in _bases(Path(path)):
+            expanded += ["--config", str(file)]
+    return expanded
+
+
+def _bases(path: Path) -> list[Path]:
+    chain = [path]
+    while chain[0].is_file():
+        # A file that is no recipe at all is the parser's to refuse.
+        try:
+            recipe = yaml.safe_load(chain[0].read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            break
+        base = recipe.get("base") if isinstance(recipe, dict) else None
+        if not base:
+            break
+        below = chain[0].parent / base
+        if not below.is_file():
+            raise DataError(f"{chain[0]}: its base {below} does not exist; correct the path")
+        if any(below.samefile(file) for file in chain):
+            raise DataError(f"{chain[0]}: its base {below} builds on {chain[0]} itself; break the circle")
+        chain.insert(0, below)
+    return chain
+
+
 class TrainingCLI(LightningCLI):
     """``botnet fit`` and ``botnet validate``: Lightning's command line with a run folder.
 
@@ -66,6 +182,7 @@ class TrainingCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
+        args = with_bases(sys.argv[1:] if args is None else args)
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -82,18 +199,40 @@ class TrainingCLI(LightningCLI):
         return {name: offered[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--base", type=str | None, help="recipe that a recipe builds on")
+        parser.add_argument("--row", type=str | None, help="row of the paper that the run reproduces")
+        parser.add_argument(
+            "--global_batch", type=int | None, help="images an optimiser step; default: what the devices hold"
+        )
+        parser.add_argument(
+            "--batch_rule",
+            type=Literal["accumulate", "linear"],
+            default="accumulate",
+            help="what fewer devices do: several passes a step, or a smaller rate with a smaller batch",
+        )
+        # What the data know and the model needs. A link whose end a class does not have is passed over.
         detector = "model.init_args.detector.init_args"
-        parser.link_arguments("data.num_classes", f"{detector}.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.canvas", f"{detector}.canvas", apply_on="instantiate")
+        for source, target in (
+            ("num_classes", f"{detector}.num_classes"),
+            ("canvas", f"{detector}.canvas"),
+            ("masks", f"{detector}.masks"),
+            ("num_classes", "model.init_args.num_classes"),
+            ("image_size", "model.init_args.image_size"),
+        ):
+            parser.link_arguments(f"data.{source}", target, apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
         # Checkpoints are read as data, never as code, wherever they come from.
-        self.config[self.subcommand].weights_only = True
+        config.weights_only = True
+        # The configuration that is kept is whole.
+        config.base = None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
         folder = Path(config.default_root_dir or "runs/botnet")
         fitting = self.subcommand == "fit"
+        global_batch = self._get(self.config, "global_batch")
         resuming = self._get(self.config_init, "ckpt_path") is not None
         if fitting and not resuming and any((folder / part).exists() for part in ("checkpoints", "csv")):
             raise DataError(
@@ -115,7 +254,7 @@ class TrainingCLI(LightningCLI):
             ModelCheckpoint(
                 folder / "checkpoints",
                 "best",
-                monitor="val/AP",
+                monitor=self._get(self.config_init, "model").monitor,
                 mode="max",
                 enable_version_counter=False,
             ),
@@ -127,6 +266,8 @@ class TrainingCLI(LightningCLI):
             ),
             RichProgressBar() if Console().is_terminal else LineProgress(),
         ]
+        if global_batch is not None:
+            callbacks.append(GlobalBatch(global_batch, self._get(self.config, "batch_rule")))
         own = config.callbacks or []
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
         kwargs["enable_progress_bar"] = Console().is_terminal

@@ -10,9 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from botnet.detection.coco import CocoDataset, CocoInstances, collate
 from botnet.detection.pictures import draw, plot_curves, side_by_side
 from botnet.detection.rcnn import RCNN
 from botnet.detection.results import (
@@ -23,93 +21,11 @@ from botnet.detection.results import (
     truth_of,
     write_results,
 )
-from botnet.detection.transforms import EvalTransform, TrainTransform, denormalise
+from botnet.detection.transforms import denormalise
 from botnet.errors import DataError
-from botnet.layers import MHSA2d
+from botnet.training import parameter_groups
 
 PICTURE_SCORE = 0.5  # least score of a detection that is drawn
-
-
-class CocoDataModule(L.LightningDataModule):
-    """Training and validation images of any COCO-format data set.
-
-    Args:
-        train_instances: instances file of the training images.
-        train_images: folder that its file names are relative to.
-        val_instances: instances file of the validation images, with the same categories.
-        val_images: their folder.
-        canvas: side in pixels of the square that every image is brought to; 1024 or 1280 in the paper.
-        jitter: range of the random scale, relative to the canvas ([0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in
-            the paper, Section 4.2).
-        flip: probability of a horizontal flip.
-        batch_size: images a step on each device.
-        val_batch_size: images at once in validation.
-        num_workers: processes that prepare images.
-        masks: read masks; False for Faster R-CNN on files without any.
-    """
-
-    def __init__(
-        self,
-        train_instances: Path,
-        train_images: Path,
-        val_instances: Path,
-        val_images: Path,
-        canvas: int = 1024,
-        jitter: tuple[float, float] = (0.1, 2.0),
-        flip: float = 0.5,
-        batch_size: int = 2,
-        val_batch_size: int = 2,
-        num_workers: int = 2,
-        masks: bool = True,
-    ) -> None:
-        super().__init__()
-        self.canvas = canvas
-        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
-        self.train_instances = CocoInstances(train_instances)
-        self.val_instances = CocoInstances(val_instances)
-        if self.val_instances.class_names != self.train_instances.class_names:
-            raise DataError(
-                f"{val_instances} and {train_instances} do not have the same categories: "
-                f"{self.val_instances.class_names} and {self.train_instances.class_names}; "
-                "write the same list into both"
-            )
-        self.train_set = CocoDataset(
-            self.train_instances, train_images, TrainTransform(canvas, jitter, flip), train=True, masks=masks
-        )
-        self.val_set = CocoDataset(self.val_instances, val_images, EvalTransform(canvas), masks=masks)
-        if len(self.train_set) < batch_size:
-            raise DataError(
-                f"{train_instances} has {len(self.train_set)} images, fewer than one batch of {batch_size}; "
-                "lower data.batch_size"
-            )
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of labels 1, 2, ..., in the order of their category ids."""
-        return self.train_instances.class_names
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the instances file, without background."""
-        return len(self.class_names)
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_set, self.batch_size, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self.val_set, self.val_batch_size, shuffle=False)
-
-    def _loader(self, dataset: CocoDataset, batch_size: int, shuffle: bool) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
 
 
 class DetectionModule(L.LightningModule):
@@ -128,6 +44,8 @@ class DetectionModule(L.LightningModule):
         decay_at: parts of the run after which the rate falls by ten.
         pictures: validation images that are drawn, truth beside prediction.
     """
+
+    monitor = "val/AP"  # of masks, or of boxes where there are none: the best checkpoint has most of it
 
     def __init__(
         self,
@@ -194,6 +112,12 @@ class DetectionModule(L.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def scale_batch(self, factor: float) -> None:
+        """Follow a batch ``factor`` times as large: rate and warm-up by the linear rule."""
+        self.learning_rate *= factor
+        self.warmup_learning_rate *= factor
+        self.warmup_steps = round(self.warmup_steps / factor)
 
     def rate(self, step: int, total: int) -> float:
         """The learning rate at an optimiser step, relative to ``learning_rate``."""
@@ -301,26 +225,6 @@ class DetectionModule(L.LightningModule):
                 f"{data.num_classes} ({_some(data.class_names)}); a run can only go on with the categories "
                 "it was started with"
             )
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay.
-
-    Only the kernels of convolutions and fully connected layers decay; biases, norms, and the projections
-    and tables of the attention do not ([tpu] decays what is named kernel or weight: none of these is).
-    """
-    kernels = [
-        module.weight
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
-    ]
-    attention = {p for module in model.modules() if isinstance(module, MHSA2d) for p in module.parameters()}
-    decayed = {p for p in kernels if p.requires_grad} - attention
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p not in decayed], "weight_decay": 0.0},
-    ]
 
 
 def load_detector(path: Path) -> tuple[RCNN, dict[str, Any]]:

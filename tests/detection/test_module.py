@@ -12,9 +12,9 @@ from torch import nn
 
 from botnet.cli import main
 from botnet.detection import CocoDataModule, DetectionModule, load_detector, mask_rcnn
-from botnet.detection.module import parameter_groups
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
+from botnet.training import parameter_groups
 from tests.recipes import DETECTOR, write_recipe
 
 

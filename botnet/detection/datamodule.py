@@ -1,0 +1,93 @@
+"""COCO-format data for Lightning: sets, loaders, and what the model must know of them."""
+
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from torch.utils.data import DataLoader
+
+from botnet.detection.coco import CocoDataset, CocoInstances, collate
+from botnet.detection.transforms import EvalTransform, TrainTransform
+from botnet.errors import DataError
+
+
+class CocoDataModule(L.LightningDataModule):
+    """Training and validation images of any COCO-format data set.
+
+    Args:
+        train_instances: instances file of the training images.
+        train_images: folder that its file names are relative to.
+        val_instances: instances file of the validation images, with the same categories.
+        val_images: their folder.
+        canvas: side in pixels of the square that every image is brought to; 1024 or 1280 in the paper.
+        jitter: range of the random scale, relative to the canvas ([0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in
+            the paper, Section 4.2).
+        flip: probability of a horizontal flip.
+        batch_size: images a step on each device.
+        val_batch_size: images at once in validation.
+        num_workers: processes that prepare images.
+        masks: read masks; False for Faster R-CNN on files without any.
+    """
+
+    def __init__(
+        self,
+        train_instances: Path,
+        train_images: Path,
+        val_instances: Path,
+        val_images: Path,
+        canvas: int = 1024,
+        jitter: tuple[float, float] = (0.1, 2.0),
+        flip: float = 0.5,
+        batch_size: int = 2,
+        val_batch_size: int = 2,
+        num_workers: int = 2,
+        masks: bool = True,
+    ) -> None:
+        super().__init__()
+        self.canvas, self.masks = canvas, masks
+        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.train_instances = CocoInstances(train_instances)
+        self.val_instances = CocoInstances(val_instances)
+        if self.val_instances.class_names != self.train_instances.class_names:
+            raise DataError(
+                f"{val_instances} and {train_instances} do not have the same categories: "
+                f"{self.val_instances.class_names} and {self.train_instances.class_names}; "
+                "write the same list into both"
+            )
+        self.train_set = CocoDataset(
+            self.train_instances, train_images, TrainTransform(canvas, jitter, flip), train=True, masks=masks
+        )
+        self.val_set = CocoDataset(self.val_instances, val_images, EvalTransform(canvas), masks=masks)
+        if len(self.train_set) < batch_size:
+            raise DataError(
+                f"{train_instances} has {len(self.train_set)} images, fewer than one batch of {batch_size}; "
+                "lower data.batch_size"
+            )
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of labels 1, 2, ..., in the order of their category ids."""
+        return self.train_instances.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the instances file, without background."""
+        return len(self.class_names)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_set, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.val_set, self.val_batch_size, shuffle=False)
+
+    def _loader(self, dataset: CocoDataset, batch_size: int, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
