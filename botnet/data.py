@@ -5,13 +5,28 @@ Training samples are asked for by ``(epoch, index)``. All that is random about o
 devices, or on where a run was interrupted.
 """
 
+from __future__ import annotations
+
 import hashlib
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from botnet.errors import DataError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 Key = tuple[int, int]  # epoch, index of the sample
+
+
+def run_seed() -> int:
+    """The seed that Lightning's ``seed_everything`` was given for this run; 0 without."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -45,6 +60,7 @@ class EpochSampler(Sampler[Key]):
         self.length, self.seed, self.batch_size = length, seed, batch_size
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self.first_batch = 0  # that is still to be seen in this epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
@@ -55,7 +71,7 @@ class EpochSampler(Sampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         order = torch.randperm(self.length, generator=generator(self.seed, self.epoch, self.length)).tolist()
-        for step in range(len(self) // self.batch_size):
+        for step in range(self.first_batch, len(self) // self.batch_size):
             start = (step * self.world_size + self.rank) * self.batch_size
             yield from ((self.epoch, index) for index in order[start : start + self.batch_size])
 
@@ -77,3 +93,139 @@ class ShareSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.share)
+
+
+class Tolerant(Dataset):
+    """Training samples of which some cannot be read: each of these is replaced by the next that can be.
+
+    Args:
+        dataset: asked for by :data:`Key`; a sample that cannot be read raises
+            :class:`~botnet.errors.DataError`.
+        limit: different samples that may be replaced in a run, counted over all workers of a device.
+    """
+
+    def __init__(self, dataset: Dataset, limit: int) -> None:
+        self.dataset, self.limit = dataset, limit
+        self.length = len(dataset)  # type: ignore[arg-type]
+        if limit >= self.length:
+            raise DataError(
+                f"of {self.length} samples {limit} cannot be replaced by others; lower skip_broken"
+            )
+        # In memory that the workers share.
+        self.broken = torch.zeros(self.length, dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: Key) -> Any:
+        epoch, index = key
+        while True:
+            try:
+                return self.dataset[epoch, index]
+            except DataError as error:
+                known = bool(self.broken[index])
+                self.broken[index] = True
+                count = int(self.broken.sum())
+                if count > self.limit:
+                    raise DataError(
+                        f"{error} ({count} samples cannot be read, more than skip_broken {self.limit} allows)"
+                    ) from error
+                if not known:
+                    print(f"{error}; replaced by another ({count} of at most {self.limit})", file=sys.stderr)
+            index = (index + 1) % self.length
+
+
+class Loader(DataLoader):
+    """A DataLoader that goes on where a run stopped.
+
+    Its workers begin when the first batch is asked for: by then the trainer has read its checkpoint and
+    knows the epoch and the batch. Made by :func:`make_loader`.
+    """
+
+    def __init__(self, *args: Any, first_batch: Callable[[], int], **kwargs: Any) -> None:
+        self.first_batch = first_batch
+        super().__init__(*args, **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if not isinstance(self.sampler, EpochSampler | ShareSampler):
+            raise DataError(
+                "the trainer has put a sampler of its own in the place of the data's; give it "
+                "use_distributed_sampler=False, and limit_train_batches rather than overfit_batches"
+            )
+        first = self.first_batch()
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.first_batch = first
+        try:
+            for number, batch in enumerate(super().__iter__(), first + 1):
+                if number == len(self):
+                    self._tell()
+                yield batch
+        except DataError as error:
+            # Of a worker's error torch makes a report with its whole traceback; the message is its end.
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+
+    def _tell(self) -> None:
+        if isinstance(self.dataset, Tolerant) and (count := int(self.dataset.broken.sum())):
+            print(f"{count} samples could not be read so far and were replaced", file=sys.stderr)
+
+    # The position is the trainer's own count of batches; having these two tells it that the order goes on.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def make_loader(
+    dataset: Dataset,
+    batch_size: int,
+    num_workers: int,
+    collate: Callable[[list[Any]], Any],
+    trainer: Trainer | None = None,
+    *,
+    train: bool,
+    skip_broken: int = 0,
+) -> Loader:
+    """Batches for one device: its share of the samples, in an order that an interruption does not change.
+
+    Args:
+        dataset: in training asked for by :data:`Key`, otherwise by index.
+        batch_size: samples a batch.
+        num_workers: processes that prepare samples.
+        collate: a batch from a list of samples.
+        trainer: whose devices share the samples, and which knows where a resumed run stopped; None: alone,
+            from the start.
+        train: a new order in every epoch, and whole batches only; otherwise every sample exactly once.
+        skip_broken: different samples that may be unreadable, on each device, and are replaced by others;
+            only in training, where they do not falsify a result. 0: the first ends the run.
+
+    Raises:
+        DataError: fewer samples than one batch over all devices (``train``); when iterated: more samples
+            than ``skip_broken`` cannot be read.
+    """
+    length = len(dataset)  # type: ignore[arg-type]
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    sampler: Sampler
+    if train:
+        if length < batch_size * world_size:
+            raise DataError(
+                f"{length} training samples are fewer than one batch of {world_size} x {batch_size}; lower "
+                "data.batch_size"
+            )
+        sampler = EpochSampler(length, run_seed(), batch_size, rank, world_size)
+        if skip_broken:
+            dataset = Tolerant(dataset, skip_broken)
+    else:
+        sampler = ShareSampler(length, rank, world_size)
+    return Loader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        drop_last=train,
+        num_workers=num_workers,
+        collate_fn=collate,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        first_batch=(lambda: trainer.fit_loop.batch_idx + 1) if train and trainer else (lambda: 0),
+    )
