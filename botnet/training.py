@@ -230,7 +230,7 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
-        folder = Path(config.default_root_dir or "runs/botnet")
+        folder = Path(config.default_root_dir or f"runs/{self._get(self.config, 'row') or 'botnet'}")
         fitting = self.subcommand == "fit"
         global_batch = self._get(self.config, "global_batch")
         resuming = self._get(self.config_init, "ckpt_path") is not None
@@ -240,6 +240,7 @@ class TrainingCLI(LightningCLI):
                 "--trainer.default_root_dir"
             )
         kwargs["default_root_dir"] = str(folder)
+        kwargs["use_distributed_sampler"] = False  # botnet.data deals the samples out
         if config.logger in (None, True):
             # A new CSV version for each start: Lightning empties a folder it is given twice.
             kwargs["logger"] = (

@@ -429,7 +429,8 @@ class CocoDataset(Dataset):
     def __len__(self) -> int:
         return len(self.instances.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
+        index = key[1] if isinstance(key, tuple) else key
         record = self.instances.images[index]
         size = record["height"], record["width"]
         picture = load_image(self.folder / record["file_name"], size)

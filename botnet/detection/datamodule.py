@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import lightning.pytorch as L
-import torch
-from torch.utils.data import DataLoader
 
+from botnet.data import Loader, make_loader
 from botnet.detection.coco import CocoDataset, CocoInstances, collate
 from botnet.detection.transforms import EvalTransform, TrainTransform
 from botnet.errors import DataError
@@ -27,6 +26,8 @@ class CocoDataModule(L.LightningDataModule):
         val_batch_size: images at once in validation.
         num_workers: processes that prepare images.
         masks: read masks; False for Faster R-CNN on files without any.
+        skip_broken: different training images on each device that may be unreadable, and are replaced by
+            others; 0: the first ends the run.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class CocoDataModule(L.LightningDataModule):
         val_batch_size: int = 2,
         num_workers: int = 2,
         masks: bool = True,
+        skip_broken: int = 0,
     ) -> None:
         super().__init__()
         self.canvas, self.masks = canvas, masks
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.skip_broken = skip_broken
         self.train_instances = CocoInstances(train_instances)
         self.val_instances = CocoInstances(val_instances)
         if self.val_instances.class_names != self.train_instances.class_names:
@@ -74,20 +77,18 @@ class CocoDataModule(L.LightningDataModule):
         """Classes of the instances file, without background."""
         return len(self.class_names)
 
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_set, self.batch_size, shuffle=True)
+    def train_dataloader(self) -> Loader:
+        return make_loader(
+            self.train_set,
+            self.batch_size,
+            self.num_workers,
+            collate,
+            self.trainer,
+            train=True,
+            skip_broken=self.skip_broken,
+        )
 
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self.val_set, self.val_batch_size, shuffle=False)
-
-    def _loader(self, dataset: CocoDataset, batch_size: int, shuffle: bool) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+    def val_dataloader(self) -> Loader:
+        return make_loader(
+            self.val_set, self.val_batch_size, self.num_workers, collate, self.trainer, train=False
         )
