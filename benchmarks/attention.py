@@ -91,7 +91,7 @@ def measure(
     x = torch.randn(batch, DIM, height, width, device=device).to(number, memory_format=torch.channels_last)
     runs = {name: run(layer, x, kind) for name, layer in layers.items()}
     # Small maps are over in a moment, large ones take a minute.
-    factor = 10 if height * width <= 14 * 14 else 1 if height * width <= 64 * 64 else 0.5
+    factor = next(factor for limit, factor in ((7, 10), (14, 3), (64, 1), (math.inf, 0.5)) if width <= limit)
     seconds = alternate(runs, max(3, int(factor * rounds)), clock)
     return {
         "tokens": height * width,

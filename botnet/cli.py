@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from botnet.errors import DataError
 
@@ -15,7 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in ("fit", "validate"):
             return _train(None if argv is None else arguments)
-        options = _parser().parse_args(arguments)
+        options, further = _parser().parse_known_args(arguments)
+        if further and options.run is not _reproduce:  # which hands them on
+            _parser().parse_args(arguments)
+        options.further = further
         return int(options.run(options))
     except (DataError, ImportError) as error:
         print(f"botnet: {error}", file=sys.stderr)
@@ -58,6 +63,22 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("images", type=Path, metavar="IMAGES/")
     check.add_argument("--no-decode", action="store_true", help="do not open the images: faster, finds less")
     check.set_defaults(run=_check_data)
+
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="list the rows of the paper's tables, or train one: botnet reproduce ROW --data ROOT",
+    )
+    reproduce.add_argument("row", nargs="?", help="such as table3/bot50-jitter-0.1-2.0")
+    reproduce.add_argument("--data", type=Path, help="root of COCO or ImageNet in its usual layout")
+    reproduce.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (runs)")
+    reproduce.add_argument("--faster-rcnn", action="store_true", help="boxes only, without masks")
+    reproduce.epilog = "Further options go to botnet fit, such as --trainer.devices 8 or --ckpt_path last."
+    reproduce.set_defaults(run=_reproduce)
+
+    report = commands.add_parser("report", help="measured against paper, as Markdown and plots")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    report.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (report)")
+    report.set_defaults(run=_report)
 
     info = commands.add_parser("info", help="count a network's parameters and multiply-adds, stage by stage")
     info.add_argument("name", nargs="?", help="a ResNet-like network of timm or of this project")
@@ -140,9 +161,32 @@ def _check_data(options: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def _info(options: argparse.Namespace) -> int:
-    from rich.console import Console
+def _reproduce(options: argparse.Namespace) -> int:
+    from botnet.reproduce import find_row, fit_arguments, overview
 
+    if options.row is None:
+        if options.further:
+            raise DataError(f"{' '.join(options.further)}: name a row to train, or nothing to list them")
+        _show(*overview(options.runs))
+        return 0
+    row = find_row(options.row)
+    if options.data is None:
+        raise DataError(f"{row.id} trains on {row.family}: say where it is by --data ROOT")
+    arguments = fit_arguments(row, options.data, options.runs, masks=not options.faster_rcnn)
+    arguments += options.further
+    print(f"botnet {shlex.join(arguments)}", flush=True)
+    return _train(arguments)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from botnet.report import report
+
+    print(report(options.runs, options.out))
+    print(f"{options.out}: written")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
     from botnet.models.complexity import info, paper_table, render_info, render_paper
 
     if options.paper == bool(options.name):
@@ -154,9 +198,15 @@ def _info(options: argparse.Namespace) -> int:
             shown = render_info(info(options.name, tuple(options.size) if options.size else None))
         except ValueError as error:
             raise DataError(str(error)) from error
-    # A pipe has no width: the usual 80 columns would fold the table.
-    Console(width=None if sys.stdout.isatty() else 120).print(shown)
+    _show(shown)
     return 0
+
+
+def _show(*tables: Any) -> None:
+    from rich.console import Console
+
+    # A pipe has no width: the usual 80 columns would fold the tables.
+    Console(width=None if sys.stdout.isatty() else 120).print(*tables)
 
 
 if __name__ == "__main__":
