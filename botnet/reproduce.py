@@ -154,7 +154,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def overview(runs: Path) -> list[Table]:
-    """All rows as tables for the terminal, and beside the paper's numbers those of the runs under ``runs``."""
+    """All rows as tables for the terminal, the paper's numbers beside those of the runs under ``runs``."""
     coco = Table(
         "row", "backbone", "epochs", "jitter", "canvas", "paper box", "mask", "yours", "", title="COCO"
     )
