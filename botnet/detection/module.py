@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor, nn
 
-from botnet.detection.pictures import draw, plot_curves, side_by_side
+from botnet.curves import plot_curves
+from botnet.detection.pictures import draw, side_by_side
 from botnet.detection.rcnn import RCNN
 from botnet.detection.results import (
     CocoMetric,

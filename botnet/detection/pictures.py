@@ -1,9 +1,7 @@
-"""Pictures of what a detector found, and of how its training went."""
+"""Pictures of what a detector found."""
 
-import csv
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,39 +72,3 @@ def side_by_side(left: Image.Image, right: Image.Image, titles: tuple[str, str])
         sheet.paste(picture, (x, bar))
         pen.text((x + 4, 4), title, font=ImageFont.load_default(size=16), fill="black")
     return sheet
-
-
-def plot_curves(tables: Sequence[Path], path: Path) -> None:
-    """Losses and AP against the step, from the CSV logs of a run (more than one after a resumption).
-
-    Args:
-        tables: ``metrics.csv`` files in the order they were written.
-        path: picture to write.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    series: dict[str, list[tuple[float, float]]] = {}
-    for table in tables:
-        with table.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    # val/AP repeats the mask's (or the box's) AP for the choice of the best checkpoint.
-                    if name.startswith(("train/", "val/")) and name != "val/AP" and value:
-                        series.setdefault(name, []).append((float(row["step"]), float(value)))
-    figure, (losses, precision) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name, points in series.items():
-        axis = losses if name.startswith("train/") else precision
-        steps, values = zip(*points, strict=True)
-        style = {"marker": "o", "markersize": 3} if axis is precision else {"linewidth": 1}
-        axis.plot(steps, values, label=name.split("/")[1], **style)
-    losses.set(xlabel="step", title="training losses", yscale="log")
-    precision.set(xlabel="step", title="validation", ylim=(0, 1))
-    for axis in (losses, precision):
-        axis.grid(alpha=0.3)
-        if axis.has_data():
-            axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from botnet.detection.coco import encode_mask
-from botnet.detection.pictures import colour_of, draw, plot_curves
+from botnet.curves import plot_curves
+from botnet.detection.pictures import colour_of, draw
 
 
 def two_squares():
