@@ -32,11 +32,11 @@ def plot_curves(tables: Sequence[Path], path: Path, top: float = 1.0) -> None:
                         series.setdefault(name, []).append((float(row["step"]), float(value)))
     figure, (losses, metrics) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name, points in series.items():
-        axis = losses if name.startswith("train/") else metrics
+        axis = losses if name.startswith("train/") or name.endswith("loss") else metrics
         steps, values = zip(*points, strict=True)
-        style = {"marker": "o", "markersize": 3} if axis is metrics else {"linewidth": 1}
-        axis.plot(steps, values, label=name.split("/")[1], **style)
-    losses.set(xlabel="step", title="training losses", yscale="log")
+        style = {"marker": "o", "markersize": 3} if name.startswith("val/") else {"linewidth": 1}
+        axis.plot(steps, values, label=name.removeprefix("train/"), **style)
+    losses.set(xlabel="step", title="losses", yscale="log")
     metrics.set(xlabel="step", title="validation", ylim=(0, top))
     for axis in (losses, metrics):
         axis.grid(alpha=0.3)

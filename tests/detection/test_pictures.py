@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from botnet.detection.coco import encode_mask
 from botnet.curves import plot_curves
+from botnet.detection.coco import encode_mask
 from botnet.detection.pictures import colour_of, draw
 
 

@@ -1,0 +1,422 @@
+"""Images in classes: how they are stored, read and prepared (paper, Section 4.7)."""
+
+import os
+import random
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.readers.reader import Reader
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from botnet.data import Key, Loader, generator, make_loader, run_seed
+from botnet.errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+# Length to width from which an image is a strip. Its short side enlarged to the network's size would take
+# gigabytes, and neither a centre crop nor a random one sees more than its middle.
+STRIP = 16
+READERS = "folder, tar, wds or hfds/NAME"
+
+
+# ---- where images come from
+
+
+class ShardReader(Reader):
+    """WebDataset shards on a disk, read at random: ``KEY.jpg`` beside ``KEY.cls``, the label as a number.
+
+    timm and webdataset read shards as a stream, which has no order that a run could go on in.
+
+    Args:
+        root: a ``.tar``, or a folder of them; ``classes.txt`` beside them names the labels, one a line.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        folder = root if root.is_dir() else root.parent
+        self.shards = sorted(root.glob("*.tar")) if root.is_dir() else [root]
+        self.samples: list[tuple[int, str, int, int, int]] = []  # shard, name, offset, size, label
+        for number, shard in enumerate(self.shards):
+            self.samples += [(number, *found) for found in _shard_samples(shard)]
+        named = folder / "classes.txt"
+        names = (
+            named.read_text(encoding="utf-8").split("\n")
+            if named.is_file()
+            else [str(label) for label in range(1 + max((sample[-1] for sample in self.samples), default=-1))]
+        )
+        self.class_to_idx = {name.strip(): label for label, name in enumerate(names) if name.strip()}
+        for number, name, *_, label in self.samples:
+            if label not in range(len(self.class_to_idx)):
+                raise DataError(
+                    f"{self.shards[number]}: {name} has label {label}, outside 0 to "
+                    f"{len(self.class_to_idx) - 1} ({named})"
+                )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        number, _, offset, size, label = self.samples[index]
+        with self.shards[number].open("rb") as shard:
+            shard.seek(offset)
+            return BytesIO(shard.read(size)), label
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        number, name, *_ = self.samples[index]
+        return f"{self.shards[number]}: {name}"
+
+
+def _shard_samples(shard: Path) -> Iterator[tuple[str, int, int, int]]:
+    images: dict[str, tarfile.TarInfo] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(shard, "r:") as members:
+            for member in members:
+                folder, _, base = member.name.rpartition("/")
+                key, _, extension = base.partition(".")
+                key = f"{folder}/{key}"
+                if f".{extension.lower()}" in EXTENSIONS:
+                    images[key] = member
+                elif extension == "cls":
+                    labels[key] = int(members.extractfile(member).read())  # type: ignore[union-attr]
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise DataError(
+            f"{shard}: is no shard of images with .cls labels ({error}); give uncompressed WebDataset shards"
+        ) from error
+    for key in images.keys() ^ labels.keys():
+        raise DataError(f"{shard}: {key} lacks its {'label, .cls' if key in images else 'image'}; add it")
+    for key, member in images.items():
+        yield member.name, member.offset_data, member.size, labels[key]
+
+
+def open_reader(source: Path, reader: str = "folder") -> Any:
+    """The images of one split.
+
+    Args:
+        source: a folder of class folders; a ``.tar`` of them or a folder with a tar for each class; a folder
+            of WebDataset shards; or, for Hugging Face data sets, the name of the split.
+        reader: ``folder``, ``tar``, ``wds``, or ``hfds/NAME``.
+
+    Returns:
+        A reader of timm's kind: ``len``, ``reader[i]`` gives an open file and a label, ``class_to_idx``.
+
+    Raises:
+        DataError: nothing there, or nothing that can be trained on.
+    """
+    kind, _, name = reader.partition("/")
+    if kind == "hfds" and name:
+        from timm.data.readers.reader_hfds import ReaderHfds
+
+        opened: Any = ReaderHfds(name, split=str(source))
+    elif reader in ("folder", "tar", "wds"):
+        if not source.exists():
+            raise DataError(f"{source}: no such file or folder; give the path of the images ({reader})")
+        if kind == "folder":
+            opened = _open_folder(source)
+        elif kind == "tar":
+            opened = _open_tar(source)
+        else:
+            opened = ShardReader(source)
+    else:
+        raise DataError(f"no reader {reader!r}; images can be read from {READERS}")
+    names = class_names(opened)
+    if len(names) < 2:
+        raise DataError(
+            f"{source}: {len(names)} class ({', '.join(names)}) is nothing to tell apart; "
+            f"a classifier needs two or more"
+        )
+    return opened
+
+
+def _open_folder(root: Path) -> ReaderImageFolder:
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: no folder; give a folder of class folders, or another --data.init_args.reader"
+        )
+    empty, others = [], 0
+    for folder, below, files in os.walk(root, followlinks=True):
+        images = 0
+        for file in files:
+            images += file.lower().endswith(EXTENSIONS)
+        others += len(files) - images
+        if images and Path(folder) == root:
+            raise DataError(
+                f"{root}: {images} images lie outside the class folders; move each into its class"
+            )
+        if not images and not below and Path(folder) != root:
+            empty.append(folder)
+    if empty:
+        raise DataError(
+            f"{empty[0]}: a class folder without images"
+            + (f", and {len(empty) - 1} more" if len(empty) > 1 else "")
+            + f"; add images ({' '.join(EXTENSIONS)}) or remove it"
+        )
+    try:
+        reader: Any = ReaderImageFolder(str(root), input_key=";".join(EXTENSIONS))
+    except RuntimeError as error:
+        raise DataError(
+            f"{root}: no images in class folders; give a folder that has one for each class"
+        ) from error
+    reader.left_out = others
+    return reader
+
+
+def _open_tar(root: Path) -> ReaderImageInTar:
+    try:
+        return ReaderImageInTar(str(root), cache_tarinfo=False)
+    except Exception as error:  # whatever tarfile and timm's search make of a file that is none
+        raise DataError(f"{root}: no tar of class folders, and no folder of tars ({error})") from error
+
+
+def class_names(reader: Any) -> list[str]:
+    """Names of labels 0, 1, ... of a reader."""
+    # timm's tar reader has its own word for it.
+    index = reader.class_to_idx if hasattr(reader, "class_to_idx") else reader.class_name_to_idx
+    return [str(name) for name in sorted(index, key=index.__getitem__)]
+
+
+def read_image(file: BinaryIO | Path, name: str) -> Image.Image:
+    """A picture of any mode in RGB, as timm decodes it: EXIF notes ignored, transparency dropped.
+
+    16-bit grey is brought to 8 bits; of a strip, more than 16 times as long as wide, the middle is kept.
+
+    Args:
+        file: opened, or its path.
+        name: what errors call it.
+
+    Raises:
+        DataError: no picture, a broken one, or one so large that it looks like an attack.
+    """
+    try:
+        with Image.open(file) as stored:
+            image: Image.Image = stored
+            if image.mode.startswith("I;16"):  # Pillow would cut it off at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: too large to decode ({error}); scale it down or remove it") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on a broken file
+        raise DataError(f"{name}: cannot be decoded ({error}); restore the file or remove it") from error
+    longest = STRIP * min(image.size)
+    if max(image.size) > longest:
+        width, height = (min(side, longest) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return image
+
+
+# ---- chance
+
+
+@contextmanager
+def seeded(source: torch.Generator) -> Iterator[None]:
+    """For a while, everything global that timm draws from follows ``source``; then it is as it was before."""
+    python, tensor = random.getstate(), torch.default_generator.get_state()
+    array = np.random.get_state()  # noqa: NPY002 - timm draws from numpy's global state
+    seed = int(torch.randint(2**62, (), generator=source))
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for the GPUs, too
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)  # noqa: NPY002
+        torch.default_generator.set_state(tensor)
+
+
+# ---- samples
+
+
+class ImageSet(Dataset):
+    """Images with their labels, prepared for a network.
+
+    A training sample is asked for by (epoch, index) and is the same wherever and however often it is made;
+    an evaluation sample by its index.
+
+    Args:
+        reader: from :func:`open_reader`.
+        transform: of the picture; timm's make a tensor (3, S, S).
+        train: samples for training rather than for evaluation.
+    """
+
+    def __init__(self, reader: Any, transform: Callable[[Image.Image], Any], train: bool = False) -> None:
+        self.reader, self.transform, self.train = reader, transform, train
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def name(self, index: int) -> str:
+        """What a sample is called: mostly its file."""
+        return str(self.reader.filename(index, absolute=True))
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        """A picture as it is stored, in RGB, and its label.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            file, label = self.reader[index]
+        except OSError as error:
+            raise DataError(
+                f"{self.name(index)}: cannot be read ({error}); restore it or remove it"
+            ) from error
+        with file:
+            return read_image(file, self.name(index)), int(label)
+
+    def __getitem__(self, key: Key | int) -> tuple[Tensor, int]:
+        if not self.train:
+            image, label = self.picture(key)  # type: ignore[arg-type]
+            return self.transform(image), label
+        epoch, index = key  # type: ignore[misc]
+        image, label = self.picture(index)
+        with seeded(generator(run_seed(), epoch, index)):
+            return self.transform(image), label
+
+
+# ---- both splits
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Training and validation images of any classes: ImageNet, or one's own.
+
+    The defaults are the standard augmentation of ResNets (Table 9): random resized crop and flip.
+
+    Args:
+        train: training images: a folder of class folders; for other readers see ``reader``.
+        val: validation images of the same classes.
+        reader: how both are stored: ``folder``; ``tar``, a tar of class folders or a folder with a tar for
+            each class; ``wds``, a folder of WebDataset shards; ``hfds/NAME``, a data set of Hugging Face's
+            ``datasets``, ``train`` and ``val`` then name its splits.
+        image_size: side in pixels of what the network is given, in training and evaluation.
+        crop_pct: evaluation sees the centre crop of this part of the short side.
+        interpolation: of every resize: ``bicubic``, ``bilinear`` or another of timm's.
+        scale: least and largest part of the area that a random crop takes.
+        ratio: least and largest aspect, width to height, of that crop.
+        flip: probability of a horizontal flip.
+        rand_augment: timm's word for it, ``rand-m10-n2`` for 2 layers of magnitude 10; none by default.
+        color_jitter: strength for brightness, contrast and saturation; timm leaves it out beside RandAugment.
+        random_erasing: probability that a rectangle is erased.
+        mean, std: of the network's input, in RGB; ImageNet's by default.
+        batch_size: images a step on each device.
+        val_batch_size: images at once in validation.
+        num_workers: processes that prepare images.
+        skip_broken: different training images that may be unreadable, on each device, and are replaced by
+            others; 0: the first ends the run.
+    """
+
+    def __init__(
+        self,
+        train: Path,
+        val: Path,
+        reader: str = "folder",
+        image_size: int = 224,
+        crop_pct: float = 0.875,
+        interpolation: str = "bicubic",
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        rand_augment: str | None = None,
+        color_jitter: float | None = None,
+        random_erasing: float = 0.0,
+        mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
+        std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+        batch_size: int = 64,
+        val_batch_size: int = 64,
+        num_workers: int = 4,
+        skip_broken: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.skip_broken = skip_broken
+        # What a picture goes through before the network sees it in evaluation; kept in checkpoints.
+        self.evaluation: dict[str, Any] = {
+            "image_size": image_size,
+            "crop_pct": crop_pct,
+            "interpolation": interpolation,
+            "mean": tuple(mean),
+            "std": tuple(std),
+        }
+        training = create_transform(
+            image_size,
+            is_training=True,
+            scale=scale,
+            ratio=ratio,
+            hflip=flip,
+            auto_augment=rand_augment,
+            color_jitter=color_jitter,
+            re_prob=random_erasing,
+            re_mode="pixel",
+            interpolation=interpolation,
+            mean=tuple(mean),
+            std=tuple(std),
+        )
+        self.train_set = ImageSet(open_reader(Path(train), reader), training, train=True)
+        self.val_set = ImageSet(open_reader(Path(val), reader), eval_transform(**self.evaluation))
+        ours, theirs = class_names(self.train_set.reader), class_names(self.val_set.reader)
+        if ours != theirs:
+            missing, beyond = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+            raise DataError(
+                f"{train} and {val} do not have the same classes: {len(ours)} and {len(theirs)}; "
+                f"only in {train}: {_some(missing)}; only in {val}: {_some(beyond)}"
+            )
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of labels 0, 1, ...: those of the class folders, in natural order."""
+        return class_names(self.train_set.reader)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the training images."""
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of what the network is given."""
+        return int(self.evaluation["image_size"])
+
+    def train_dataloader(self) -> Loader:
+        return make_loader(
+            self.train_set,
+            self.batch_size,
+            self.num_workers,
+            default_collate,
+            self.trainer,
+            train=True,
+            skip_broken=self.skip_broken,
+        )
+
+    def val_dataloader(self) -> Loader:
+        return make_loader(
+            self.val_set, self.val_batch_size, self.num_workers, default_collate, self.trainer, train=False
+        )
+
+
+def eval_transform(
+    image_size: int,
+    crop_pct: float,
+    interpolation: str,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Callable[[Image.Image], Any]:
+    """timm's evaluation: the short side to ``image_size / crop_pct``, centre crop, normalised (3, S, S)."""
+    return create_transform(
+        image_size, crop_pct=crop_pct, interpolation=interpolation, mean=tuple(mean), std=tuple(std)
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "none"
