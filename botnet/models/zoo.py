@@ -90,6 +90,8 @@ NETWORKS = {
     # Not the paper's: for tests, and for training on a CPU
     "botnet26":           Network("-", (2, 2, 2, 2), bot),
     "botnet_tiny":        Network("-", (1, 2, 2, 3), bot, 160, widths=(32, 48, 96, 192), stem_width=16),
+    "botnet_s1_tiny":     Network("-", (1, 2, 2, 3), bot_s1, 96, widths=(32, 48, 96, 192), stem_width=16),
+    "resnet_tiny":        Network("-", (1, 2, 2, 3), None, 96, widths=(32, 48, 96, 192), stem_width=16),
 }
 # fmt: on
 

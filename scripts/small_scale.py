@@ -1,0 +1,76 @@
+"""BoT-S1 beside its ResNet on Fashion-MNIST, several seeds each: what `make small-scale` runs.
+
+Prints a Markdown table. A run that is finished is not done again, so that an interrupted measurement goes on.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NETWORKS = {"resnet_tiny": "ResNet", "botnet_s1_tiny": "BoT-S1"}
+
+
+def botnet(*arguments: str) -> None:
+    finished = subprocess.run([sys.executable, "-m", "botnet.cli", *arguments])
+    if finished.returncode:
+        sys.exit(finished.returncode)
+
+
+def train(network: str, seed: int, args: argparse.Namespace) -> dict:
+    """Accuracy and seconds of one run, done now or read."""
+    run = args.runs / f"{network}-{seed}"
+    record = run / "record.json"
+    if not record.is_file():
+        started = time.monotonic()
+        botnet(
+            "fit", "--config", "recipes/quickstart_classify.yaml", "--seed_everything", str(seed),
+            "--model.init_args.model", network, "--trainer.default_root_dir", str(run),
+            "--data.init_args.train", str(args.data / "train"),
+            "--data.init_args.val", str(args.data / "val"),
+            "--trainer.max_epochs", str(args.epochs),
+        )  # fmt: skip
+        metrics = json.loads((run / "metrics.json").read_text())
+        record.write_text(json.dumps({"top1": metrics["top1"], "seconds": time.monotonic() - started}))
+    return json.loads(record.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train", type=int, default=20_000, help="training images (20000)")
+    parser.add_argument("--val", type=int, default=10_000, help="held-out images (10000)")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/small_scale"))
+    args = parser.parse_args()
+    args.data = Path(f"data/fashion-{args.train}-{args.val}")
+    botnet("make-images", str(args.data), "--train", str(args.train), "--val", str(args.val))
+
+    from botnet.models.complexity import info
+
+    results = {name: [] for name in NETWORKS}
+    for seed in range(args.seeds):
+        for name in NETWORKS:  # in alternation: a machine that slows down slows both
+            results[name].append(train(name, seed, args))
+    print(f"{args.train} training and {args.val} held-out images, {args.epochs} epochs, {args.seeds} seeds\n")
+    print("| network | parameters | multiply-adds | top-1, mean ± std | each seed | seconds a run |")
+    print("|---|---|---|---|---|---|")
+    for name, runs in results.items():
+        stages = info(name, (64, 64)).stages
+        top1 = [run["top1"] for run in runs]
+        spread = statistics.stdev(top1) if len(top1) > 1 else 0.0
+        print(
+            f"| {NETWORKS[name]} ({name}) | {sum(s.params for s in stages) / 1e6:.2f} M "
+            f"| {sum(s.madds for s in stages) / 1e6:.0f} M | {statistics.mean(top1):.2f} ± {spread:.2f} "
+            f"| {', '.join(f'{value:.2f}' for value in top1)} "
+            f"| {statistics.mean(run['seconds'] for run in runs):.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
