@@ -70,10 +70,20 @@ class EpochSampler(Sampler[Key]):
         return self.length // (self.batch_size * self.world_size) * self.batch_size
 
     def __iter__(self) -> Iterator[Key]:
-        order = torch.randperm(self.length, generator=generator(self.seed, self.epoch, self.length)).tolist()
-        for step in range(self.first_batch, len(self) // self.batch_size):
-            start = (step * self.world_size + self.rank) * self.batch_size
-            yield from ((self.epoch, index) for index in order[start : start + self.batch_size])
+        order = self._order()
+        for batch in range(self.first_batch, len(self) // self.batch_size):
+            yield from ((self.epoch, index) for index in self._share(order, batch))
+
+    def indices(self, batch: int) -> list[int]:
+        """The samples of one batch of this epoch."""
+        return self._share(self._order(), batch)
+
+    def _order(self) -> list[int]:
+        return torch.randperm(self.length, generator=generator(self.seed, self.epoch, self.length)).tolist()
+
+    def _share(self, order: list[int], batch: int) -> list[int]:
+        start = (batch * self.world_size + self.rank) * self.batch_size
+        return order[start : start + self.batch_size]
 
 
 class ShareSampler(Sampler[int]):
@@ -116,6 +126,10 @@ class Tolerant(Dataset):
 
     def __len__(self) -> int:
         return self.length
+
+    def name(self, index: int) -> str:
+        """What messages call a sample."""
+        return self.dataset.name(index)  # type: ignore[attr-defined]
 
     def __getitem__(self, key: Key) -> Any:
         epoch, index = key
@@ -164,6 +178,11 @@ class Loader(DataLoader):
             # Of a worker's error torch makes a report with its whole traceback; the message is its end.
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
 
+    def names(self, batch: int) -> list[str]:
+        """The samples of one training batch of this epoch, as the data set calls them."""
+        assert isinstance(self.sampler, EpochSampler)
+        return [self.dataset.name(index) for index in self.sampler.indices(batch)]  # type: ignore[attr-defined]
+
     def _tell(self) -> None:
         if isinstance(self.dataset, Tolerant) and (count := int(self.dataset.broken.sum())):
             print(f"{count} samples could not be read so far and were replaced", file=sys.stderr)
@@ -190,7 +209,8 @@ def make_loader(
     """Batches for one device: its share of the samples, in an order that an interruption does not change.
 
     Args:
-        dataset: in training asked for by :data:`Key`, otherwise by index.
+        dataset: in training asked for by :data:`Key`, otherwise by index; ``name(index)`` is what messages
+            call a sample.
         batch_size: samples a batch.
         num_workers: processes that prepare samples.
         collate: a batch from a list of samples.
