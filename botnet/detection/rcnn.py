@@ -1,10 +1,12 @@
 """Faster and Mask R-CNN on any timm backbone (paper, Section 4; numbers of the authors' TPU codebase).
 
 The parts are torchvision's. What is written here is what differs from torchvision: batch norm on the
-outputs of the FPN, p6 by a strided convolution, anchors at the centres of their cells, the losses, and
-that the detector takes a prepared canvas: images are never resized a second time.
+outputs of the FPN, p6 by a strided convolution, anchors at the centres of their cells and how objects claim
+them, pooling from p6 too, the random choices, the losses, and that the detector takes a prepared canvas:
+images are never resized a second time.
 
 ``[tpu]`` in the comments is tensorflow/tpu ``models/official/detection``, the codebase of the paper.
+docs/fidelity.md lists every setting, its source and where it stands.
 """
 
 from collections import OrderedDict
@@ -15,15 +17,17 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+from torchvision.ops.poolers import LevelMapper
 
+from botnet.distributed import batch_mean
 from botnet.models.weights import load_resnet
 
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
@@ -35,8 +39,6 @@ class StridedP6(ExtraFPNBlock):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        nn.init.kaiming_uniform_(self.conv.weight, a=1)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(
         self, results: list[Tensor], x: list[Tensor], names: list[str]
@@ -58,6 +60,10 @@ class FPN(nn.Module):
         super().__init__()
         self.pyramid = FeaturePyramidNetwork(list(in_channels), channels, extra_blocks=StridedP6(channels))
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in LEVELS)
+        for module in self.pyramid.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         outputs = self.pyramid(OrderedDict(zip(LEVELS, features, strict=False)))
@@ -108,6 +114,52 @@ class FloatRPNHead(RPNHead):
         return [level.float() for level in logits], [level.float() for level in deltas]
 
 
+class AnchorMatcher(Matcher):
+    """An anchor is positive from IoU 0.7 on, and where it is an object's best ([tpu] ``ArgMaxMatcher``).
+
+    An object has one best anchor, the first of the equals. torchvision takes all of them: a small object lies
+    inside dozens of anchors that overlap it equally.
+    """
+
+    def __call__(self, match_quality_matrix: Tensor) -> Tensor:
+        matches: Tensor = super().__call__(
+            match_quality_matrix
+        )  # indices of objects; -1 background, -2 neither
+        best = match_quality_matrix.argmax(1)
+        objects = torch.arange(len(best), device=best.device)
+        # The first of the objects that share a best anchor has it.
+        owner = torch.full_like(matches, len(best)).scatter_reduce_(0, best, objects, "amin")
+        return torch.where(owner < len(best), owner, matches)
+
+
+class Sampler(BalancedPositiveNegativeSampler):
+    """torchvision's choice of anchors and RoIs to learn from, each image's drawn from a generator of its own.
+
+    Drawn from the global one, it would depend on the images before it on the same device.
+    """
+
+    generators: Sequence[torch.Generator | None] = ()
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        chosen = [
+            self.choose(labels, generator)
+            for labels, generator in zip(matched_idxs, self.generators, strict=True)
+        ]
+        return [positive for positive, _ in chosen], [negative for _, negative in chosen]
+
+    def choose(self, labels: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """One image's positives and negatives, as masks: positive labels and 0; others are passed over."""
+        left, masks = self.batch_size_per_image, []
+        most = int(self.positive_fraction * self.batch_size_per_image)
+        for candidates, limit in ((labels >= 1, most), (labels == 0, self.batch_size_per_image)):
+            found = torch.where(candidates)[0]
+            order = torch.randperm(len(found), generator=generator, device=labels.device)
+            drawn = found[order[: min(limit, left)]]
+            left -= len(drawn)
+            masks.append(torch.zeros_like(candidates).index_fill_(0, drawn, True))
+        return masks[0], masks[1]
+
+
 class RPN(RegionProposalNetwork):
     """torchvision's region proposals with the losses of [tpu] ``RpnScoreLoss`` and ``RpnBoxLoss``."""
 
@@ -129,21 +181,42 @@ class RPN(RegionProposalNetwork):
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Score: mean over the sampled anchors. Box: Huber (delta 1/9), mean over each level's positives,
-        summed over levels."""
-        positive, negative = (torch.stack(masks).bool() for masks in self.fg_bg_sampler(labels))
+        """Score: mean over the sampled anchors. Box: Huber (delta 1/9), over all positive anchors, sampled or
+        not; mean over each level's coordinates, summed over levels."""
+        positive, negative = (torch.stack(masks) for masks in self.fg_bg_sampler(labels))
         sampled = positive | negative
         target = torch.stack(labels)
         objectness = objectness.view_as(target)
-        score_loss = F.binary_cross_entropy_with_logits(objectness[sampled], target[sampled])
+        score_sum = F.binary_cross_entropy_with_logits(objectness[sampled], target[sampled], reduction="sum")
+        score_loss = score_sum / (self.fg_bg_sampler.batch_size_per_image * len(labels))
         deltas = pred_bbox_deltas.view(*target.shape, 4)
         errors = F.huber_loss(deltas, torch.stack(regression_targets), reduction="none", delta=1 / 9)
-        box_loss = errors.new_zeros(())
-        for level_errors, chosen in zip(
-            errors.split(self.level_sizes, dim=1), positive.split(self.level_sizes, dim=1), strict=True
-        ):
-            box_loss = box_loss + level_errors[chosen].sum() / (4 * chosen.sum()).clamp(min=1)
-        return score_loss, box_loss
+        sums, counts = [], []
+        levels = (errors.split(self.level_sizes, dim=1), target.split(self.level_sizes, dim=1))
+        for level_errors, level_target in zip(*levels, strict=True):
+            chosen = level_target == 1
+            sums.append(level_errors[chosen].sum())
+            counts.append(4 * chosen.sum())
+        return score_loss, batch_mean(torch.stack(sums), torch.stack(counts)).sum()
+
+
+class RoIAlign(MultiScaleRoIAlign):
+    """torchvision's pooling of RoIs as [tpu] ``multilevel_crop_and_resize`` has it: one bilinear sample at
+    the centre of each bin, and the largest from p6.
+
+    torchvision infers the pyramid's strides from the sizes of the images; on a canvas that is mostly padding
+    (jitter 0.1) these mislead it, so the strides are given, and the third argument of the call is not read.
+
+    Args:
+        size: bins a side.
+        strides: canvas pixels per cell of p2..p6.
+        canonical_size: side in pixels of a box that is pooled from p4.
+    """
+
+    def __init__(self, size: int, strides: Sequence[int], canonical_size: int) -> None:
+        super().__init__(list(LEVELS), size, sampling_ratio=1)
+        self.scales = [1 / stride for stride in strides]
+        self.map_levels = LevelMapper(2, 6, canonical_scale=canonical_size)
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Tensor:
@@ -179,45 +252,35 @@ def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Te
 
 
 class RoIHeads(TorchvisionRoIHeads):
-    """torchvision's box and mask heads with the losses of [tpu], right under autocast and on a canvas.
-
-    torchvision infers the pyramid's scales from the sizes of the images; on a canvas that is mostly
-    padding (jitter 0.1) these mislead it, so the canvas is given here and the unpadded sizes only clip.
-    """
+    """torchvision's box and mask heads with the losses of [tpu], right under autocast."""
 
     def forward(
         self,
         features: dict[str, Tensor],
         proposals: list[Tensor],
         valid: list[tuple[int, int]],
-        canvas: tuple[int, int],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         if targets is not None:
             proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
-        canvases = [canvas] * len(proposals)
-        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, canvases)))
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, [])))
         logits, deltas = logits.float(), deltas.float()
 
         if targets is not None:
-            losses = box_losses(logits, deltas, torch.cat(labels), torch.cat(regression_targets))
+            positive = [torch.where(label > 0)[0] for label in labels]
+            truth = mask_logits = None
             if self.has_mask():
-                positive = [torch.where(label > 0)[0] for label in labels]
                 boxes = [p[keep] for p, keep in zip(proposals, positive, strict=True)]
-                mask_logits = self.mask_logits(features, boxes, canvases)
-                size = mask_logits.shape[-1]
+                classes = [label[keep] for label, keep in zip(labels, positive, strict=True)]
+                mask_logits = self.mask_logits(features, boxes, classes)
                 truth = torch.cat(
                     [
-                        mask_targets(target["masks"], box, index[keep], size)
+                        mask_targets(target["masks"], box, index[keep], mask_logits.shape[-1])
                         for target, box, index, keep in zip(targets, boxes, matched, positive, strict=True)
                     ]
                 )
-                classes = torch.cat([label[keep] for label, keep in zip(labels, positive, strict=True)])
-                own = mask_logits[torch.arange(len(classes), device=classes.device), classes]
-                # The sum of nothing keeps the head in the graph where no RoI is positive (DDP needs it).
-                errors = F.binary_cross_entropy_with_logits(own, truth, reduction="sum")
-                losses["mask"] = errors / max(truth.numel(), 1)
-            return [], losses
+            classes = torch.cat(labels)
+            return [], roi_losses(logits, deltas, classes, torch.cat(regression_targets), mask_logits, truth)
 
         all_boxes, all_scores, all_labels = self.postprocess_detections(logits, deltas, proposals, valid)
         detections = [
@@ -225,25 +288,54 @@ class RoIHeads(TorchvisionRoIHeads):
             for boxes, scores, labels in zip(all_boxes, all_scores, all_labels, strict=True)
         ]
         if self.has_mask():
-            mask_logits = self.mask_logits(features, all_boxes, canvases)
-            for detection, masks in zip(detections, maskrcnn_inference(mask_logits, all_labels), strict=True):
-                detection["masks"] = masks
+            masks = self.mask_logits(features, all_boxes, all_labels).sigmoid()[:, None]
+            for detection, of_image in zip(detections, masks.split([len(b) for b in all_boxes]), strict=True):
+                detection["masks"] = of_image
         return detections, {}
 
-    def mask_logits(
-        self, features: dict[str, Tensor], boxes: list[Tensor], canvases: list[tuple[int, int]]
-    ) -> Tensor:
-        pooled = self.mask_roi_pool(features, boxes, canvases)
-        return self.mask_predictor(self.mask_head(pooled)).float()
+    def mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], classes: list[Tensor]) -> Tensor:
+        """The mask ``(R, 28, 28)`` of each box's own class; the others' are neither learnt from nor shown."""
+        hidden = self.mask_head(self.mask_roi_pool(features, boxes, []))
+        hidden = self.mask_predictor.relu(self.mask_predictor.conv5_mask(hidden))
+        last, own = self.mask_predictor.mask_fcn_logits, torch.cat(classes)
+        logits = torch.einsum("rchw,rc->rhw", hidden, last.weight[own, :, 0, 0])
+        return logits.float() + last.bias[own, None, None]
 
 
-def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """[tpu] ``FastrcnnClassLoss`` and ``FastrcnnBoxLoss``: cross entropy over the sampled RoIs, and Huber
-    (delta 1) averaged over the coordinates of the positive ones, each read at its own class."""
+def roi_losses(
+    logits: Tensor,
+    deltas: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    mask_logits: Tensor | None,
+    truth: Tensor | None,
+) -> dict[str, Tensor]:
+    """[tpu] ``FastrcnnClassLoss``, ``FastrcnnBoxLoss`` and ``MaskrcnnLoss``.
+
+    Cross entropy, mean over the sampled RoIs; Huber (delta 1), mean over the coordinates of the positive
+    ones, each read at its own class; binary cross entropy, mean over the pixels of their masks.
+
+    Args:
+        logits: ``(R, classes + 1)``.
+        deltas: ``(R, 4 (classes + 1))``.
+        labels: ``(R,)``, 0 for background.
+        targets: ``(R, 4)``; background's are not read.
+        mask_logits: ``(P, M, M)`` of the P positive RoIs at their own class, or None for Faster R-CNN.
+        truth: ``(P, M, M)``, 0 or 1.
+    """
     positive = torch.where(labels > 0)[0]
-    deltas = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
-    errors = F.huber_loss(deltas, targets[positive], reduction="sum", delta=1.0)
-    return {"class": F.cross_entropy(logits, labels), "box": errors / max(deltas.numel(), 1)}
+    own = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
+    # Sums of nothing keep every head in the graph where no RoI is positive (DDP needs it).
+    sums = {
+        "class": F.cross_entropy(logits, labels, reduction="sum"),
+        "box": F.huber_loss(own, targets[positive], reduction="sum", delta=1.0),
+    }
+    counts = [len(labels), own.numel()]
+    if mask_logits is not None and truth is not None:
+        sums["mask"] = F.binary_cross_entropy_with_logits(mask_logits, truth, reduction="sum")
+        counts.append(truth.numel())
+    means = batch_mean(torch.stack(list(sums.values())), torch.tensor(counts, device=logits.device))
+    return dict(zip(sums, means, strict=True))
 
 
 class RCNN(nn.Module):
@@ -274,6 +366,8 @@ class RCNN(nn.Module):
         box_channels: width of the box head's two fully connected layers.
         mask_channels: width of the mask head.
         mask_convs: its 3x3 convolutions.
+        freeze_c2: keep the kernels, and the norms' gains and biases, of the stem and c2 as ``weights`` has
+            them, which is [tpu]'s default; their batch statistics go on.
         score_threshold: least score of a detection.
         nms_threshold: IoU of the class-wise suppression.
         max_detections: detections an image at the most.
@@ -287,7 +381,8 @@ class RCNN(nn.Module):
             the backbone was passed as a module and cannot be named.
 
     Raises:
-        ValueError: ``num_classes`` below 1, or a backbone that does not give four maps from stride 4 on.
+        ValueError: ``num_classes`` below 1, a backbone that does not give four maps from stride 4 on, or one
+            whose c2 cannot be told apart to be frozen.
     """
 
     def __init__(
@@ -310,6 +405,7 @@ class RCNN(nn.Module):
         box_channels: int = 1024,
         mask_channels: int = 256,
         mask_convs: int = 4,
+        freeze_c2: bool = False,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         max_detections: int = 100,
@@ -336,7 +432,8 @@ class RCNN(nn.Module):
                 f"the backbone must give four maps from stride 4 on, but its strides are {reductions}"
             )
         self.fpn = FPN(feature_info.channels(), fpn_channels)
-        anchors = Anchors([*reductions, 2 * reductions[-1]], scale=anchor_scale)
+        strides = [*reductions, 2 * reductions[-1]]
+        anchors = Anchors(strides, scale=anchor_scale)
         self.rpn = RPN(
             anchors,
             FloatRPNHead(fpn_channels, anchors.num_anchors_per_location()[0]),
@@ -349,32 +446,29 @@ class RCNN(nn.Module):
             nms_thresh=0.7,
         )
 
-        def pool(size: int) -> MultiScaleRoIAlign:
-            # One bilinear sample at the centre of each bin, as in [tpu] ``selective_crop_and_resize``.
-            return MultiScaleRoIAlign(
-                list(LEVELS[:4]), size, sampling_ratio=1, canonical_scale=roi_canonical_size
-            )
-
+        self.rpn.proposal_matcher = AnchorMatcher(0.7, 0.3)
+        self.rpn.fg_bg_sampler = Sampler(rpn_samples, positive_fraction=0.5)
+        # [tpu]: deviation 0.01 at 256 channels; in proportion, the answer to them is the same at any width.
+        for module in self.rpn.head.conv.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01 * (256 / fpn_channels) ** 0.5)
         box_head = TwoMLPHead(fpn_channels * 7**2, box_channels)
-        for module in [*self.rpn.head.conv.modules(), *box_head.modules()]:
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                # Fan-in scaling suits any width; torchvision's constants are meant for 256 channels.
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        for layer in box_head.children():
+            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
         box_predictor = FastRCNNPredictor(box_channels, num_classes + 1)
         for layer, std in ((box_predictor.cls_score, 0.01), (box_predictor.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
         mask_parts: dict[str, nn.Module] = {}
         if masks:
             mask_parts = {
-                "mask_roi_pool": pool(14),
+                "mask_roi_pool": RoIAlign(14, strides, roi_canonical_size),
                 "mask_head": MaskRCNNHeads(fpn_channels, [mask_channels] * mask_convs, dilation=1),
                 "mask_predictor": MaskRCNNPredictor(
                     mask_channels if mask_convs else fpn_channels, mask_channels, num_classes + 1
                 ),
             }
         self.roi_heads = RoIHeads(
-            pool(7),
+            RoIAlign(7, strides, roi_canonical_size),
             box_head,
             box_predictor,
             fg_iou_thresh=0.5,
@@ -387,9 +481,20 @@ class RCNN(nn.Module):
             detections_per_img=max_detections,
             **mask_parts,
         )
+        self.roi_heads.fg_bg_sampler = Sampler(roi_samples, positive_fraction=0.25)
+        for name, bias in [*self.rpn.named_parameters(), *self.roi_heads.named_parameters()]:
+            if name.endswith("bias"):
+                nn.init.zeros_(bias)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum, module.eps = bn_momentum, bn_eps
+        if freeze_c2:
+            c2 = feature_info.module_name()[0].replace(".", "_")  # as timm names the parts of an extractor
+            names = [name for name, _ in self.backbone.named_children()]
+            if c2 not in names:
+                raise ValueError(f"freeze_c2: the backbone has no part {c2!r} that c2 comes from")
+            for name in names[: names.index(c2) + 1]:
+                self.backbone.get_submodule(name).requires_grad_(False)
 
     @property
     def has_masks(self) -> bool:
@@ -401,6 +506,7 @@ class RCNN(nn.Module):
         images: Tensor,
         targets: list[dict[str, Tensor]] | None = None,
         valid: Sequence[tuple[int, int]] | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training mode, detections in evaluation mode.
 
@@ -409,6 +515,8 @@ class RCNN(nn.Module):
             targets: training only, one dictionary an image: ``boxes`` ``(n, 4)`` xyxy float32 canvas
                 pixels, ``labels`` ``(n,)`` int64 from 1, ``masks`` ``(n, H, W)`` uint8 for Mask R-CNN.
             valid: ``(height, width)`` of each image's unpadded region; the whole canvas by default.
+            seeds: training only, one an image, from which the anchors and RoIs to learn from are drawn; by
+                default from torch's global generator.
 
         Returns:
             In training the losses ``rpn_score``, ``rpn_box``, ``class``, ``box`` and ``mask``, whose
@@ -425,10 +533,17 @@ class RCNN(nn.Module):
             raise ValueError("in training mode the detector needs targets; call .eval() to detect")
         canvas = (images.shape[-2], images.shape[-1])
         sizes = [(int(h), int(w)) for h, w in valid] if valid is not None else [canvas] * len(images)
+        generators = (
+            [torch.Generator(images.device).manual_seed(seed) for seed in seeds]
+            if seeds
+            else [None] * len(images)
+        )
+        # torchvision's parts hand their samplers nothing but labels.
+        self.rpn.fg_bg_sampler.generators = self.roi_heads.fg_bg_sampler.generators = generators
         features = self.fpn(self.backbone(images))
         given = targets if self.training else None
         proposals, rpn_losses = self.rpn(ImageList(images, sizes), features, given)
-        detections, roi_losses = self.roi_heads(features, proposals, sizes, canvas, given)
+        detections, roi_losses = self.roi_heads(features, proposals, sizes, given)
         if not self.training:
             return detections
         return {

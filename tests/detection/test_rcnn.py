@@ -10,7 +10,7 @@ from torchvision.models.detection.image_list import ImageList
 
 import botnet  # noqa: F401  (registers the networks)
 from botnet.detection import faster_rcnn, mask_rcnn
-from botnet.detection.rcnn import RCNN, Anchors, box_losses, mask_targets
+from botnet.detection.rcnn import RCNN, AnchorMatcher, Anchors, RoIAlign, Sampler, mask_targets, roi_losses
 from botnet.detection.results import paste_mask
 from tests.recipes import DETECTOR
 
@@ -20,7 +20,7 @@ SMALL = {key: value for key, value in DETECTOR.items() if key not in {"backbone"
 
 def small_detector(**changes):
     torch.manual_seed(0)
-    return mask_rcnn("botnet_tiny", 3, **{**SMALL, **MASKS, **changes})
+    return mask_rcnn(**{"backbone": "botnet_tiny", "num_classes": 3, **SMALL, **MASKS, **changes})
 
 
 def targets_for(images, count=2):
@@ -109,7 +109,7 @@ def huber(error, delta):
     return 0.5 * error**2 if error <= delta else delta * (error - 0.5 * delta)
 
 
-def test_box_losses_against_loops():
+def test_roi_losses_against_loops():
     generator = torch.Generator().manual_seed(2)
     logits, deltas = torch.randn(5, 4, generator=generator), 2 * torch.randn(5, 16, generator=generator)
     targets, labels = torch.randn(5, 4, generator=generator), torch.tensor([0, 2, 0, 3, 1])
@@ -120,36 +120,107 @@ def test_box_losses_against_loops():
         for j in range(4 if label else 0):
             box += huber(float(deltas[i, 4 * label + j] - targets[i, j]), 1.0)
             coordinates += 1
-    losses = box_losses(logits, deltas, labels, targets)
+    mask_logits, truth = torch.randn(3, 2, 2, generator=generator), torch.ones(3, 2, 2)
+    mask = sum(math.log(1 + math.exp(-logit)) for logit in mask_logits.flatten().tolist()) / 12
+    losses = roi_losses(logits, deltas, labels, targets, mask_logits, truth)
     assert float(losses["class"]) == pytest.approx(cross_entropy, rel=1e-5)
     assert float(losses["box"]) == pytest.approx(box / coordinates, rel=1e-5)
+    assert float(losses["mask"]) == pytest.approx(mask, rel=1e-5)
+    assert set(roi_losses(logits, deltas, labels, targets, None, None)) == {"class", "box"}
 
 
 def test_rpn_losses_against_loops():
     rpn = small_detector().rpn
-    rpn.fg_bg_sampler = lambda labels: ([label == 1 for label in labels], [label == 0 for label in labels])
+    # The first positive of each image is not sampled: its score is not learnt from, its box is.
+    picked = torch.tensor([False, True, True, True, True, True])
+    rpn.fg_bg_sampler = lambda labels: (
+        [(label == 1) & picked for label in labels],
+        [(label == 0) & picked for label in labels],
+    )
+    rpn.fg_bg_sampler.batch_size_per_image = 5
     rpn.level_sizes = [4, 2]
     generator = torch.Generator().manual_seed(3)
-    labels = [torch.tensor([1.0, 0, -1, 1, 0, 1]), torch.tensor([0.0, 0, 1, -1, -1, 0])]
+    labels = [torch.tensor([1.0, 0, -1, 1, 0, 1]), torch.tensor([1.0, 0, 1, -1, -1, 0])]
     logits = torch.randn(12, 1, generator=generator)
     deltas = torch.randn(12, 4, generator=generator)
     targets = [torch.randn(6, 4, generator=generator) for _ in labels]
-    score, sampled, levels = 0.0, 0, [[], []]
+    score, levels = 0.0, [[], []]
     for image in range(2):
         for anchor in range(6):
             label = float(labels[image][anchor])
-            if label < 0:
-                continue
-            probability = 1 / (1 + math.exp(-float(logits[6 * image + anchor])))
-            score -= math.log(probability if label else 1 - probability)
-            sampled += 1
-            if label:
+            if label >= 0 and anchor > 0:
+                probability = 1 / (1 + math.exp(-float(logits[6 * image + anchor])))
+                score -= math.log(probability if label else 1 - probability)
+            if label == 1:
                 for j in range(4):
                     error = float(deltas[6 * image + anchor, j] - targets[image][anchor, j])
                     levels[int(anchor >= 4)].append(huber(error, 1 / 9))
     found_score, found_box = rpn.compute_loss(logits, deltas, labels, targets)
-    assert float(found_score) == pytest.approx(score / sampled, rel=1e-5)
+    assert float(found_score) == pytest.approx(score / (2 * 5), rel=1e-5)
     assert float(found_box) == pytest.approx(sum(sum(e) / len(e) for e in levels), rel=1e-5)
+
+
+def test_an_object_has_one_best_anchor():
+    quality = torch.tensor(
+        [
+            [0.75, 0.00, 0.20, 0.20, 0.00],  # one good anchor
+            [0.00, 0.10, 0.25, 0.25, 0.00],  # no good one, and two equals: the first is its own
+            [0.00, 0.50, 0.00, 0.00, 0.00],  # one that is neither good nor bad, but its best
+            [0.00, 0.50, 0.00, 0.00, 0.00],  # wants the same: the first object keeps it
+        ]
+    )
+    assert AnchorMatcher(0.7, 0.3)(quality).tolist() == [0, 2, 1, -1, -1]
+    # An anchor that suits one object better is another's only one.
+    assert AnchorMatcher(0.7, 0.3)(torch.tensor([[0.9, 0.8], [0.0, 0.4]])).tolist() == [0, 1]
+
+
+def test_the_sampler_keeps_its_numbers_and_each_image_its_own_draw():
+    sampler = Sampler(8, positive_fraction=0.25)
+    labels = torch.tensor([2.0] * 5 + [0.0] * 20 + [-1.0] * 5)
+    few = torch.tensor([1.0] + [0.0] * 3 + [-1.0] * 26)
+
+    def drawn(images, seeds):
+        sampler.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        positive, negative = sampler(images)
+        return list(zip(positive, negative, strict=True))
+
+    (positive, negative), (few_positive, few_negative) = drawn([labels, few], [1, 2])
+    assert (int(positive.sum()), int(negative.sum())) == (2, 6)
+    assert positive[:5].sum() == 2
+    assert negative[5:25].sum() == 6
+    assert (int(few_positive.sum()), int(few_negative.sum())) == (1, 3)
+    for found, alone in zip((positive, negative), drawn([labels], [1])[0], strict=True):
+        assert torch.equal(found, alone)  # whatever images are beside it
+    assert not torch.equal(negative, drawn([labels], [3])[0][1])
+    # Every candidate has its turn.
+    turns = sum(torch.stack(drawn([labels], [seed])[0]).int() for seed in range(200))
+    assert (turns[0, :5] > 40).all()
+    assert (turns[1, 5:25] > 30).all()
+
+
+def test_boxes_are_pooled_from_the_level_of_their_size():
+    pool = RoIAlign(2, (4, 8, 16, 32, 64), canonical_size=224)
+    features = {
+        f"p{level}": torch.full((1, 1, 1024 >> level, 1024 >> level), float(level)) for level in range(2, 7)
+    }
+    sides = [20, 111, 113, 223, 225, 447, 449, 895, 897, 1000]
+    boxes = torch.tensor([[0.0, 0.0, side, side] for side in sides])
+    found = pool(features, [boxes], [])
+    assert found[:, 0, 0, 0].tolist() == [2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+
+
+def test_pooling_takes_one_sample_at_the_centre_of_each_bin():
+    generator = torch.Generator().manual_seed(5)
+    level = torch.randn(1, 1, 16, 16, generator=generator)
+    features = {f"p{i}": level if i == 2 else level[:, :, :1, :1] for i in range(2, 7)}
+    x1, y1, x2, y2 = box = (9.0, 6.0, 31.0, 40.0)
+    found = RoIAlign(7, (4, 8, 16, 32, 64), 224)(features, [torch.tensor([box])], [])[0, 0]
+    for row in range(7):
+        for column in range(7):
+            # A feature stands at the corner of its cell: no half is subtracted ([tpu]), as bilinear() does.
+            y = (y1 + (row + 0.5) / 7 * (y2 - y1)) / 4 + 0.5
+            x = (x1 + (column + 0.5) / 7 * (x2 - x1)) / 4 + 0.5
+            assert float(found[row, column]) == pytest.approx(bilinear(level[0, 0].tolist(), y, x), abs=1e-5)
 
 
 def test_numbers_of_the_papers_codebase():
@@ -220,13 +291,17 @@ def test_detections_stay_in_the_unpadded_region():
 
 
 def test_a_mostly_padded_canvas_pools_from_the_same_places():
-    """torchvision takes the pyramid's scales from the unpadded sizes, and is off where they are small."""
-    detector = small_detector().eval()
-    seen = []
-    pool = detector.roi_heads.box_roi_pool
-    pool.register_forward_hook(lambda module, inputs, output: seen.append(module.scales))
-    detector(torch.randn(1, 3, 96, 96), valid=[(9, 9)])
-    assert seen == [[1 / 4, 1 / 8, 1 / 16, 1 / 32]]
+    """torchvision takes the pyramid's strides from the unpadded sizes, and is off where they are small."""
+    detector = small_detector()
+    images = torch.randn(1, 3, 96, 96)
+    # The proposals are the same; only the pooling could know of the sizes.
+    proposals = [torch.tensor([[8.0, 8, 40, 48], [0, 0, 9, 9]])]
+    detector.rpn.register_forward_hook(lambda module, inputs, output: (proposals, output[1]))
+    whole, padded = (
+        detector(images, targets_for(images), valid=valid, seeds=[0]) for valid in ([(96, 96)], [(9, 9)])
+    )
+    for name in ("class", "box", "mask"):
+        torch.testing.assert_close(whole[name], padded[name])
 
 
 def test_images_without_objects_train():
@@ -268,6 +343,56 @@ def test_any_timm_backbone(name):
     assert torch.isfinite(sum(detector(images, targets_for(images)).values()))
 
 
+def test_a_mask_is_read_at_its_own_class():
+    """The whole of torchvision's predictor, then the class of each box, says the same."""
+    detector = small_detector().eval()
+    heads = detector.roi_heads
+    nn.init.normal_(heads.mask_predictor.mask_fcn_logits.bias)
+    features = detector.fpn(detector.backbone(torch.randn(2, 3, 96, 96)))
+    boxes = [torch.tensor([[8.0, 8, 40, 48], [30, 20, 80, 70]]), torch.tensor([[3.0, 4, 60, 66]])]
+    classes = [torch.tensor([1, 3]), torch.tensor([2])]
+    found = heads.mask_logits(features, boxes, classes)
+    whole = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, [])))
+    torch.testing.assert_close(found, whole[torch.arange(3), torch.cat(classes)])
+
+
+def test_seeds_fix_what_is_learnt_from():
+    detector = small_detector(rpn_samples=6, roi_samples=4)
+    images = torch.randn(2, 3, 96, 96)
+    targets = targets_for(images)
+
+    def total(seeds):
+        return sum(detector(images, targets, seeds=seeds).values()).item()
+
+    detector.eval()
+    detector.training = detector.rpn.training = detector.roi_heads.training = True  # norms as they are
+    torch.manual_seed(0)
+    first = total([1, 2])
+    torch.manual_seed(1)
+    assert total([1, 2]) == first
+    assert total([1, 3]) != first
+
+
+def test_a_frozen_c2_does_not_learn():
+    detector = small_detector(freeze_c2=True)
+    images = torch.randn(2, 3, 96, 96)
+    sum(detector(images, targets_for(images)).values()).backward()
+    frozen = {
+        name.split(".")[1]
+        for name, p in detector.named_parameters()
+        if name.startswith("backbone") and p.grad is None
+    }
+    learning = {
+        name.split(".")[1]
+        for name, p in detector.named_parameters()
+        if name.startswith("backbone") and p.requires_grad
+    }
+    assert "layer1" in frozen
+    assert frozen.isdisjoint(learning)
+    assert learning == {"layer2", "layer3", "layer4"}
+    assert detector.spec["freeze_c2"]
+
+
 def test_spec_rebuilds_the_detector():
     detector = small_detector()
     again = RCNN(**detector.spec)
@@ -307,6 +432,8 @@ def test_bad_requests_are_refused():
     shallow = timm.create_model("resnet18", features_only=True, out_indices=(2, 3, 4))
     with pytest.raises(ValueError, match=r"four maps from stride 4 on.*\[8, 16, 32\]"):
         mask_rcnn(shallow, 2)
+    with pytest.raises(ValueError, match="freeze_c2: the backbone has no part"):
+        small_detector(freeze_c2=True, backbone="mobilenetv3_small_050")
     detector = small_detector()
     with pytest.raises(ValueError, match="needs targets"):
         detector(torch.randn(1, 3, 64, 64))

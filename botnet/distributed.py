@@ -1,0 +1,69 @@
+"""What the devices of one run tell one another. With one device, nothing."""
+
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def batch_mean(sums: Tensor, counts: Tensor) -> Tensor:
+    """Means over the images of all devices, in the form that data parallelism averages.
+
+    DDP takes the mean of the devices' gradients. Where each divides its sums by its own counts, that is no
+    mean over the batch: an image beside many objects would weigh less than one beside few, and the result
+    would depend on how the images were dealt out. Here the sums are this device's, the counts everyone's.
+
+    Args:
+        sums: over this device's images, with gradient.
+        counts: how many terms each sum has.
+
+    Returns:
+        Shares whose average over the devices is the mean over the batch; 0 where there was nothing to count.
+    """
+    devices = 1
+    if dist.is_available() and dist.is_initialized():
+        devices = dist.get_world_size()
+        counts = counts.clone()
+        dist.all_reduce(counts)
+    return devices * sums / counts.clamp(min=1)
+
+
+def gather_shares(share: Sequence[Any]) -> list[Any] | None:
+    """All devices' shares on the first one, in the order of the set; None on the others.
+
+    Args:
+        share: what this device has made of every n-th sample (:class:`botnet.data.ShareSampler`), in order.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(share)
+    first = dist.get_rank() == 0
+    shares: list[Sequence[Any]] | None = [()] * dist.get_world_size() if first else None
+    dist.gather_object(share, shares)
+    if shares is None:
+        return None
+    absent = object()
+    return [item for turn in zip_longest(*shares, fillvalue=absent) for item in turn if item is not absent]
+
+
+def share_buffers(model: nn.Module | None, buffers: Iterable[Tensor]) -> None:
+    """Give every device the first one's buffers now, and DDP no cause to do so at each evaluated batch.
+
+    In evaluation a device may have a batch more than another, which would wait for it in vain.
+
+    Args:
+        model: as the strategy has wrapped it; nothing happens where that is not DDP's wrapper.
+        buffers: statistics of the norms.
+    """
+    if isinstance(model, DistributedDataParallel):
+        for buffer in buffers:
+            dist.broadcast(buffer, 0)
+        model.broadcast_buffers = False
+
+
+def resume_buffers(model: nn.Module | None) -> None:
+    """Undo :func:`share_buffers`: in training DDP keeps the buffers together, forward by forward."""
+    if isinstance(model, DistributedDataParallel):
+        model.broadcast_buffers = True
