@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from botnet.layers.kernels import Implementation, relative_attention
+from botnet.layers.kernels import Implementation, attention_weights, relative_attention
 from botnet.layers.position import AbsolutePosition, PositionTables, RelativePosition
 
 POSITIONS: dict[str, type[AbsolutePosition] | type[RelativePosition]] = {
@@ -80,9 +80,47 @@ class MHSA2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over a map (B, C, H, W); returns (B, C, ceil(H / stride), ceil(W / stride))."""
+        q, k, v, position = self._project(x)
+        batch, _, height, width = x.shape
+        out = relative_attention(
+            q,
+            k if self.content else None,
+            v,
+            position,
+            (height, width),
+            (self.dim // self.heads) ** -0.5,
+            self.stride,
+            self.implementation,
+        )
+        sides = [(side + self.stride - 1) // self.stride for side in (height, width)]
+        out = out.transpose(1, 2).reshape(batch, *sides, self.dim).permute(0, 3, 1, 2)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return out if channels_last else out.contiguous()
+
+    def attention_weights(self, x: Tensor, cells: Tensor) -> Tensor:
+        """What some cells of a map attend to: rows of the softmax, exact, of which `forward` keeps none.
+
+        Args:
+            x: map (B, C, H, W).
+            cells: (M,) of the N = H * W cells, counted row by row, before any pool.
+
+        Returns:
+            (B, heads, M, N); each row sums to 1.
+        """
+        q, k, _, position = self._project(x)
+        return attention_weights(
+            q[:, :, cells],
+            k if self.content else None,
+            None if position is None else position[:, :, cells],
+            (x.shape[2], x.shape[3]),
+            (self.dim // self.heads) ** -0.5,
+        )
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values (B, heads, N, d), and position logits (B, heads, N, H + W)."""
         if x.ndim != 4 or x.shape[1] != self.dim:
             raise ValueError(f"expected a map (B, {self.dim}, H, W), got a tensor of shape {tuple(x.shape)}")
-        batch, _, height, width = x.shape
+        _, _, height, width = x.shape
         d = self.dim // self.heads
         # Views of a channels-last map: no copies here, nor of the gradients on their way back.
         qkv = self.qkv(x).permute(0, 2, 3, 1).unflatten(-1, (3, self.heads, d))
@@ -94,17 +132,4 @@ class MHSA2d(nn.Module):
             to_columns = torch.einsum("byxnd,xkd->bnyxk", q, by_column)
             position = torch.cat([to_rows, to_columns], -1).flatten(2, 3).to(q.dtype)
         q, k, v = (t.permute(0, 3, 1, 2, 4).flatten(2, 3) for t in (q, k, v))  # B, heads, N, d
-        out = relative_attention(
-            q,
-            k if self.content else None,
-            v,
-            position,
-            (height, width),
-            d**-0.5,
-            self.stride,
-            self.implementation,
-        )
-        sides = [(side + self.stride - 1) // self.stride for side in (height, width)]
-        out = out.transpose(1, 2).reshape(batch, *sides, self.dim).permute(0, 3, 1, 2)
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return out if channels_last else out.contiguous()
+        return q, k, v, position

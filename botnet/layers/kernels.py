@@ -15,7 +15,8 @@ from torch.nn.attention.flex_attention import flex_attention
 Implementation = Literal["reference", "tiled", "sdpa", "flex"]
 Size = Sequence[int]
 
-# Queries of one head whose logits exist at one time: enough to keep the matrix products efficient.
+# Queries of one head whose logits exist at one time: enough to keep the matrix products efficient. Forward,
+# with less beside them in memory, twice as many.
 TILE = 512
 
 # Tokens up to which the whole logits are cheaper than tiles (benchmarks/attention.py).
@@ -63,6 +64,24 @@ def relative_attention(
     return compute(q, k, v, position, size, scale, pool)
 
 
+def attention_weights(
+    q: Tensor, k: Tensor | None, position: Tensor | None, size: Size, scale: float
+) -> Tensor:
+    """softmax(scale q k^T + position) of any queries (B, heads, M, d), with arguments as above.
+
+    Returns:
+        (B, heads, M, N); rows sum to 1.
+    """
+    logits: Tensor | float = 0.0
+    if position is not None:
+        by_row, by_column = position.split(size, -1)
+        logits = (by_row.unsqueeze(-1) + by_column.unsqueeze(-2)).flatten(-2)
+    if k is not None:
+        logits = (q * scale) @ k.transpose(-1, -2) + logits
+    assert isinstance(logits, Tensor)
+    return logits.softmax(-1)
+
+
 def choose(tokens: int, dtype: torch.dtype, device: torch.device) -> Implementation:
     """The implementation that measures best (benchmarks/attention.py), with gradients or without.
 
@@ -103,14 +122,7 @@ def _reference(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
     """The plain formula; stores the logits of all heads, N x N each."""
-    logits: Tensor | float = 0.0
-    if position is not None:
-        by_row, by_column = position.split(size, -1)
-        logits = (by_row.unsqueeze(-1) + by_column.unsqueeze(-2)).flatten(-2)
-    if k is not None:
-        logits = (q * scale) @ k.transpose(-1, -2) + logits
-    assert isinstance(logits, Tensor)
-    return _average(logits.softmax(-1) @ v, size, pool)
+    return _average(attention_weights(q, k, position, size, scale) @ v, size, pool)
 
 
 def _sdpa(
@@ -160,7 +172,7 @@ def _tiled_forward(
 ) -> Tensor:
     out = _empty_output(q, size, pool)
     windows = _windows(size, pool, q.device)
-    group, step = len(windows), max(1, TILE // len(windows))
+    group, step = len(windows), max(1, 2 * TILE // len(windows))
     buffer = q.new_empty(windows[:, :step].numel(), v.shape[2])
     with torch.autocast(q.device.type, enabled=False):
         for head in product(range(q.shape[0]), range(q.shape[1])):
