@@ -1,0 +1,232 @@
+"""`botnet validate --model`: right on networks nobody here trained, clear about what it cannot use."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo, create_dataset, create_transform, resolve_data_config
+from torch import nn
+from torch.utils.data import DataLoader
+
+from botnet.classification.evaluate import open_classifier, read_label_map, validate
+from botnet.cli import main
+from botnet.errors import DataError
+
+NETWORK = "mobilenetv3_small_050"
+
+
+def picture(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
+    """A smooth picture of random colours, so that JPEG and resizing have something to do."""
+    colours = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
+
+
+def class_folders(root, names, images: int = 3):
+    for label, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for number in range(images):
+            seed = 100 * label + number
+            picture(seed, (40 + 9 * number, 60 - 5 * label)).save(root / name / f"{number}.jpg", quality=90)
+    return root
+
+
+def weights_file(path, name: str = NETWORK, classes: int = 1000):
+    """A network of fixed random weights and statistics, whose answers differ from image to image."""
+    torch.manual_seed(1)
+    model = timm.create_model(name, num_classes=classes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+    if path.suffix == ".safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def four(tmp_path):
+    """Four classes of three images, and a network of four classes."""
+    return (
+        class_folders(tmp_path / "data", ["ant", "bee", "cat", "dog"]),
+        weights_file(tmp_path / "four.safetensors", classes=4),
+    )
+
+
+def run(capsys, *arguments) -> tuple[int, str]:
+    code = main(["validate", *(str(argument) for argument in arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def by_a_plain_script(name, weights, folder, classes):
+    """What anyone writes who evaluates a network of timm: logits and labels, in the order of the folder."""
+    model = timm.create_model(name, num_classes=classes)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    model.eval()
+    config = resolve_data_config({}, model=model)
+    dataset = create_dataset("", str(folder), transform=create_transform(**config))
+    logits, labels = [], []
+    with torch.inference_mode():
+        for images, targets in DataLoader(dataset, batch_size=5):
+            logits.append(model(images))
+            labels.append(targets)
+    return torch.cat(logits), torch.cat(labels)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", NETWORK])
+def test_equals_a_plain_script_bit_for_bit(name, tmp_path):
+    folder = class_folders(tmp_path / "data", [f"class{i}" for i in range(7)], images=2)
+    weights = weights_file(tmp_path / "w.pth", name, 7)
+    logits, labels = by_a_plain_script(name, weights, folder, 7)
+    classifier = open_classifier(name, weights, device="cpu")
+    seen = []
+    classifier.model.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    report = validate(classifier, folder, batch_size=5, num_workers=0)
+    assert torch.equal(torch.cat(seen), logits)
+    hits = logits.topk(5).indices == labels[:, None]
+    assert report["top1"] == 100 * hits[:, 0].sum().item() / 14
+    assert report["top5"] == 100 * hits.sum().item() / 14
+    assert 0 < report["top5"] < 100
+    assert report["images"] == 14
+    assert report["images_per_second"] > 0
+
+
+def test_the_command_reports_every_class(four, tmp_path, capsys):
+    data, weights = four
+    out = tmp_path / "report.json"
+    arguments = ["--model", NETWORK, "--weights", weights, "--data", data, "--workers", 1, "--device", "cpu"]
+    code, shown = run(capsys, *arguments, "--output", out, "--crop", 1, "--size", 64)
+    assert code == 0
+    report = json.loads(out.read_text())
+    assert (report["size"], report["crop"]) == (64, 1.0)
+    assert f"{report['top1']:.3f}" in shown
+    assert "in their order" in shown
+    assert [row["folder"] for row in report["classes"]] == ["ant", "bee", "cat", "dog"]
+    assert sum(row["top1"] * row["images"] for row in report["classes"]) == pytest.approx(12 * report["top1"])
+    for row in report["classes"]:
+        assert (row["taken_for"] is None) == (row["top1"] == 100)
+    assert "top1_among_present" not in report
+
+
+class Says(nn.Module):
+    """Answers each image with the next of fixed logits."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits, self.asked = logits, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.asked += len(images)
+        return self.logits[self.asked - len(images) : self.asked]
+
+
+def test_subset_of_imagenet_by_its_synsets(tmp_path):
+    """Two classes of a thousand: numbers over all thousand, and over the two alone."""
+    tench, goldfish = ImageNetInfo().label_names()[:2]
+    # In another order than the network's: its outputs have to be found by name.
+    label_map = tmp_path / "map.json"
+    label_map.write_text(json.dumps({"b": 0, "a": 1}))
+    data = class_folders(tmp_path / "data", [goldfish, tench], images=2)
+    mapped = class_folders(tmp_path / "mapped", ["a", "b"], images=2)  # a is the goldfish
+    for root, said in ((data, None), (mapped, label_map)):
+        weights = weights_file(tmp_path / "w.safetensors")
+        classifier = open_classifier(NETWORK, weights, label_map=said, device="cpu")
+        logits = torch.zeros(4, 1000)
+        logits[:, 1] = 1.0  # the goldfish for every image,
+        logits[1:, 7] = 2.0  # but for three of them something else first
+        order = [1, 1, 0, 0] if said else [0, 0, 1, 1]  # n01440764 is the tench
+        object.__setattr__(classifier, "model", Says(logits))
+        report = validate(classifier, root, batch_size=3, num_workers=0)
+        assert [row["index"] for row in report["classes"]] == list(dict.fromkeys(order))
+        # Over all: the goldfish's one image without a 7 if it comes first, which under synsets is a tench.
+        assert report["top1"] == (25.0 if said else 0.0)
+        assert report["top1_among_present"] == 50.0
+        goldfishes = next(row for row in report["classes"] if row["index"] == 1)
+        assert goldfishes["top5"] == 100.0
+    assert "tench" in ImageNetInfo().label_descriptions()[0]
+
+
+def test_label_maps(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("ant\nbee\n")
+    assert read_label_map(path, 2) == {"ant": 0, "bee": 1}
+    listed = tmp_path / "names.json"
+    for content, message in (
+        ('["ant"]', "names 1 classes, the network has 2"),
+        ('["ant", "ant"]', "more than once"),
+        ('{"ant": 2}', "'ant' is class 2, the network has classes 0 to 1"),
+        ('{"ant": true}', "expected a list"),
+        ("[1, 2]", "expected a list"),
+        ("{", "cannot be read as a label map"),
+    ):
+        listed.write_text(content)
+        with pytest.raises(DataError, match=message):
+            read_label_map(listed, 2)
+    with pytest.raises(DataError, match=r"none\.json: cannot be read"):
+        read_label_map(tmp_path / "none.json", 2)
+
+
+def test_refuses_networks_and_weights_that_are_none(four, tmp_path, capsys):
+    data, weights = four
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(weights.read_bytes()[:1000])
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(weights.read_bytes()[:1000])
+    code = tmp_path / "code.pth"
+    torch.save({"weight": nn.Linear(1, 1)}, code)
+    for model, file, message in (
+        ("mobilenetv3_smal_050", weights, "nearest names are mobilenetv3_small_050"),
+        ("runs/best.ckpt", None, "no file runs/best.ckpt"),
+        (NETWORK, tmp_path / "none.pth", "none.pth: no such file"),
+        (NETWORK, broken, "broken.pth"),
+        (NETWORK, cut, "cut.safetensors: damaged"),
+        (NETWORK, code, "code.pth: refused"),
+        ("resnet18", weights, "not the weights of resnet18"),
+        (f"{NETWORK}.no_such_tag", weights, "no_such_tag"),
+    ):
+        given = [] if file is None else ["--weights", file]
+        status, said = run(capsys, "--model", model, *given, "--data", data)
+        assert (status, message in said) == (2, True), said
+
+
+def test_refuses_data_that_do_not_fit(four, tmp_path, capsys):
+    data, weights = four
+    call = ["--model", NETWORK, "--weights", weights, "--workers", 0, "--output", tmp_path / "r.json"]
+    (tmp_path / "nothing").mkdir()
+    three = class_folders(tmp_path / "three", ["ant", "bee", "cat"], images=1)
+    torn = class_folders(tmp_path / "torn", ["ant", "bee", "cat", "dog"], images=1)
+    (torn / "cat" / "0.jpg").write_bytes((torn / "cat" / "0.jpg").read_bytes()[:300])
+    hollow = class_folders(tmp_path / "hollow", ["ant", "bee", "cat", "dog"], images=1)
+    (hollow / "bee" / "0.jpg").unlink()
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\ncat\neel\n")
+    for folder, further, message in (
+        (tmp_path / "missing", [], "no such file or folder"),
+        (tmp_path / "nothing", [], "no images"),
+        (three, [], "3 classes, the network 4"),
+        (torn, [], "cat/0.jpg: cannot be decoded"),
+        (torn, ["--workers", 1], "cat/0.jpg: cannot be decoded"),
+        (hollow, [], "bee: a class folder without images"),
+        (data, ["--label-map", names], "dog; say what they mean by --label-map"),
+        (data, ["--crop", 1.5], "--crop 1.5"),
+        (data, ["--size", 0], "--size 0"),
+        (data, ["--device", "abacus"], "--device abacus"),
+        (data, ["--output", tmp_path], "--output"),
+    ):
+        status, said = run(capsys, *call, "--data", folder, *further)
+        assert (status, message in said) == (2, True), said
+        assert "Traceback" not in said
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_lightnings_validate_keeps_its_own(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["validate", "--config", str(tmp_path / "none.yaml"), "--model", "x"])
+    assert "none.yaml" in capsys.readouterr().err

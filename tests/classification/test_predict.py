@@ -1,0 +1,117 @@
+"""`botnet predict` with a classifier: any picture, the right names, and a place found in the crop."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from botnet.classification.evaluate import open_classifier
+from botnet.classification.predict import _seen_place, _shown
+from botnet.cli import main
+from botnet.errors import DataError
+from tests.classification.test_evaluate import NETWORK, picture, weights_file
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return weights_file(tmp_path / "six.safetensors", classes=6)
+
+
+@pytest.fixture
+def names(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("ant\nbee\ncat\ndog\neel\nfox\n")
+    return path
+
+
+ODD = {
+    "grey.png": lambda: picture(1).convert("L"),
+    "grey16.png": lambda: Image.fromarray(np.arange(3000, dtype=np.uint16).reshape(50, 60) * 20),
+    "black-and-white.png": lambda: picture(1).convert("1"),
+    "palette.gif": lambda: picture(2).convert("P"),
+    "transparent.png": lambda: picture(3).convert("RGBA"),
+    "cmyk.jpg": lambda: picture(4).convert("CMYK"),
+    "pixel.png": lambda: picture(5, (1, 1)),
+    "wide.png": lambda: picture(6, (30_000, 20)),
+    "line.png": lambda: picture(7, (30_000, 1)),
+    "tall.png": lambda: picture(8, (2, 30_000)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_picture_is_classified(name, weights, names, tmp_path, capsys):
+    ODD[name]().save(tmp_path / name)
+    out = tmp_path / "out"
+    call = ["predict", NETWORK, str(tmp_path / name), "--weights", str(weights), "--label-map", str(names)]
+    assert main([*call, "--size", "64", "--device", "cpu", "--output", str(out)]) == 0
+    (record,) = json.loads((out / "predictions.json").read_text())
+    assert record["file"] == str(tmp_path / name)
+    scores = [found["score"] for found in record["classes"]]
+    assert len(scores) == 5
+    assert scores == sorted(scores, reverse=True)
+    assert all(found["class"][0] == "abcdef"[found["index"]] for found in record["classes"])
+    assert record["classes"][0]["class"] in capsys.readouterr().out
+
+
+def test_scores_are_the_networks(weights, names, tmp_path):
+    picture(9).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    call = ["predict", NETWORK, str(tmp_path / "a.png"), "--weights", str(weights), "--device", "cpu"]
+    assert main([*call, "--output", str(out)]) == 0
+    classifier = open_classifier(NETWORK, weights, device="cpu")
+    with torch.inference_mode():
+        probabilities = classifier.model(classifier.transform(picture(9))[None])[0].softmax(0)
+    (record,) = json.loads((out / "predictions.json").read_text())
+    for found in record["classes"]:
+        assert found["score"] == pytest.approx(float(probabilities[found["index"]]))
+        assert found["class"] == f"class {found['index']}"
+
+
+def test_refuses_what_it_cannot_read(weights, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    picture(1).save(tmp_path / "a.png")
+    for source, further, message in (
+        ("empty", [], "holds no image"),
+        ("none.png", [], "no such image or folder"),
+        ("text.png", [], "text.png: cannot be decoded"),
+        ("a.png", ["--attention"], "no BoT block"),
+        ("a.png", ["--pixel", "1", "1"], "--attention"),
+    ):
+        call = ["predict", NETWORK, str(tmp_path / source), "--weights", str(weights), "--device", "cpu"]
+        assert main([*call, "--output", str(tmp_path / f"out {source} {message}"), *further]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    call = ["predict", NETWORK, str(tmp_path / "a.png"), "--weights", str(weights)]
+    assert main([*call, "--output", str(tmp_path / "used")]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+    assert main(["predict", "botnet5", str(tmp_path / "a.png")]) == 2
+    assert "botnet50" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("crop", [0.875, 1.0])
+@pytest.mark.parametrize("size", [(40, 50), (131, 60), (64, 64)])
+def test_a_pixel_is_found_again_in_the_crop(size, crop, tmp_path):
+    """A white square on black: its place in the prepared picture is where the formula says."""
+    classifier = open_classifier(
+        "botnet_tiny", weights_file(tmp_path / "w.pth", "botnet_tiny", 2), crop=crop, size=96, device="cpu"
+    )
+    pixel = (size[0] // 2 - 6, size[1] // 2 + 7)
+    image = Image.new("RGB", size)
+    image.paste("white", (pixel[0] - 1, pixel[1] - 1, pixel[0] + 2, pixel[1] + 2))
+    shown = _shown(classifier.transform(image), classifier)[0].float()
+    rows, columns = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    y, x = _seen_place(tmp_path, image, pixel, classifier.preparation)
+    assert 96 * y == pytest.approx(float((shown * (rows + 0.5)).sum() / shown.sum()), abs=0.75)
+    assert 96 * x == pytest.approx(float((shown * (columns + 0.5)).sum() / shown.sum()), abs=0.75)
+
+
+def test_a_pixel_outside_of_the_crop_is_refused(tmp_path):
+    classifier = open_classifier(
+        "botnet_tiny", weights_file(tmp_path / "w.pth", "botnet_tiny", 2), size=96, device="cpu"
+    )
+    with pytest.raises(DataError, match=r"100 x 40 pixels the network does not see \(2, 20\)"):
+        _seen_place(tmp_path, Image.new("RGB", (100, 40)), (2, 20), classifier.preparation)
