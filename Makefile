@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart test overfit full-size bench-attention bench-backbone
+.PHONY: help quickstart test overfit full-size bench-attention bench-backbone bench-family bench-data
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -11,6 +11,8 @@ help:
 	@echo "make overfit     learn four photographs by heart (COCO_BY=folder of COCO photographs)"
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images measured (COCO_BY as above)"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
+	@echo "make bench-data  training images a second beside torchvision's reference way (COCO_BY as above)"
+	@echo "make bench-family   the training step of every network of Figure 5 at its own image size"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,3 +40,9 @@ bench-attention: .venv/installed
 
 bench-backbone: .venv/installed
 	$(BIN)/python benchmarks/backbone.py
+
+bench-data: .venv/installed
+	$(BIN)/python benchmarks/data.py $(COCO_BY)
+
+bench-family: .venv/installed
+	$(BIN)/python benchmarks/family.py
