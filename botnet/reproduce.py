@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from botnet.errors import DataError
@@ -155,39 +156,36 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
 
 def overview(runs: Path) -> list[Table]:
     """All rows as tables for the terminal, the paper's numbers beside those of the runs under ``runs``."""
-    coco = Table(
-        "row", "backbone", "epochs", "jitter", "canvas", "paper box", "mask", "yours", "", title="COCO"
-    )
-    imagenet = Table(
-        "row", "network", "epochs", "pixels", "paper top-1", "top-5", "yours", "", title="ImageNet"
-    )
+    coco = Table("row", "backbone", "epochs", "jitter", "canvas", box=SIMPLE_HEAD, title="COCO")
+    coco.add_column("paper, box / mask AP")
+    imagenet = Table("row", "network", "epochs", "pixels", box=SIMPLE_HEAD, title="ImageNet")
+    imagenet.add_column("paper, top-1 / top-5")
+    for table in (coco, imagenet):
+        table.add_column("yours")
     for row in rows().values():
         facts = row.facts
         if row.family == "coco":
             jitter = "{}-{}".format(*facts["jitter"])
             setting = [facts["name"], str(facts["epochs"]), jitter, str(facts["canvas"])]
-            columns, table = ("box", "mask"), coco
+            numbers, table = ("box", "mask"), coco
         else:
             setting = [facts["name"], str(facts["epochs"]), str(facts["image_size"])]
-            columns, table = ("top1", "top5"), imagenet
-        paper = [_shown(facts.get(column)) for column in columns]
-        table.add_row(row.id, *setting, *paper, *_yours(runs / row.id, columns))
+            numbers, table = ("top1", "top5"), imagenet
+        table.add_row(row.id, *setting, _pair(facts, numbers), _yours(runs / row.id, numbers))
         faster = runs / (row.id + FASTER)
         if faster.is_dir():
-            table.add_row(f"  {FASTER[1:]}", *[""] * len(setting), "", "", *_yours(faster, columns))
+            table.add_row(row.id + FASTER, *[""] * len(setting), "", _yours(faster, numbers))
     return [coco, imagenet]
 
 
-def _yours(folder: Path, columns: Sequence[str]) -> list[str]:
+def _yours(folder: Path, numbers: Sequence[str]) -> str:
     if not (folder / "config.yaml").is_file():
-        return ["", ""]
+        return ""
     run = read_run(folder)
     if run is None:
-        return ["started", ""]
-    state = "" if run.epoch >= run.epochs else f" ({run.epoch}/{run.epochs})"
-    values = [_shown(run.numbers.get(column)) for column in columns]
-    return [values[0] + state, values[1]]
+        return "started"
+    return _pair(run.numbers, numbers) + ("" if run.epoch >= run.epochs else f" ({run.epoch}/{run.epochs})")
 
 
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _pair(values: dict[str, Any], names: Sequence[str]) -> str:
+    return " / ".join(f"{values[name]:.1f}" for name in names if name in values)

@@ -98,7 +98,7 @@ def test_the_list_shows_runs_beside_the_paper(tmp_path, capsys):
     write_run(tmp_path / "table3/bot50-jitter-0.1-2.0", "table3/bot50-jitter-0.1-2.0", 40, box=scores(0.4321))
     write_run(tmp_path / "table5/r50", "table5/r50")
     assert cli.main(["reproduce", "--runs", str(tmp_path)]) == 0
-    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if "/" in line}
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "/" in line}
     assert "45.9" in lines["table3/bot50-jitter-0.1-2.0"]
     assert "43.2 (40/72)" in lines["table3/bot50-jitter-0.1-2.0"]
     assert "started" in lines["table5/r50"]
