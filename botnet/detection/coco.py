@@ -2,8 +2,9 @@
 
 import json
 import math
+import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,19 @@ from PIL import ExifTags, Image, ImageOps
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 from torchvision.ops import box_convert
-from torchvision.transforms.v2.functional import pil_to_tensor
 
+from botnet.data import Key, generator
+from botnet.detection.masks import Rle, compress_mask, decode_mask
+from botnet.detection.transforms import (
+    EvalTransform,
+    Placement,
+    Scene,
+    Thing,
+    TrainTransform,
+    copy_paste,
+    to_canvas,
+)
 from botnet.errors import DataError
 
 MAX_OBJECTS = 100  # of an image in training (tensorflow/tpu models/official/detection)
@@ -73,6 +83,7 @@ class CocoInstances:
         category_ids: original ids: ``category_ids[label - 1]``.
         images: records with ``id``, ``file_name``, ``height``, ``width`` (pixels), in the file's order.
         dropped: how many annotations, or polygons of them, were left out or trimmed, by kind of problem.
+        maskless: the first annotation without a segmentation, if there is one.
 
     Raises:
         DataError: the first problem that forbids the use of the file. :func:`check_data` lists all.
@@ -90,22 +101,47 @@ class CocoInstances:
             {key: image[key] for key in ("id", "file_name", "height", "width")} for image in data["images"]
         ]
         self.dropped: Counter[str] = Counter()
-        self._annotations: dict[int, list[dict]] = {image["id"]: [] for image in self.images}
+        self.maskless: Problem | None = None
+        annotations: dict[int, list[dict]] = {image["id"]: [] for image in self.images}
         for annotation, problems in _annotations(data):
             for problem in problems:
                 if problem.severity == "error":
                     raise _refusal(self.path, problem)
                 self.dropped[problem.kind] += 1
             if annotation:
-                self._annotations[annotation["image_id"]].append(annotation)
+                annotations[annotation["image_id"]].append(annotation)
+                if annotation.get("segmentation") is None and not self.maskless:
+                    image = next(image for image in self.images if image["id"] == annotation["image_id"])
+                    self.maskless = _no_mask(annotation, image)
+        # As millions of objects they would be copied into every worker, page by page, as soon as their
+        # reference counts are touched; as bytes they are shared.
+        packed = [pickle.dumps(of_image) for of_image in annotations.values()]
+        self._row = {image_id: row for row, image_id in enumerate(annotations)}
+        self._ends = np.cumsum([0, *map(len, packed)])
+        self._packed = np.frombuffer(b"".join(packed), np.uint8)
 
     def annotations_of(self, image_id: int) -> list[dict[str, Any]]:
         """The COCO annotations of one image, in the file's order, without what was dropped."""
-        return self._annotations[image_id]
+        row = self._row[image_id]
+        return pickle.loads(self._packed[self._ends[row] : self._ends[row + 1]])
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The file as a dict that has the three lists of an instances file."""
+def read_images(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Image records, and category names by id, of an instances file or of one without annotations.
+
+    COCO's lists of its test images (``image_info_test-dev2017.json``) are of the latter kind.
+
+    Raises:
+        DataError: no such file, or one with a broken record.
+    """
+    data = _read(path, ("images", "categories"))
+    for problem in _table_problems(data):
+        raise _refusal(path, problem)
+    return data["images"], {category["id"]: category["name"] for category in data["categories"]}
+
+
+def _read(path: Path, keys: Sequence[str] = ("images", "annotations", "categories")) -> dict[str, Any]:
+    """The file as a dict that has the lists of an instances file."""
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
@@ -114,7 +150,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise DataError(f"{path}: is no JSON ({error}); give a COCO instances file") from error
-    for key in ("images", "annotations", "categories"):
+    for key in keys:
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise DataError(f'{path}: has no list "{key}"; give a COCO instances file')
     return data
@@ -280,54 +316,6 @@ def _rle_problem(rle: dict[str, Any], image: dict[str, Any], record: str) -> Pro
     return None
 
 
-# ---- masks
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed run-length encoding of a mask.
-
-    Args:
-        mask: (H, W), zero outside the object.
-
-    Returns:
-        ``{"size": [H, W], "counts": str}``, ready for JSON.
-    """
-    rle = rle_api.encode(np.asfortranarray(mask, dtype=np.uint8))
-    counts = rle["counts"]
-    return {
-        "size": [int(side) for side in rle["size"]],
-        "counts": counts.decode() if isinstance(counts, bytes) else counts,
-    }
-
-
-def decode_mask(segmentation: list | dict[str, Any], height: int, width: int) -> np.ndarray:
-    """The pixels of a COCO segmentation, as COCO's own code rasterises them.
-
-    Args:
-        segmentation: polygons (a list of flat lists x, y, x, y, ... in pixels), or run lengths, compressed
-            (``counts`` a string) or not (a list).
-        height, width: of the image in pixels.
-
-    Returns:
-        (H, W) uint8, 1 inside.
-
-    Raises:
-        ValueError: run lengths that do not describe height x width pixels.
-    """
-    if isinstance(segmentation, list):
-        if not segmentation:
-            return np.zeros((height, width), np.uint8)
-        rle = rle_api.merge(rle_api.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        rle = rle_api.frPyObjects(segmentation, height, width)
-    else:
-        rle = segmentation
-    mask = rle_api.decode(rle)
-    if mask.shape != (height, width):
-        raise ValueError(f"the mask is of size {mask.shape}, its image of {(height, width)}")
-    return mask
-
-
 # ---- pixels
 
 
@@ -348,28 +336,75 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     Raises:
         DataError: no such file, no picture, a broken one, or one of another size.
     """
+    picture, _ = _decode(path, size, None)
+    return picture
+
+
+def load_placed(path: Path, placement: Placement) -> np.ndarray:
+    """What the canvas shows of a picture, (h, w, 3) uint8.
+
+    A JPEG that is to shrink is decoded at a half, a quarter or an eighth of its size, never at less than it
+    is to have on the canvas.
+
+    Args:
+        path: the file, read as in :func:`load_image`.
+        placement: of the picture; its size must be the file's.
+
+    Raises:
+        DataError: as in :func:`load_image`.
+    """
+    picture, extent = _decode(path, placement.size, placement.resized)
+    return placement.pixels(picture, extent)
+
+
+def _decode(
+    path: Path, size: tuple[int, int] | None, wanted: tuple[int, int] | None
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """A picture, perhaps smaller than ``size`` but not than ``wanted``, and where in it the original lies."""
     if not path.is_file():
         raise DataError(f"{path}: no such image; restore the file or remove its record")
     try:
         with Image.open(path) as stored:
-            _, obeyed = _shown_size(stored, size)
-            image = ImageOps.exif_transpose(stored) if obeyed else stored
+            shown, orientation = _shown_size(stored, size)
+            shrunk = _shrink(stored, wanted if orientation >= 5 else wanted[::-1]) if wanted else 1
+            image = ImageOps.exif_transpose(stored) if orientation > 1 else stored
             if image.mode.startswith("I;16"):  # Pillow would cut it off at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("RGB")
+            image.load()
+            if image.mode != "RGB":
+                image = image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise almost anything on a broken file
         raise DataError(f"{path}: {_broken_message(error)}") from error
-    if size is not None and (image.height, image.width) != size:
-        raise DataError(f"{path}: {_size_message((image.height, image.width), size)}")
-    return image
+    if size is not None and shown != size:
+        raise DataError(f"{path}: {_size_message(shown, size)}")
+    # Decoded at 1/2, 1/4 or 1/8, the last row and column may stand for less than 2, 4 or 8 original ones; a
+    # mirrored picture begins with them.
+    width, height = shown[1] / shrunk, shown[0] / shrunk
+    x = image.width - width if orientation in (2, 3, 6, 7) else 0.0
+    y = image.height - height if orientation in (3, 4, 7, 8) else 0.0
+    return image, (x, y, x + width, y + height)
 
 
-def _shown_size(stored: Image.Image, size: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
-    """(Height, width) that a picture is to have, and whether its EXIF orientation is obeyed."""
+def _shrink(stored: Image.Image, wanted: tuple[int, int]) -> float:
+    """Have a JPEG decoded smaller, but not smaller than ``wanted`` (width, height); returns the divisor."""
+    width, height = stored.size
+    for divisor in (8, 4, 2):
+        if -(-width // divisor) >= wanted[0] and -(-height // divisor) >= wanted[1]:
+            # Of other formats Pillow drafts nothing.
+            drafted = stored.draft(None, (max(width // divisor, 1), max(height // divisor, 1)))
+            return width / drafted[1][2] if drafted else 1
+    return 1
+
+
+def _shown_size(stored: Image.Image, size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
+    """(Height, width) that a picture is to have, and the EXIF orientation that is to be obeyed (1: none)."""
     own, turned = (stored.height, stored.width), (stored.width, stored.height)
-    if stored.getexif().get(ExifTags.Base.Orientation, 1) < 5:  # 5 to 8 swap height and width
-        return own, True
-    return (own, False) if own == size != turned else (turned, True)
+    orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation not in range(2, 9):
+        return own, 1
+    if orientation < 5:  # 5 to 8 swap height and width
+        return own, orientation
+    return (own, 1) if own == size != turned else (turned, orientation)
 
 
 def _broken_message(error: Exception) -> str:
@@ -383,97 +418,189 @@ def _size_message(found: tuple[int, int], size: tuple[int, int]) -> str:
     )
 
 
+# ---- samples
+
+
 class CocoDataset(Dataset):
-    """Images of an instances file with their objects.
-
-    A sample is ``(image, target)``: the image (3, H, W) uint8 RGB; in the target
-
-    - ``boxes`` (N, 4) float32 xyxy in pixels, ``labels`` (N,) int64 from 1, ``masks`` (N, H, W) uint8,
-      ``iscrowd`` (N,) bool, ``area`` (N,) float32 in square pixels (the file's; without it the mask's or
-      the box's);
-    - ``image_id`` int, ``size`` (height, width) of the original image.
-
-    In training, crowd regions are left out and at most 100 objects are kept, as in tensorflow/tpu; images
-    without objects stay in, with tensors of length zero.
+    """What the samples of training and of evaluation share: an instances file and its folder of images.
 
     Args:
         instances: the instances file, or its path.
         images: folder that the file names are relative to.
-        transform: of (image, target), for instance :class:`botnet.detection.transforms.TrainTransform`.
-        train: samples for training rather than for scoring.
         masks: read masks; False for boxes only.
 
     Raises:
         DataError: at once if an image file or a mask is missing; on access if a file or a mask is broken.
     """
 
-    def __init__(
-        self,
-        instances: CocoInstances | Path,
-        images: Path,
-        transform: Callable[[Any, Any], tuple[Any, Any]] | None = None,
-        train: bool = False,
-        masks: bool = True,
-    ) -> None:
+    def __init__(self, instances: CocoInstances | Path, images: Path, masks: bool = True) -> None:
         self.instances = instances if isinstance(instances, CocoInstances) else CocoInstances(instances)
-        self.folder = Path(images)
-        self.transform, self.train, self.masks = transform, train, masks
+        self.folder, self.masks = Path(images), masks
         self._label = {category: i + 1 for i, category in enumerate(self.instances.category_ids)}
         for problem in _folder_problems(self.instances.images, self.folder):
             raise DataError(f"{problem.record}: {problem.message}")
-        for image in self.instances.images if masks else ():
-            for annotation in self.instances.annotations_of(image["id"]):
-                if annotation.get("segmentation") is None:
-                    raise _refusal(self.instances.path, _no_mask(annotation, image))
+        if masks and self.instances.maskless:
+            raise _refusal(self.instances.path, self.instances.maskless)
 
     def __len__(self) -> int:
         return len(self.instances.images)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
-        index = key[1] if isinstance(key, tuple) else key
-        record = self.instances.images[index]
-        size = record["height"], record["width"]
-        picture = load_image(self.folder / record["file_name"], size)
-        image: Tensor = tv_tensors.Image(pil_to_tensor(picture))
-        target = self._target(record, size)
-        if self.transform is not None:
-            image, target = self.transform(image, target)
-        if self.train:
-            for key in ("boxes", "labels", "masks", "iscrowd", "area"):
-                if key in target:
-                    target[key] = tv_tensors.wrap(target[key][:MAX_OBJECTS], like=target[key])
-        return image, target
+    def name(self, index: int) -> str:
+        """What messages call a sample."""
+        return _name(self.instances.images[index])
 
-    def _target(self, record: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-        annotations = [
-            annotation
-            for annotation in self.instances.annotations_of(record["id"])
-            if not (self.train and annotation.get("iscrowd"))
-            and not (self.masks and not annotation["segmentation"])  # all of its polygons were dropped
-        ]
-        boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32)
-        boxes = box_convert(boxes.reshape(-1, 4), "xywh", "xyxy")
-        sides = [annotation["bbox"][2] * annotation["bbox"][3] for annotation in annotations]
-        target: dict[str, Any] = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-            "labels": torch.tensor([self._label[a["category_id"]] for a in annotations], dtype=torch.int64),
-            "iscrowd": torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool),
+    def _image(self, record: dict[str, Any], placement: Placement, canvas: int) -> Tensor:
+        return to_canvas(load_placed(self.folder / record["file_name"], placement), canvas)
+
+    def _annotations(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        annotations = self.instances.annotations_of(record["id"])
+        # An annotation whose polygons were all dropped has a box, but no mask.
+        return [a for a in annotations if a["segmentation"]] if self.masks else annotations
+
+
+class TrainDataset(CocoDataset):
+    """Images on the canvas with what it shows of their objects, asked for by (epoch, index).
+
+    A sample is ``(image, target)``: the image (3, canvas, canvas) float32, normalised; in the target
+
+    - ``boxes`` (N, 4) float32 xyxy and ``area`` (N,) float32 in canvas pixels, of the masks where there are
+      any; ``labels`` (N,) int64 from 1; ``masks`` (N, canvas, canvas) uint8;
+    - ``image_id`` int, ``size`` (height, width) of the original image;
+    - ``valid`` (height, width): the part of the canvas that is not padding; ``scale`` (y, x): canvas pixels
+      per original pixel.
+
+    Crowd regions and objects that the crop leaves nothing of are left out, and at most 100 objects are kept,
+    as in tensorflow/tpu; images without objects stay in, with tensors of length zero. All that is random is
+    drawn from the seed, the epoch and the index.
+
+    Args:
+        instances, images, masks: as in :class:`CocoDataset`.
+        transform: scale, crop and flip.
+        seed: of the run.
+        copy_paste: probability that objects of a second image are pasted in
+            (:func:`botnet.detection.transforms.copy_paste`); 0 in the paper.
+    """
+
+    def __init__(
+        self,
+        instances: CocoInstances | Path,
+        images: Path,
+        transform: TrainTransform,
+        masks: bool = True,
+        seed: int = 0,
+        copy_paste: float = 0.0,
+    ) -> None:
+        super().__init__(instances, images, masks)
+        if not 0 <= copy_paste <= 1 or (copy_paste and not masks):
+            raise DataError(
+                f"copy_paste {copy_paste} with masks {masks}: it is a probability, and things are pasted by "
+                "their masks; set one of them otherwise"
+            )
+        self.transform, self.seed, self.copy_paste = transform, seed, copy_paste
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, dict[str, Any]]:
+        epoch, index = key
+        chance = generator(self.seed, epoch, index)
+        scene, placement = self._scene(index, chance)
+        if self.copy_paste and torch.rand((), generator=chance) < self.copy_paste:
+            other = int(torch.randint(len(self), (), generator=chance))
+            scene = copy_paste(scene, self._scene(other, chance)[0], chance)
+        record = self.instances.images[index]
+        about = {
             "image_id": record["id"],
-            "size": size,
+            "size": placement.size,
+            "valid": scene.valid,
+            "scale": placement.scale,
+        }
+        return scene.image, self._target(scene.things[:MAX_OBJECTS]) | about
+
+    def _scene(self, index: int, chance: torch.Generator) -> tuple[Scene, Placement]:
+        record = self.instances.images[index]
+        placement = self.transform.place((record["height"], record["width"]), chance)
+        image = self._image(record, placement, self.transform.canvas)
+        things = []
+        for annotation in self._annotations(record):
+            if not annotation.get("iscrowd") and (thing := self._thing(annotation, record, placement)):
+                things.append(thing)
+        return Scene(image, placement.valid, things), placement
+
+    def _thing(
+        self, annotation: dict[str, Any], record: dict[str, Any], placement: Placement
+    ) -> Thing | None:
+        label = self._label[annotation["category_id"]]
+        if not self.masks:
+            return placement.boxed(label, annotation["bbox"])
+        try:
+            return placement.masked(label, annotation["segmentation"])
+        except ValueError as error:
+            raise _refusal(self.instances.path, _broken_mask(annotation, record, error)) from error
+
+    def _target(self, things: list[Thing]) -> dict[str, Any]:
+        target = {
+            "boxes": torch.tensor([thing.box for thing in things]).reshape(-1, 4),
+            "labels": torch.tensor([thing.label for thing in things], dtype=torch.int64),
+            "area": torch.tensor([thing.area for thing in things]),
         }
         if self.masks:
-            masks = np.zeros((len(annotations), *size), np.uint8)
-            for row, annotation in enumerate(annotations):
-                masks[row] = self._mask(annotation, record)
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
-            sides = masks.sum((1, 2)).tolist()
-        areas = [a.get("area", side) for a, side in zip(annotations, sides, strict=True)]
-        target["area"] = torch.tensor(areas, dtype=torch.float32)
+            # Zeros that nobody writes to take no memory.
+            masks = np.zeros((len(things), self.transform.canvas, self.transform.canvas), np.uint8)
+            for mask, thing in zip(masks, things, strict=True):
+                mask[thing.window] = thing.mask
+            target["masks"] = torch.from_numpy(masks)
         return target
 
-    def _mask(self, annotation: dict[str, Any], record: dict[str, Any]) -> np.ndarray:
+
+class EvalDataset(CocoDataset):
+    """Images fitted into the canvas, with their truth in original pixels, where it is scored.
+
+    A sample is ``(image, target)``: the image (3, canvas, canvas) float32, normalised; in the target
+
+    - ``boxes`` (N, 4) float32 xyxy, ``labels`` (N,) int64 from 1, ``masks``: N compressed RLEs, ``iscrowd``
+      (N,) bool, ``area`` (N,) float32 in square pixels (the file's; without it the mask's or the box's);
+    - ``image_id``, ``size``, ``valid``, ``scale`` as in :class:`TrainDataset`.
+
+    Args:
+        instances, images, masks: as in :class:`CocoDataset`.
+        transform: the canvas.
+    """
+
+    def __init__(
+        self, instances: CocoInstances | Path, images: Path, transform: EvalTransform, masks: bool = True
+    ) -> None:
+        super().__init__(instances, images, masks)
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        record = self.instances.images[index]
+        placement = self.transform.place((record["height"], record["width"]))
+        image = self._image(record, placement, self.transform.canvas)
+        about = {
+            "image_id": record["id"],
+            "size": placement.size,
+            "valid": placement.valid,
+            "scale": placement.scale,
+        }
+        return image, self._truth(record) | about
+
+    def _truth(self, record: dict[str, Any]) -> dict[str, Any]:
+        annotations = self._annotations(record)
+        boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32)
+        truth: dict[str, Any] = {
+            "boxes": box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"),
+            "labels": torch.tensor([self._label[a["category_id"]] for a in annotations], dtype=torch.int64),
+            "iscrowd": torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool),
+        }
+        areas = [annotation["bbox"][2] * annotation["bbox"][3] for annotation in annotations]
+        if self.masks:
+            truth["masks"] = [self._mask(annotation, record) for annotation in annotations]
+            areas = [float(rle_api.area(mask)) for mask in truth["masks"]]
+        areas = [a.get("area", area) for a, area in zip(annotations, areas, strict=True)]
+        truth["area"] = torch.tensor(areas, dtype=torch.float32)
+        return truth
+
+    def _mask(self, annotation: dict[str, Any], record: dict[str, Any]) -> Rle:
         try:
-            return decode_mask(annotation["segmentation"], record["height"], record["width"])
+            return compress_mask(annotation["segmentation"], record["height"], record["width"])
         except ValueError as error:
             raise _refusal(self.instances.path, _broken_mask(annotation, record, error)) from error
 
@@ -492,9 +619,10 @@ def _broken_mask(annotation: dict[str, Any], image: dict[str, Any], error: Excep
 
 
 def collate(batch: list[tuple[Tensor, dict[str, Any]]]) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Images of one canvas size as a batch (B, 3, S, S), and the list of their targets."""
+    """Images of one canvas size as a batch (B, 3, S, S), channels last, and the list of their targets."""
     images, targets = zip(*batch, strict=True)
-    return torch.stack(images), list(targets)
+    # Stacked as they lie in memory, in one stroke.
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), list(targets)
 
 
 # ---- all problems at once

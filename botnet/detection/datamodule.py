@@ -4,8 +4,8 @@ from pathlib import Path
 
 import lightning.pytorch as L
 
-from botnet.data import Loader, make_loader
-from botnet.detection.coco import CocoDataset, CocoInstances, collate
+from botnet.data import Loader, make_loader, run_seed
+from botnet.detection.coco import CocoInstances, EvalDataset, TrainDataset, collate
 from botnet.detection.transforms import EvalTransform, TrainTransform
 from botnet.errors import DataError
 
@@ -26,6 +26,8 @@ class CocoDataModule(L.LightningDataModule):
         val_batch_size: images at once in validation.
         num_workers: processes that prepare images.
         masks: read masks; False for Faster R-CNN on files without any.
+        copy_paste: probability that objects of a second image are pasted into a training image (Simple
+            Copy-Paste); 0 in the paper.
         skip_broken: different training images on each device that may be unreadable, and are replaced by
             others; 0: the first ends the run.
     """
@@ -43,6 +45,7 @@ class CocoDataModule(L.LightningDataModule):
         val_batch_size: int = 2,
         num_workers: int = 2,
         masks: bool = True,
+        copy_paste: float = 0.0,
         skip_broken: int = 0,
     ) -> None:
         super().__init__()
@@ -57,10 +60,17 @@ class CocoDataModule(L.LightningDataModule):
                 f"{self.val_instances.class_names} and {self.train_instances.class_names}; "
                 "write the same list into both"
             )
-        self.train_set = CocoDataset(
-            self.train_instances, train_images, TrainTransform(canvas, jitter, flip), train=True, masks=masks
+        self.train_set = TrainDataset(
+            self.train_instances,
+            train_images,
+            TrainTransform(canvas, jitter, flip),
+            masks,
+            run_seed(),
+            copy_paste,
         )
-        self.val_set = CocoDataset(self.val_instances, val_images, EvalTransform(canvas), masks=masks)
+        self.val_set = EvalDataset(self.val_instances, val_images, EvalTransform(canvas), masks)
+        if min(batch_size, val_batch_size) < 1:
+            raise DataError(f"no batch has {min(batch_size, val_batch_size)} images; raise it to 1 or more")
         if len(self.train_set) < batch_size:
             raise DataError(
                 f"{train_instances} has {len(self.train_set)} images, fewer than one batch of {batch_size}; "

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from botnet.detection.coco import encode_mask
+from botnet.detection.masks import encode_mask
 from botnet.errors import DataError
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from rich.progress import track
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from botnet.detection.coco import CocoInstances, decode_mask, encode_mask, load_image
+from botnet.detection.coco import CocoInstances, load_image, load_placed, read_images
+from botnet.detection.masks import compress_mask
 from botnet.detection.module import load_detector
 from botnet.detection.pictures import draw, side_by_side
+from botnet.detection.rcnn import RCNN
 from botnet.detection.results import coco_results, to_original, write_results
-from botnet.detection.transforms import EvalTransform
+from botnet.detection.transforms import EvalTransform, to_canvas
 from botnet.errors import DataError
 
 
@@ -45,26 +48,17 @@ def predict(
         DataError: nothing to read, an unreadable image or checkpoint, or an output folder in use.
     """
     paths = _image_paths(sources)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output} exists and is not an empty folder; name another one by --output")
+    _check_unused(output)
     detector, about = load_detector(checkpoint)
     instances = CocoInstances(truth) if truth else None
     ids = _image_ids(paths, instances)
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = accelerator.type if accelerator else "cpu"
-    detector = detector.to(device)
-    transform = EvalTransform(about["canvas"])
+    detector = detector.to(_device(device))
 
     output.mkdir(parents=True, exist_ok=True)
     records = []
     for path, (image_id, known) in track(list(zip(paths, ids, strict=True)), "predicting"):
         image = pil_to_tensor(load_image(path))
-        canvas, target = transform(image)
-        with torch.inference_mode():
-            (detection,) = detector(canvas[None].to(device), valid=[target["valid"]])
-        size = (image.shape[-2], image.shape[-1])
-        result = to_original(detection, target["scale"], size)
+        result = _detect(detector, about["canvas"], path, (image.shape[-2], image.shape[-1]))
         for record in coco_results(result, image_id, about["category_ids"]):
             records.append({**record, "file_name": path.name})
         picture = draw(image, result, about["class_names"], score)
@@ -76,6 +70,89 @@ def predict(
     for task, path in files.items():
         print(f"COCO results, {task}: {path}")
     return records
+
+
+def predict_coco(
+    checkpoint: Path, folders: Sequence[Path], output: Path, images_json: Path, *, device: str = "auto"
+) -> list[dict]:
+    """Write COCO results files for every image of a list, as COCO's server takes them; draw nothing.
+
+    Args:
+        checkpoint: of ``botnet fit``.
+        folders: where the images are; file names are relative to one of them. Other files there are left.
+        output: folder to make, for ``results_bbox.json`` and ``results_segm.json``.
+        images_json: instances or image_info file: which images, their sizes and ids.
+        device: "auto" takes an accelerator if there is one.
+
+    Returns:
+        The records of the files, boxes and masks in original pixels.
+
+    Raises:
+        DataError: an image that is not there, unreadable or of another size, a checkpoint of other
+            categories, or an output folder in use.
+    """
+    images, categories = read_images(images_json)
+    paths = _listed_paths(images, folders, images_json)
+    _check_unused(output)
+    detector, about = load_detector(checkpoint)
+    known = dict(zip(about["category_ids"], about["class_names"], strict=True))
+    if not known.items() <= categories.items():
+        strange = next(f"{key} ({name})" for key, name in known.items() if categories.get(key) != name)
+        raise DataError(
+            f"{checkpoint} finds category {strange}, which {images_json} does not have; "
+            "give the image list of the data it was trained for"
+        )
+    detector = detector.to(_device(device))
+    records = []
+    for image, path in track(list(zip(images, paths, strict=True)), "predicting"):
+        result = _detect(detector, about["canvas"], path, (image["height"], image["width"]))
+        records += coco_results(result, image["id"], about["category_ids"])
+    output.mkdir(parents=True, exist_ok=True)
+    files = write_results(output, records)
+    print(f"{len(images)} images, {len(records)} detections")
+    for task, file in files.items():
+        print(f"COCO results, {task}: {file}")
+    return records
+
+
+def _detect(detector: RCNN, canvas: int, path: Path, size: tuple[int, int]) -> dict[str, Any]:
+    """What the detector finds in one image, in its original pixels."""
+    placement = EvalTransform(canvas).place(size)
+    image = to_canvas(load_placed(path, placement), canvas)
+    device = next(detector.parameters()).device
+    with torch.inference_mode():
+        (detection,) = detector(image[None].to(device), valid=[placement.valid])
+    return to_original(detection, placement.scale, size)
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
+
+
+def _check_unused(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output} exists and is not an empty folder; name another one by --output")
+
+
+def _listed_paths(images: list[dict[str, Any]], folders: Sequence[Path], listed_in: Path) -> list[Path]:
+    """The file of each listed image."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder} is no folder; for COCO results name the folders of the images")
+    found = []
+    missing = []
+    for image in images:
+        path = next((p for folder in folders if (p := folder / image["file_name"]).is_file()), None)
+        (found if path else missing).append(path or image["file_name"])
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(images)} images of {listed_in} are in none of the folders, the "
+            f"first of them {missing[0]}; results must cover every image: add the files or their folder"
+        )
+    return found
 
 
 def _image_paths(sources: Sequence[Path]) -> list[Path]:
@@ -118,6 +195,6 @@ def _beside_truth(
     boxes = torch.stack([x, y, x + w, y + h], dim=1)
     shown = {"boxes": boxes, "labels": labels}
     if all("segmentation" in a for a in annotations):
-        shown["masks"] = [encode_mask(decode_mask(a["segmentation"], height, width)) for a in annotations]
+        shown["masks"] = [compress_mask(a["segmentation"], height, width) for a in annotations]
     left = draw(image, shown, instances.class_names, score)
     return side_by_side(left, picture, ("truth", f"prediction, score of at least {score}"))

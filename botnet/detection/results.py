@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-from botnet.detection.coco import encode_mask
+from botnet.detection.masks import encode_mask
 
 # The twelve numbers of COCO, in its order: key of torchmetrics, name, what it averages over.
 COCO_NUMBERS = (
@@ -93,9 +93,9 @@ def to_original(
 
 def truth_of(target: dict[str, Any]) -> dict[str, Any]:
     """One image's truth for :class:`CocoMetric`, from a target of the evaluation's data set."""
-    truth = {key: target[key].as_subclass(Tensor).cpu() for key in ("boxes", "labels", "iscrowd", "area")}
+    truth = {key: target[key].cpu() for key in ("boxes", "labels", "iscrowd", "area")}
     if "masks" in target:
-        truth["masks"] = [encode_mask(mask) for mask in target["masks"].cpu().numpy()]
+        truth["masks"] = target["masks"]  # RLEs already
     return truth
 
 
@@ -148,6 +148,9 @@ class CocoMetric(MeanAveragePrecision):
             rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
             extended_summary=True,
             backend="faster_coco_eval",
+            # Images of several devices are put together before they are scored (botnet.distributed):
+            # torchmetrics' own way takes the devices to have equally many.
+            sync_on_compute=False,
         )
         self.warn_on_many_detections = False
 

@@ -18,12 +18,15 @@ from botnet.detection.coco import (
     CocoDataset,
     CocoInstances,
     DataError,
+    EvalDataset,
+    TrainDataset,
     check_data,
     collate,
-    decode_mask,
-    encode_mask,
     load_image,
+    load_placed,
 )
+from botnet.detection.masks import compress_mask, decode_mask, encode_mask
+from botnet.detection.transforms import EvalTransform, Placement, TrainTransform, denormalise
 
 SQUARE = [[10, 5, 30, 5, 30, 25, 10, 25]]
 
@@ -68,8 +71,16 @@ class Set:
         """Add an annotation to the sound ones: the first of them, changed."""
         self.data["annotations"].append(copy.deepcopy(self.data["annotations"][0]) | {"id": 200} | changes)
 
-    def dataset(self, **arguments) -> CocoDataset:
-        return CocoDataset(CocoInstances(self.write()), self.folder, **arguments)
+    def dataset(self, train: bool = False, **arguments) -> CocoDataset:
+        """The set on a canvas of 40, where its pictures are as they are."""
+        instances = CocoInstances(self.write())
+        if train:
+            return TrainDataset(instances, self.folder, TrainTransform(40, (1, 1), flip=0), **arguments)
+        return EvalDataset(instances, self.folder, EvalTransform(40), **arguments)
+
+    def target(self, train: bool = False, index: int = 0, **arguments) -> dict:
+        _, target = self.dataset(train, **arguments)[(0, index) if train else index]
+        return target
 
     def kinds(self, **arguments) -> Counter:
         return Counter(
@@ -94,61 +105,117 @@ def test_labels_follow_category_ids_with_gaps(made):
 
 def test_a_sample_is_what_the_file_says(made):
     image, target = made.dataset()[0]
-    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(made.folder / "a.png")))
-    assert image.dtype == torch.uint8
+    shown = denormalise(image)[:, :30].permute(1, 2, 0).numpy()
+    assert np.array_equal(shown, np.asarray(Image.open(made.folder / "a.png")))
+    assert image.dtype == torch.float32
     assert target["boxes"].tolist() == [[10, 5, 30, 25], [0, 0, 4, 6]]
     assert target["boxes"].dtype == torch.float32
-    assert target["boxes"].canvas_size == (30, 40)
     assert target["image_id"] == 7
-    assert target["size"] == (30, 40)
-    square = torch.zeros(30, 40, dtype=torch.uint8)
+    assert target["size"] == target["valid"] == (30, 40)
+    assert target["scale"] == (1, 1)
+    square = np.zeros((30, 40), np.uint8)
+    square[5:25, 10:30] = 1
+    assert target["masks"][0] == encode_mask(square)
+    # The file has no areas.
+    assert target["area"].tolist() == [400, rle_api.decode(target["masks"][1]).sum()]
+    assert target["iscrowd"].tolist() == [False, False]
+
+
+def test_a_training_sample_is_what_the_file_says(made):
+    image, target = made.dataset(train=True)[0, 0]
+    shown = denormalise(image)[:, :30].permute(1, 2, 0).numpy()
+    assert np.array_equal(shown, np.asarray(Image.open(made.folder / "a.png")))
+    square = torch.zeros(40, 40, dtype=torch.uint8)
     square[5:25, 10:30] = 1
     assert torch.equal(target["masks"][0], square)
-    assert target["area"].tolist() == [400, target["masks"][1].sum()]  # the file has no areas
-    assert target["iscrowd"].tolist() == [False, False]
+    rows, columns = np.nonzero(target["masks"][1].numpy())
+    corner = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert target["boxes"].tolist() == [[10, 5, 30, 25], corner]
+    assert target["area"].tolist() == target["masks"].sum((1, 2)).tolist()
+    assert target["labels"].tolist() == [2, 1]
+    assert {key: target[key] for key in ("image_id", "size", "valid", "scale")} == {
+        "image_id": 7,
+        "size": (30, 40),
+        "valid": (30, 40),
+        "scale": (1, 1),
+    }
 
 
 def test_the_area_of_the_file_is_kept(made):
     made.annotation(area=123.5)
-    assert made.dataset()[0][1]["area"][2] == 123.5
+    assert made.target()["area"][2] == 123.5
 
 
 def test_an_image_without_annotations_has_tensors_of_length_zero(made):
     for train in (True, False):
-        _, target = made.dataset(train=train)[1]
+        target = made.target(train, index=1)
         assert target["boxes"].shape == (0, 4)
-        assert target["masks"].shape == (0, 30, 40)
         assert target["labels"].dtype == torch.int64
-        assert len(target["labels"]) == len(target["area"]) == len(target["iscrowd"]) == 0
+        assert len(target["labels"]) == len(target["area"]) == len(target["masks"]) == 0
+    assert made.target(train=True, index=1)["masks"].shape == (0, 40, 40)
 
 
 def test_crowd_is_kept_for_scoring_and_left_out_of_training(made):
     counts = [0, 1200]
     made.annotation(iscrowd=1, segmentation={"size": [30, 40], "counts": counts})
-    assert made.dataset()[0][1]["iscrowd"].tolist() == [False, False, True]
-    assert made.dataset()[0][1]["masks"][2].all()
-    assert made.dataset(train=True)[0][1]["iscrowd"].tolist() == [False, False]
+    assert made.target()["iscrowd"].tolist() == [False, False, True]
+    assert rle_api.decode(made.target()["masks"][2]).all()
+    assert made.target(train=True)["labels"].tolist() == [2, 1]
 
 
-def test_training_keeps_a_hundred_objects_of_those_that_the_transform_leaves(made):
+class RightHalf:
+    """A transform that shows the right half of the pictures."""
+
+    canvas = 40
+
+    def place(self, size, chance):
+        return Placement(size, size, top=0, left=20, valid=(30, 20))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_training_keeps_a_hundred_objects_of_those_that_the_transform_leaves(made, masks):
     for number in range(150):
-        made.annotation(id=1000 + number)
+        left, category = (22, 90) if number >= 5 else (1, 3)
+        corner = [left, 2, left + 9, 2, left + 9, 12]
+        made.annotation(id=1000 + number, category_id=category, bbox=[left, 2, 9, 10], segmentation=[corner])
+    samples = TrainDataset(CocoInstances(made.write()), made.folder, RightHalf(), masks=masks)
+    _, target = samples[0, 0]
+    assert {len(target[key]) for key in ("boxes", "labels", "area")} == {100}
+    assert target["labels"].tolist() == [2] * 100
+    assert len(target["masks"]) == 100 if masks else "masks" not in target
+    assert len(made.target()["labels"]) == 152
 
-    def first_five_cropped_away(image, target):
-        per_object = ("boxes", "labels", "masks", "iscrowd", "area")
-        return image, target | {key: target[key][5:] for key in per_object}
 
-    _, target = made.dataset(train=True, transform=first_five_cropped_away)[0]
-    assert {len(target[key]) for key in ("boxes", "labels", "masks", "iscrowd", "area")} == {100}
-    assert len(made.dataset()[0][1]["labels"]) == 152
+@pytest.mark.parametrize("copy_paste", [0.0, 1.0])
+def test_a_training_sample_depends_on_seed_epoch_and_index_alone(made, copy_paste):
+    def sample(seed, epoch, index):
+        instances, transform = CocoInstances(made.write()), TrainTransform(24, (0.5, 2))
+        image, target = TrainDataset(instances, made.folder, transform, seed=seed, copy_paste=copy_paste)[
+            epoch, index
+        ]
+        return [image, *(target[key] for key in ("boxes", "labels", "masks", "area"))]
+
+    first = sample(0, 0, 0)
+    torch.manual_seed(1)
+    assert all(map(torch.equal, first, sample(0, 0, 0)))
+    others = [sample(0, 0, 1), sample(0, 1, 0), sample(1, 0, 0)]
+    assert not any(torch.equal(first[0], other[0]) for other in others)
+
+
+def test_copy_paste_needs_masks_and_a_probability(made):
+    for arguments in ({"copy_paste": 1.5}, {"copy_paste": 0.5, "masks": False}):
+        with pytest.raises(DataError, match="it is a probability"):
+            made.dataset(train=True, **arguments)
 
 
 def test_boxes_alone_are_enough_without_masks(made):
     for annotation in made.data["annotations"]:
         del annotation["segmentation"]
-    _, target = made.dataset(masks=False)[0]
-    assert "masks" not in target
-    assert target["area"].tolist() == [400, 24]
+    for train in (False, True):
+        target = made.target(train, masks=False)
+        assert "masks" not in target
+        assert target["boxes"].tolist() == [[10, 5, 30, 25], [0, 0, 4, 6]]
+        assert target["area"].tolist() == [400, 24]
     assert made.kinds(masks=False) == {}
     assert made.kinds() == {("no mask", "error"): 2}
     with pytest.raises(
@@ -162,13 +229,14 @@ def test_files_in_subfolders(made):
     (made.folder / "a.png").rename(made.folder / "deep" / "er" / "a.png")
     made.data["images"][0]["file_name"] = "deep/er/a.png"
     assert made.kinds() == {}
-    assert made.dataset()[0][0].shape == (3, 30, 40)
+    assert made.target()["image_id"] == 7
 
 
 def test_a_batch_has_one_canvas(made):
     samples = made.dataset()
     images, targets = collate([samples[0], samples[1]])
-    assert images.shape == (2, 3, 30, 40)
+    assert torch.equal(images, torch.stack([samples[0][0], samples[1][0]]))
+    assert images.is_contiguous(memory_format=torch.channels_last)
     assert [target["image_id"] for target in targets] == [7, 12]
 
 
@@ -214,6 +282,7 @@ def test_masks_are_those_of_pycocotools_in_every_encoding(coco_by):
                 np.testing.assert_array_equal(decode_mask(segmentation, *size), expected)
                 np.testing.assert_array_equal(decode_mask(as_text, *size), expected)
                 assert encode_mask(expected) == as_text
+                assert compress_mask(segmentation, *size) == compress_mask(as_text, *size) == as_text
 
 
 @pytest.mark.parametrize("mask", [np.zeros((5, 3)), np.ones((5, 3)), np.eye(4), np.ones((1, 1))])
@@ -235,8 +304,9 @@ def test_the_polygons_of_an_object_are_one_mask():
     "counts", [encode_mask(np.ones((4, 5)))["counts"], [0, 20], [0, 21], "garbage!!~~", ""]
 )
 def test_run_lengths_of_another_size_are_refused(counts):
-    with pytest.raises(ValueError, match=r"."):
-        decode_mask({"size": [4, 5], "counts": counts}, 5, 4)
+    for read in (decode_mask, compress_mask):
+        with pytest.raises(ValueError, match=r"."):
+            read({"size": [4, 5], "counts": counts}, 5, 4)
 
 
 # ---- pictures
@@ -302,6 +372,9 @@ def test_exif_orientation_is_obeyed_where_the_record_agrees(tmp_path, orientatio
 
     for size in ((60, 40), None):
         assert abs(np.asarray(load_image(path, size)).astype(int) - upright).mean() < 4
+        # Resized, it is cut and turned alike.
+        placed = load_placed(path, EvalTransform(30).place((60, 40)))
+        assert abs(placed.astype(int) - upright[::2, ::2]).mean() < 9
     if orientation >= 5:  # annotated as stored: the record has the stored size
         assert abs(np.asarray(load_image(path, (40, 60))).astype(int) - np.asarray(stored)).mean() < 4
 
@@ -313,7 +386,7 @@ def test_a_turned_photograph_passes_the_check_either_way(made):
     assert made.kinds() == {}
     made.data["images"][0] |= {"height": 40, "width": 30}
     assert made.kinds() == {}
-    assert made.dataset()[0][0].shape == (3, 40, 30)
+    assert made.target()["valid"] == (40, 30)
 
 
 # ---- what is broken
@@ -527,10 +600,10 @@ OF_CONTENT = {
 def test_broken_content_is_refused_on_access_and_reported(made, spoil):
     kind, message = OF_CONTENT[spoil]
     spoil(made)
-    samples = made.dataset()
-    with pytest.raises(DataError, match=message):
-        samples[0]
-    assert samples[1][1]["image_id"] == 12
+    for train in (False, True):
+        with pytest.raises(DataError, match=message):
+            made.target(train)
+        assert made.target(train, index=1)["image_id"] == 12
     assert made.kinds() == {(kind, "error"): 1}
     seen_in_header = {no_picture, wrong_size}
     assert made.kinds(decode=False) == ({(kind, "error"): 1} if spoil in seen_in_header else {})
@@ -595,10 +668,9 @@ def test_what_coco_itself_contains_is_left_out_counted_and_reported(made, spoil)
     kind, record, message = WITHOUT_LOSS_OF_THE_REST[spoil]
     spoil(made)
     for train in (True, False):
-        samples = made.dataset(train=train)
-        assert samples.instances.dropped == {kind: 1}
-        assert samples[0][1]["labels"].tolist() == [2, 1]
-        assert len(samples[0][1]["masks"]) == 2
+        assert made.dataset(train).instances.dropped == {kind: 1}
+        assert made.target(train)["labels"].tolist() == [2, 1]
+        assert len(made.target(train)["masks"]) == 2
     (problem,) = check_data(made.write(), made.folder)
     assert (problem.kind, problem.severity) == (kind, "warning")
     assert re.fullmatch(record, problem.record)
@@ -607,21 +679,21 @@ def test_what_coco_itself_contains_is_left_out_counted_and_reported(made, spoil)
 
 def test_without_masks_a_box_outlives_its_polygon(made):
     polygon_of_two_points(made)
-    assert made.dataset(masks=False)[0][1]["labels"].tolist() == [2, 1, 2]
+    assert made.target(masks=False)["labels"].tolist() == [2, 1, 2]
 
 
 def test_the_sound_polygons_of_an_annotation_outlive_the_others(made):
     made.annotation(segmentation=[[1, 1, 2, 2], *SQUARE, [50, 5, 70, 5, 70, 25]])
-    samples = made.dataset()
-    assert samples.instances.dropped == {"degenerate polygon": 1, "outside image": 1}
-    assert torch.equal(samples[0][1]["masks"][2], samples[0][1]["masks"][0])
+    assert made.dataset().instances.dropped == {"degenerate polygon": 1, "outside image": 1}
+    masks = made.target()["masks"]
+    assert masks[2] == masks[0]
 
 
 def test_what_reaches_beyond_the_image_is_trimmed_and_reported(made):
     made.annotation(bbox=[30, 5, 20, 20], segmentation=[[30, 5, 50, 5, 50, 25, 30, 25]])
-    samples = made.dataset()
-    assert samples[0][1]["masks"][2].sum() == 10 * 20
-    assert samples.instances.dropped == {"beyond image": 2}
+    assert rle_api.area(made.target()["masks"][2]) == 10 * 20
+    assert made.target(train=True)["masks"][2].sum() == 10 * 20
+    assert made.dataset().instances.dropped == {"beyond image": 2}
     assert made.kinds() == {("beyond image", "warning"): 2}
 
 

