@@ -94,10 +94,15 @@ def _train(arguments: list[str] | None) -> int:
     # What Lightning calls in jsonargparse and torch is not the user's to mend.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     from botnet.training import TrainingCLI
 
     try:
         TrainingCLI(arguments)
+    except SIGTERMException as stop:
+        print(f"botnet: {stop or 'stopped by SIGTERM'}", file=sys.stderr)
+        return 143
     except ValueError as error:
         # jsonargparse wraps what is raised while it builds an object into a report on its types.
         cause: BaseException | None = error

@@ -1,5 +1,6 @@
 """What every training run shares: its folder, its checkpoints and logs, its progress, its command line."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,11 +12,13 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from torch import nn
 
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
+from botnet.survival import FiniteLoss, LastCheckpoint, StepSeed, WholeCheckpointIO, newest_checkpoint
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -45,6 +48,7 @@ class SaveConfig(SaveConfigCallback):
         if stage == "fit":
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
+            self.config.ckpt_path = None  # where this start went on is no part of the recipe
             self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
 
 
@@ -174,6 +178,11 @@ def _bases(path: Path) -> list[Path]:
     return chain
 
 
+def _listed(given: Any) -> list[Any]:
+    """What Lightning takes as one, as several or as none."""
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
 class TrainingCLI(LightningCLI):
     """``botnet fit`` and ``botnet validate``: Lightning's command line with a run folder.
 
@@ -190,6 +199,8 @@ class TrainingCLI(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            # Not used here; Lightning would stumble over the links that a class has no end for.
+            load_from_checkpoint_support=False,
             args=args,
         )
 
@@ -210,6 +221,9 @@ class TrainingCLI(LightningCLI):
             default="accumulate",
             help="what fewer devices do: several passes a step, or a smaller rate with a smaller batch",
         )
+        parser.add_argument(
+            "--save_minutes", type=float, default=10.0, help="between two last.ckpt within an epoch"
+        )
         # What the data know and the model needs. A link whose end a class does not have is passed over.
         detector = "model.init_args.detector.init_args"
         for source, target in (
@@ -225,20 +239,37 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.subcommand]
         # Checkpoints are read as data, never as code, wherever they come from.
         config.weights_only = True
+        # jsonargparse makes the word "None" of a null that the command line gives to a class within a class.
+        for key, value in list(config.items()):
+            if value == "None":
+                config[key] = None
         # The configuration that is kept is whole.
         config.base = None
+        self.folder = Path(config.trainer.default_root_dir or f"runs/{config.row or 'botnet'}")
+        fitting = self.subcommand == "fit"
+        if fitting and config.ckpt_path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+            config.ckpt_path = "last"  # SLURM runs the same command again when it requeues a job
+        if config.ckpt_path is None:
+            if fitting and any((self.folder / part).exists() for part in ("checkpoints", "csv")):
+                raise DataError(
+                    f"{self.folder} holds a run already; go on with it by --ckpt_path last, or name another "
+                    "folder by --trainer.default_root_dir"
+                )
+        elif config.ckpt_path in ("last", "best"):
+            name = config.ckpt_path
+            best = self.folder / "checkpoints" / "best.ckpt"
+            found = newest_checkpoint(self.folder) if name == "last" else best if best.is_file() else None
+            if found is None and not (fitting and name == "last"):
+                raise DataError(f"{self.folder} has no checkpoints/{name}.ckpt; give the path of one")
+            if found is None:  # a job may say so from its first start on
+                rank_zero_info(f"{self.folder} has no checkpoint yet: from the start")
+            config.ckpt_path = found and str(found)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
-        folder = Path(config.default_root_dir or f"runs/{self._get(self.config, 'row') or 'botnet'}")
+        folder = self.folder
         fitting = self.subcommand == "fit"
         global_batch = self._get(self.config, "global_batch")
-        resuming = self._get(self.config_init, "ckpt_path") is not None
-        if fitting and not resuming and any((folder / part).exists() for part in ("checkpoints", "csv")):
-            raise DataError(
-                f"{folder} holds a run already; go on with it by --ckpt_path last, or name another folder by "
-                "--trainer.default_root_dir"
-            )
         kwargs["default_root_dir"] = str(folder)
         kwargs["use_distributed_sampler"] = False  # botnet.data deals the samples out
         if config.logger in (None, True):
@@ -252,25 +283,25 @@ class TrainingCLI(LightningCLI):
                 else False
             )
         callbacks: list[Callback] = [
-            ModelCheckpoint(
-                folder / "checkpoints",
-                "best",
-                monitor=self._get(self.config_init, "model").monitor,
-                mode="max",
-                enable_version_counter=False,
-            ),
-            ModelCheckpoint(
-                folder / "checkpoints",
-                "last",
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
+            StepSeed(),
+            FiniteLoss(),
             RichProgressBar() if Console().is_terminal else LineProgress(),
         ]
+        if config.enable_checkpointing is not False:
+            callbacks += [
+                ModelCheckpoint(
+                    folder / "checkpoints",
+                    "best",
+                    monitor=self._get(self.config_init, "model").monitor,
+                    mode="max",
+                    enable_version_counter=False,
+                ),
+                LastCheckpoint(folder / "checkpoints" / "last.ckpt", self._get(self.config, "save_minutes")),
+            ]
         if global_batch is not None:
             callbacks.append(GlobalBatch(global_batch, self._get(self.config, "batch_rule")))
-        own = config.callbacks or []
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
+        kwargs["callbacks"] = [*_listed(config.callbacks), *callbacks]
+        kwargs["plugins"] = [*_listed(config.plugins), WholeCheckpointIO()]
         kwargs["enable_progress_bar"] = Console().is_terminal
         # Lightning's table counts no multiply-adds here and says 0; the modules introduce themselves.
         kwargs["enable_model_summary"] = bool(config.enable_model_summary)

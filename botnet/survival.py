@@ -1,0 +1,211 @@
+"""What keeps a run alive: checkpoints that are never half-written, resuming to the bit, clean stops."""
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from botnet.data import Loader, generator, run_seed
+from botnet.errors import DataError
+
+PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
+
+
+def _greatest(trainer: L.Trainer, value: int) -> int:
+    """Of all devices' values."""
+    if trainer.world_size == 1:
+        return value
+    everyone = torch.tensor(value, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(everyone, reduce_op="max"))
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under another name, to the disk, and only then gives it its own.
+
+    Whatever happens in between, the one that stood there before is whole.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            DataError: it cannot be written, for instance for want of space.
+        """
+        path = Path(path)
+        partial = path.with_name(path.name + PARTIAL)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch's writer turns some of the first into the second
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            kept = "the one before it is whole" if path.exists() else "there is none before it"
+            raise DataError(
+                f"{path}: the checkpoint cannot be written ({error}); {kept}; make room, and go on with "
+                "--ckpt_path last"
+            ) from error
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Where a run goes on: its ``last.ckpt``, or what Lightning saved for SLURM if that is newer."""
+    found = [*folder.glob("checkpoints/last.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``: from time to time, before an epoch's last step, at its end, and on SIGTERM.
+
+    Always between two optimiser steps, so that no half-collected gradient is lost. The one before the last
+    step of an epoch is there for a run that is killed in the validation that follows: it goes on with one
+    step and the whole validation.
+
+    SIGTERM, with which schedulers announce that a machine will be taken away, ends the run after the step
+    at hand on all devices, or at once in a validation.
+
+    Args:
+        path: the file.
+        minutes: between two within an epoch.
+    """
+
+    def __init__(self, path: Path, minutes: float = 10.0) -> None:
+        self.path, self.minutes = Path(path), minutes
+        self.saved_at = 0.0
+        self.terminated = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            for leftover in (self.path.parent, Path(trainer.default_root_dir)):
+                for partial in leftover.glob("*" + PARTIAL):
+                    partial.unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.saved_at = time.monotonic()
+        # Lightning's own handler, which is put back after the run, would not wait for the end of the step.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, *_: Any) -> None:
+        self.terminated = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done, total, passes = batch_idx + 1, trainer.num_training_batches, trainer.accumulate_grad_batches
+        if done < total and done % passes:
+            return
+        due = time.monotonic() - self.saved_at >= 60 * self.minutes or done == (total - 1) // passes * passes
+        wish = _greatest(trainer, 2 if self.terminated else int(due))
+        # After the last step of an epoch Lightning could not resume before the validation.
+        if wish and done < total:
+            self._save(trainer)
+        if wish == 2:
+            self._stop(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.terminated:
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        trainer.save_checkpoint(self.path)
+        for logger in trainer.loggers:  # what is logged up to here is not logged again
+            logger.save()
+        self.saved_at = time.monotonic()
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        kept = f"go on from {self.path} with --ckpt_path last" if self.path.exists() else "no checkpoint yet"
+        raise SIGTERMException(f"stopped by SIGTERM at step {trainer.global_step}; {kept}")
+
+
+class StepSeed(Callback):
+    """Draws what is random within a training step from (seed, device, epoch, batch).
+
+    Together with :mod:`botnet.data` this makes a resumed run the run that was interrupted: nothing depends
+    on what was drawn before. Covers torch's generators on all devices, NumPy's and Python's.
+    """
+
+    def __init__(self) -> None:
+        self.run: dict[str, int] = {}
+        self.interrupted: dict[str, int] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loader = trainer.train_dataloader
+        if not isinstance(loader, Loader):
+            return
+        self.run = {
+            "seed": run_seed(),
+            "training samples": len(loader.dataset),  # type: ignore[arg-type]
+            "samples at once on all devices": (loader.batch_size or 1) * trainer.world_size,
+        }
+        # Between two epochs all of this may change.
+        within = (
+            trainer.fit_loop.restarting and 0 <= trainer.fit_loop.batch_idx < trainer.num_training_batches - 1
+        )
+        for what, now in self.run.items() if within else ():
+            then = self.interrupted.get(what, now)
+            if then != now:
+                raise DataError(
+                    f"the run was interrupted in the middle of an epoch with {what}: {then}, not {now}; go "
+                    "on with what it had"
+                )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, index: int
+    ) -> None:
+        place = -index - 2**40 * (trainer.global_rank + 1)  # far below 0: no sample's
+        seed = generator(run_seed(), trainer.current_epoch, place).initial_seed()
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (other libraries draw from it)
+        random.seed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.run
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.interrupted = state_dict
+
+
+class FiniteLoss(Callback):
+    """Stops a run whose loss is not a number or infinite, before that reaches the weights."""
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        broken = not bool(torch.isfinite(loss.detach()).all())
+        # Every device hears of it: none may wait for another's gradient.
+        if not _greatest(trainer, int(broken)):
+            return
+        batch, loader = trainer.fit_loop.batch_idx, trainer.train_dataloader
+        where = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {batch})"
+        if not broken:
+            raise DataError(f"{where}: the loss of another device is not finite; its message says more")
+        parts = ", ".join(
+            f"{name.removeprefix('train/')} {float(value):g}"
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("train/")
+        )
+        samples = f" for {', '.join(loader.names(batch))}" if isinstance(loader, Loader) else ""
+        raise DataError(
+            f"{where}: the loss is {loss.item():g} ({parts}){samples}; it has not touched the weights. Look "
+            "at these samples, or go on from the last checkpoint with a lower learning rate"
+        )

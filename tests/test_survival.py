@@ -1,0 +1,313 @@
+"""Runs that are killed, stopped, starved of space or fed with nonsense, and what becomes of them."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+import yaml
+
+from botnet.cli import main
+from botnet.errors import DataError
+from botnet.survival import FiniteLoss, WholeCheckpointIO, newest_checkpoint
+from tests.recipes import write_recipe
+from tests.tiny import Stopped, TinyData, TinyModule, differing, end_at, fit, learnt, write_tiny
+
+STEPS = 12  # of a whole run of tests.tiny: two epochs of six
+
+
+def in_a_process(recipe: Path, *more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "botnet.cli", "fit", "--config", str(recipe), *more],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+# ---- resuming to the bit
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run learns that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert fit(write_tiny(folder / "tiny.yaml", folder / "run")) == 0
+    state = learnt(folder / "run")
+    assert state["global_step"] == STEPS
+    return state
+
+
+# (hook, optimiser steps done): in the first step, in the middle of either epoch, before the last step of an
+# epoch, in the validation after it, when the epoch has just ended, in the last validation.
+@pytest.mark.parametrize("minutes", ["0", "10"])
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_train_batch_start", 0),
+        ("on_before_optimizer_step", 3),
+        ("on_train_batch_start", 5),
+        ("on_train_batch_end", 6),
+        ("on_validation_batch_start", 6),
+        ("on_validation_end", 6),
+        ("on_train_epoch_start", 6),
+        ("on_before_optimizer_step", 9),
+        ("on_validation_batch_start", 12),
+    ],
+)
+def test_a_run_that_was_killed_anywhere_ends_as_if_it_was_not(hook, step, minutes, whole, tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    every = ["--save_minutes", minutes, "--ckpt_path", "last"]
+    write_tiny(recipe, run, callbacks=end_at(hook, step))
+    with pytest.raises(Stopped):
+        fit(recipe, *every)
+    write_tiny(recipe, run)
+    assert fit(recipe, *every) == 0
+    assert differing(learnt(run), whole) == []
+
+
+def test_a_run_that_collects_gradients_is_resumed_between_two_steps(tmp_path):
+    batch = ["--global_batch", "8", "--save_minutes", "0", "--ckpt_path", "last"]  # two passes a step
+    assert fit(write_tiny(tmp_path / "whole.yaml", tmp_path / "whole"), *batch) == 0
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    write_tiny(recipe, run, callbacks=end_at("on_before_optimizer_step", 4))
+    with pytest.raises(Stopped):
+        fit(recipe, *batch)
+    assert learnt(run)["global_step"] == 4
+    assert fit(write_tiny(recipe, run), *batch) == 0
+    assert learnt(run)["global_step"] == STEPS // 2
+    assert differing(learnt(run), learnt(tmp_path / "whole")) == []
+
+
+def test_a_detector_that_was_killed_with_its_workers_ends_as_if_it_was_not(digits, tmp_path):
+    """SIGKILL in the middle of an epoch; in fp32 on a CPU nothing differs by a bit."""
+    data = {"batch_size": 2, "num_workers": 2}
+    recipes = {
+        name: write_recipe(tmp_path / f"{name}.yaml", digits, tmp_path / name, **data)
+        for name in ("whole", "run")
+    }
+    every = ["--trainer.max_epochs", "2", "--save_minutes", "0", "--trainer.limit_val_batches", "1"]
+    assert fit(recipes["whole"], *every) == 0
+    killing = yaml.safe_load(recipes["run"].read_text())
+    killing["trainer"]["callbacks"] = end_at("on_before_optimizer_step", 6, "SIGKILL")
+    (tmp_path / "killing.yaml").write_text(yaml.safe_dump(killing))
+    killed = in_a_process(tmp_path / "killing.yaml", *every)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert learnt(tmp_path / "run")["global_step"] == 6  # of eight: the second epoch is half done
+    assert fit(recipes["run"], *every, "--ckpt_path", "last") == 0
+    one, other = learnt(tmp_path / "whole"), learnt(tmp_path / "run")
+    assert differing(one, other) == []
+    assert any("momentum_buffer" in state for state in one["optimizer_states"][0]["state"].values())
+    assert any(key.endswith("running_var") for key in one["state_dict"])
+
+
+def test_a_run_goes_on_with_the_same_seed_data_and_batch(tmp_path, capsys):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    with pytest.raises(Stopped):
+        fit(write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 3)), "--save_minutes", "0")
+    for data, more, message in (
+        ({}, ["--seed_everything", "7"], "seed: 0, not 7"),
+        ({"length": 25}, [], "training samples: 24, not 25"),
+        ({"batch_size": 6}, [], "samples at once on all devices: 4, not 6"),
+    ):
+        write_tiny(recipe, run, data)
+        assert fit(recipe, *more, "--ckpt_path", "last") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_between_two_epochs_the_batch_may_change(tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    assert fit(write_tiny(recipe, run, max_epochs=1)) == 0
+    assert fit(write_tiny(recipe, run, {"batch_size": 8}), "--ckpt_path", "last") == 0
+    assert learnt(run)["global_step"] == 6 + 3
+
+
+# ---- where a run goes on
+
+
+def test_last_without_a_checkpoint_starts_afresh(tmp_path, caplog):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    with pytest.raises(Stopped):  # a folder with logs, but no checkpoint yet
+        fit(write_tiny(recipe, run, callbacks=end_at("on_train_batch_end", 1)))
+    assert not (run / "checkpoints" / "last.ckpt").exists()
+    with caplog.at_level("INFO"):
+        assert fit(write_tiny(recipe, run, max_epochs=1), "--ckpt_path", "last") == 0
+    assert f"{run} has no checkpoint yet: from the start" in caplog.text
+    assert learnt(run)["global_step"] == 6
+
+
+def test_checkpoints_by_name_are_those_of_the_run(tmp_path, capsys):
+    recipe, run = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", max_epochs=1), tmp_path / "run"
+    for command, name in (("validate", "last"), ("validate", "best"), ("fit", "best")):
+        assert main([command, "--config", str(recipe), "--ckpt_path", name]) == 2
+        assert f"{run} has no checkpoints/{name}.ckpt" in capsys.readouterr().err
+    assert fit(recipe) == 0
+    for name in ("last", "best"):
+        assert main(["validate", "--config", str(recipe), "--ckpt_path", name]) == 0
+    # Going on is the command's, not the recipe's that is kept.
+    assert fit(recipe, "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["ckpt_path"] is None
+
+
+def test_a_job_that_slurm_requeues_goes_on_by_itself(tmp_path, monkeypatch):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    assert fit(write_tiny(recipe, run, max_epochs=1)) == 0
+    write_tiny(recipe, run)
+    assert fit(recipe) == 2
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert fit(recipe) == 0
+    assert learnt(run)["global_step"] == STEPS
+
+
+def test_the_newest_checkpoint(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    last, slurm = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "hpc_ckpt_1.ckpt"
+    last.parent.mkdir()
+    for age, path in ((20, last), (10, slurm)):
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    assert newest_checkpoint(tmp_path) == slurm
+    os.utime(last, (2000, 2000))
+    assert newest_checkpoint(tmp_path) == last
+
+
+# ---- checkpoints that are whole
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_full_disk_leaves_the_old_checkpoint_whole(before, tmp_path):
+    resource = pytest.importorskip("resource")
+    path, io = tmp_path / "last.ckpt", WholeCheckpointIO()
+    old, new = {"x": torch.arange(10)}, {"x": torch.zeros(1_000_000)}
+    if before:
+        io.save_checkpoint(old, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may grow larger
+    try:
+        with pytest.raises(DataError, match=r"last\.ckpt: the checkpoint cannot be written") as caught:
+            io.save_checkpoint(new, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ("the one before it is whole" in str(caught.value)) == before
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"] * before
+    if before:
+        assert differing(torch.load(path, weights_only=True), old) == []
+
+
+def test_a_checkpoint_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    path, done = tmp_path / "new" / "last.ckpt", []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file)))
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (done.append(f"{Path(a).parent == path.parent}"), replace(a, b))
+    )
+    WholeCheckpointIO().save_checkpoint({"x": torch.ones(3)}, path)
+    assert done == ["fsync", "True"]
+    assert WholeCheckpointIO().load_checkpoint(path, weights_only=True)["x"].tolist() == [1, 1, 1]
+
+
+def test_a_full_disk_ends_a_run_with_a_message(tmp_path, monkeypatch, capsys):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    save = torch.save
+
+    def fill(checkpoint, file):
+        save(checkpoint, file)
+        if checkpoint["global_step"] == 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill)
+    assert fit(write_tiny(recipe, run), "--save_minutes", "0") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert learnt(run)["global_step"] == 8
+    assert not list(run.rglob("*.partial"))
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    leftovers = [run / "checkpoints" / "last.ckpt.partial", run / "hpc_ckpt_1.ckpt.partial"]
+    (run / "checkpoints").mkdir(parents=True)
+    for path in leftovers:
+        path.write_bytes(b"half")
+    assert fit(write_tiny(recipe, run, max_epochs=1), "--ckpt_path", "last") == 0
+    assert not any(path.exists() for path in leftovers)
+
+
+# ---- SIGTERM
+
+
+def test_sigterm_saves_and_ends_the_run(whole, tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 8, "SIGTERM"))
+    stopped = in_a_process(recipe)
+    assert stopped.returncode == 143, stopped.stderr
+    assert f"stopped by SIGTERM at step 9; go on from {run}/checkpoints/last.ckpt" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert learnt(run)["global_step"] == 9  # the step at hand is done
+    assert fit(write_tiny(recipe, run), "--ckpt_path", "last") == 0
+    assert differing(learnt(run), whole) == []
+
+
+def test_sigterm_in_a_validation_ends_it_at_once(whole, tmp_path, capsys):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    write_tiny(recipe, run, callbacks=end_at("on_validation_batch_start", 6, "SIGTERM"))
+    before = signal.getsignal(signal.SIGTERM)
+    assert fit(recipe) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "stopped by SIGTERM at step 6" in capsys.readouterr().err
+    assert learnt(run)["global_step"] == 5
+    assert fit(write_tiny(recipe, run), "--ckpt_path", "last") == 0
+    assert differing(learnt(run), whole) == []
+
+
+def test_sigterm_waits_for_the_gradients_of_a_step(tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 0, "SIGTERM"))
+    assert fit(recipe, "--global_batch", "8") == 143  # two passes a step: it comes in the first
+    assert learnt(run)["global_step"] == 1
+
+
+# ---- a loss that is no number
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path, capsys):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    assert fit(write_tiny(recipe, run, {"infinite": 13}), "--save_minutes", "0") == 2
+    message = capsys.readouterr().err
+    done = learnt(run)["global_step"] if (run / "checkpoints" / "last.ckpt").exists() else 0
+    assert f"step {done} (epoch 0, batch {done}): the loss is nan (square nan)" in message
+    assert "sample 13" in message
+    assert message.count("sample ") == 4
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_loss_that_is_no_number_does_not_touch_the_weights(passes):
+    module, data, weights = TinyModule(), TinyData(infinite=13), []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            weights.append([p.detach().clone() for p in module.parameters()])
+
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accumulate_grad_batches=passes,
+        callbacks=[Watch(), FiniteLoss()],
+    )
+    with pytest.raises(DataError, match="not touched the weights"):
+        trainer.fit(module, data)
+    assert len(weights) == trainer.fit_loop.batch_idx + 1
+    assert differing(list(module.parameters()), weights[-1]) == []
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
