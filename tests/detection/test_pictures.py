@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from botnet.curves import plot_curves
-from botnet.detection.coco import encode_mask
+from botnet.detection.masks import encode_mask
 from botnet.detection.pictures import colour_of, draw
 
 
