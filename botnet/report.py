@@ -97,13 +97,15 @@ def _against(
         measured = {run.row: run for run in runs if run.row in chosen and "box" in run.numbers}
         for colour, name in enumerate(dict.fromkeys(line(row.facts) for row in chosen.values())):
             mine = [row for row in chosen.values() if line(row.facts) == name]
-            points = sorted((setting(row.facts), row.facts["box"]) for row in mine)
+            points = [(setting(row.facts), row.facts["box"]) for row in mine]  # the tables' order
             axes.plot(
                 *zip(*points, strict=True), "o--", color=f"C{colour}", mfc="none", label=f"{name}, paper"
             )
-            own = sorted(
-                (setting(row.facts), measured[row.id].numbers["box"]) for row in mine if row.id in measured
-            )
+            own = [
+                (x, measured[row.id].numbers["box"])
+                for (x, _), row in zip(points, mine, strict=True)
+                if row.id in measured
+            ]
             if own:
                 axes.plot(*zip(*own, strict=True), "s-", color=f"C{colour}", label=f"{name}, measured")
         axes.set_xlabel(label)
