@@ -123,7 +123,7 @@ class CocoInstances:
     def annotations_of(self, image_id: int) -> list[dict[str, Any]]:
         """The COCO annotations of one image, in the file's order, without what was dropped."""
         row = self._row[image_id]
-        return pickle.loads(self._packed[self._ends[row] : self._ends[row + 1]])
+        return pickle.loads(self._packed[self._ends[row] : self._ends[row + 1]].data)
 
 
 def read_images(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
