@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
 Implementation = Literal["reference", "tiled", "sdpa", "flex"]
 Size = Sequence[int]
@@ -153,6 +152,8 @@ def _flex(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
     """FlexAttention with the position logits in its score_mod: under torch.compile on a GPU, one kernel."""
+    from torch.nn.attention.flex_attention import flex_attention  # takes a second
+
     height, width = size
 
     def score_mod(score: Tensor, image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
