@@ -1,6 +1,7 @@
 """The command ``botnet``. Heavy imports wait until a command needs them."""
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -15,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 well, 1 problems found, 2 a bad request."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if arguments and arguments[0] == "validate" and _names_network(arguments):
+            return _validate(arguments[1:])
         if arguments and arguments[0] in ("fit", "validate"):
             return _train(None if argv is None else arguments)
         options, further = _parser().parse_known_args(arguments)
@@ -39,11 +42,32 @@ def _parser() -> argparse.ArgumentParser:
 
     # These two are Lightning's; the entries are here for the list of commands.
     commands.add_parser("fit", add_help=False, help="train: botnet fit --config recipes/quickstart.yaml")
-    commands.add_parser("validate", add_help=False, help="measure a checkpoint: botnet validate --config ...")
+    commands.add_parser(
+        "validate",
+        add_help=False,
+        help="measure a checkpoint: botnet validate --config ...; "
+        "or any classifier on class folders: botnet validate --model NAME --data FOLDER",
+    )
 
-    predict = commands.add_parser("predict", help="find objects in images and draw them")
-    predict.add_argument("checkpoint", type=Path, help="best.ckpt or last.ckpt of a run")
+    predict = commands.add_parser("predict", help="find objects in images, or classify them")
+    predict.add_argument("model", help="best.ckpt or last.ckpt of a run, or a classifier's name in timm")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+    _add_classifier_options(predict.add_argument_group("classifiers"))
+    predict.add_argument("--attention", action="store_true", help="draw what a BoTNet's first BoT block sees")
+    predict.add_argument(
+        "--pixel", type=int, nargs=2, metavar=("X", "Y"), help="of each image, for --attention (the centre)"
+    )
+    predict.add_argument(
+        "--format",
+        choices=("pictures", "coco"),
+        default="pictures",
+        help="coco: results files for COCO's server, no pictures (pictures)",
+    )
+    predict.add_argument(
+        "--images-json",
+        type=Path,
+        help="for --format coco: instances or image_info file that lists the images",
+    )
     predict.add_argument("--output", type=Path, default=Path("predictions"), help="new folder (predictions)")
     predict.add_argument("--score", type=float, default=0.5, help="least score that is drawn (0.5)")
     predict.add_argument("--truth", type=Path, help="instances file, drawn beside the predictions")
@@ -57,6 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     digits.add_argument("--size", type=int, default=320, help="longer side of the images in pixels (320)")
     digits.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
     digits.set_defaults(run=_make_digits)
+
+    images = commands.add_parser(
+        "make-images", help="write Fashion-MNIST, as Debian ships it, as class folders"
+    )
+    images.add_argument("directory", type=Path, help="new folder")
+    images.add_argument("--train", type=int, default=60_000, help="training images (60000)")
+    images.add_argument("--val", type=int, default=10_000, help="validation images (10000)")
+    images.add_argument("--source", type=Path, help="folder of the authors' four files (Debian's package)")
+    images.set_defaults(run=_make_images)
 
     check = commands.add_parser("check-data", help="list every problem of a COCO-format data set")
     check.add_argument("instances", type=Path, metavar="INSTANCES.json")
@@ -88,6 +121,66 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _names_network(arguments: list[str]) -> bool:
+    """Whether ``validate`` is given a network or checkpoint rather than Lightning's configuration."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-c", action="append")
+    parser.add_argument("--model")
+    known, _ = parser.parse_known_args(arguments)
+    # Lightning's own --model is a class.
+    is_class = known.model is not None and known.model.rpartition(".")[2][:1].isupper()
+    return known.config is None and known.model is not None and not is_class
+
+
+def _add_classifier_options(parser: Any) -> None:
+    parser.add_argument("--weights", type=Path, help="file of tensors, for a name (those that timm fetches)")
+    parser.add_argument("--label-map", type=Path, help="JSON or text: which class is which output")
+    parser.add_argument("--crop", type=float, help="part of the short side that is seen (the network's own)")
+    parser.add_argument("--size", type=int, help="side in pixels of the network's input (its own)")
+
+
+def _validate(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="botnet validate", description="Accuracy of a classifier on images in class folders"
+    )
+    parser.add_argument("--model", required=True, help="a name in timm, or a checkpoint")
+    parser.add_argument("--data", type=Path, required=True, help="folder of class folders")
+    _add_classifier_options(parser)
+    parser.add_argument("--reader", default="folder", help="folder, tar, wds or hfds/NAME (folder)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once (64)")
+    parser.add_argument("--workers", type=int, default=4, help="processes that prepare images (4)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (the best there is)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("validation.json"), help="report of every class (validation.json)"
+    )
+    options = parser.parse_args(arguments)
+    if options.output.is_dir() or not options.output.parent.is_dir():
+        raise DataError(f"--output {options.output}: give a file in a folder that exists")
+
+    from botnet.classification.evaluate import open_classifier, render, validate
+
+    classifier = open_classifier(
+        options.model,
+        options.weights,
+        label_map=options.label_map,
+        crop=options.crop,
+        size=options.size,
+        device=options.device,
+    )
+    report = validate(
+        classifier,
+        options.data,
+        reader=options.reader,
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+    )
+    options.output.write_text(json.dumps(report, indent=1))
+    _show(render(report))
+    print(f"top-1 {report['top1']:.3f} %, top-5 {report['top5']:.3f} %, ", end="")
+    print(f"{report['images_per_second']:.1f} images/s; every class: {options.output}")
+    return 0
+
+
 def _train(arguments: list[str] | None) -> int:
     import warnings
 
@@ -115,16 +208,58 @@ def _train(arguments: list[str] | None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from botnet.detection.predict import predict
+    from botnet.classification.evaluate import is_classifier
 
+    if options.pixel and not options.attention:
+        raise DataError("--pixel names a place for --attention; give both")
+    pixel = tuple(options.pixel) if options.pixel else None
+    if is_classifier(options.model):
+        return _classify(options, pixel)
+    options.checkpoint = Path(options.model)
+    for option in ("weights", "label_map", "crop", "size"):
+        if getattr(options, option) is not None:
+            raise DataError(f"--{option.replace('_', '-')} is for classifiers; {options.model} is a detector")
+    from botnet.detection.predict import predict, predict_coco
+
+    if (options.format == "coco") != bool(options.images_json):
+        raise DataError("--format coco and --images-json belong together: the list gives the images' ids")
+    if options.images_json and (options.truth or options.attention):
+        raise DataError("--format coco draws nothing; leave --truth and --attention away")
+    if options.format == "coco":
+        predict_coco(
+            options.checkpoint, options.images, options.output, options.images_json, device=options.device
+        )
+        return 0
     predict(
         options.checkpoint,
         options.images,
         options.output,
         score=options.score,
         truth=options.truth,
+        attention=options.attention,
+        pixel=pixel,
         device=options.device,
     )
+    return 0
+
+
+def _classify(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int:
+    from botnet.classification.evaluate import open_classifier
+    from botnet.classification.predict import classify, render
+
+    if options.truth or options.images_json:
+        raise DataError(f"--truth and --images-json are for detectors; {options.model} is a classifier")
+    classifier = open_classifier(
+        options.model,
+        options.weights,
+        label_map=options.label_map,
+        crop=options.crop,
+        size=options.size,
+        device=options.device,
+    )
+    records = classify(classifier, options.images, options.output, attention=options.attention, pixel=pixel)
+    _show(render(records))
+    print(f"{len(records)} images: {options.output / 'predictions.json'}")
     return 0
 
 
@@ -141,6 +276,15 @@ def _make_digits(options: argparse.Namespace) -> int:
         table.add_row(split, *(str(made[split][column]) for column in columns))
     show(table)
     print(f"{options.directory}: " + ("made" if made["made"] else "the same set stood there already"))
+    return 0
+
+
+def _make_images(options: argparse.Namespace) -> int:
+    from botnet.classification.fashion import make_images
+
+    made = make_images(options.directory, options.train, options.val, options.source)
+    what = "made" if made["made"] else "the same images stood there already"
+    print(f"{options.directory}: {made['train']} training and {made['val']} validation images: {what}")
     return 0
 
 
@@ -211,7 +355,7 @@ def _show(*tables: Any) -> None:
     from rich.console import Console
 
     # A pipe has no width: the usual 80 columns would fold the tables.
-    Console(width=None if sys.stdout.isatty() else 120).print(*tables)
+    Console(width=None if sys.stdout.isatty() else 140).print(*tables)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Network:
         return sum(s.madds for s in info(self.network, (self.image_size, self.image_size)).stages) / 1e9
 
 
+@cache
 def read_networks() -> list[Network]:
     """Every network of Figure 5: the scaled rows of ``paper.yaml``, and those of ``figure5.yaml``."""
     data = yaml.safe_load((HERE / "figure5.yaml").read_text())
@@ -171,7 +172,7 @@ def _draw(networks: Sequence[Network], costs: dict[str, float], label: str, path
     """One plot: a colour and a line a family along its own Pareto front, and the front of all."""
     shown = [network for network in networks if network.name in costs]
     points = {network.name: (costs[network.name], network.top1) for network in shown}
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 6.5), layout="constrained")
     front = [points[name] for name in pareto_front(points)]
     axes.plot(*zip(*front, strict=True), color="0.8", linewidth=7, solid_capstyle="round", zorder=0)
     axes.plot([], [], color="0.8", linewidth=7, label="Pareto front of all")
@@ -196,7 +197,8 @@ def _draw(networks: Sequence[Network], costs: dict[str, float], label: str, path
     axes.set_xscale("log")
     axes.set(xlabel=label, ylabel="ImageNet top-1 accuracy (%), as the papers report it: not measured here")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="lower right", fontsize=9)
+    axes.margins(x=0.09)  # for the names at the right
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path

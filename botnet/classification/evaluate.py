@@ -22,6 +22,7 @@ from botnet.classification.imagenet import ImageSet, class_names, open_reader
 from botnet.classification.module import load_classifier
 from botnet.data import make_loader
 from botnet.errors import DataError
+from botnet.inputs import pick_device
 from botnet.models import read_weights
 
 HUBS = ("hf-hub:", "local-dir:")  # what timm takes in place of a name
@@ -89,8 +90,8 @@ def open_classifier(
     if weights is not None and (Path(model).is_file() or model.startswith(HUBS)):
         raise DataError(f"{model} has its own weights; leave out --weights {weights}")
     if Path(model).is_file():
-        network, own = load_classifier(Path(model))
-        names = own.pop("class_names")
+        network, about = load_classifier(Path(model))
+        names, own = about["class_names"], dict(about["evaluation"])
         own["img_size"] = own.pop("image_size")
     else:
         network = _build(model, weights)
@@ -98,7 +99,7 @@ def open_classifier(
     own |= {key: value for key, value in asked.items() if value is not None}
     preparation = resolve_data_config(own, model=network)
     if size is not None and hasattr(network, "set_input_size"):  # transformers, whose tokens are counted
-        network.set_input_size(img_size=(size, size))
+        network.set_input_size(img_size=(size, size))  # type: ignore[operator]
     chosen = pick_device(device)
     outputs = int(network.num_classes)  # type: ignore[arg-type]
     known, index_of = _classes(outputs, names, label_map)
@@ -114,17 +115,6 @@ def is_classifier(model: str) -> bool:
         return "classifier" in checkpoint["botnet"]
     except Exception:  # whatever a strange file makes torch or the look-ups raise
         return False
-
-
-def pick_device(device: str) -> torch.device:
-    """The named device, or for "auto" the best there is."""
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator else torch.device("cpu")
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise DataError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 def _build(name: str, weights: Path | None) -> nn.Module:
@@ -170,7 +160,7 @@ def _classes(
     if subset is None:
         return [f"class {i}" for i in range(outputs)], None
     imagenet = ImageNetInfo(subset)
-    return imagenet.label_descriptions(), {name: i for i, name in enumerate(imagenet.label_names())}
+    return list(imagenet.label_descriptions()), {name: i for i, name in enumerate(imagenet.label_names())}
 
 
 def read_label_map(path: Path, outputs: int) -> dict[str, int]:

@@ -11,10 +11,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from botnet.classification.attention import attention_picture, watch_attention
+from botnet.attention import attention_picture, watch_attention
 from botnet.classification.evaluate import Classifier
-from botnet.classification.imagenet import EXTENSIONS, read_image
+from botnet.classification.imagenet import read_image
 from botnet.errors import DataError
+from botnet.inputs import check_unused, image_paths
 
 
 def classify(
@@ -42,9 +43,8 @@ def classify(
         DataError: nothing to read, an unreadable image, an output folder in use, no attention to draw, or a
             pixel outside of what the network sees of an image.
     """
-    paths = _image_paths(sources)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output} exists and is not an empty folder; name another one by --output")
+    paths = image_paths(sources)
+    check_unused(output)
     (output / "attention" if attention else output).mkdir(parents=True, exist_ok=True)
     records = []
     for path in track(paths, f"classifying with {classifier.name}"):
@@ -98,25 +98,6 @@ def _seen_place(
             "one nearer to the centre, or see more of the image by --crop 1"
         )
     return place[1], place[0]
-
-
-def _image_paths(sources: Sequence[Path]) -> list[Path]:
-    paths: list[Path] = []
-    for source in sources:
-        if source.is_dir():
-            found = sorted(path for path in source.iterdir() if path.suffix.lower() in EXTENSIONS)
-            if not found:
-                raise DataError(f"{source} holds no image; name a folder with images, or the images")
-            paths += found
-        elif source.is_file():
-            paths.append(source)
-        else:
-            raise DataError(f"{source}: no such image or folder")
-    stems: dict[str, Path] = {}
-    for path in paths:
-        if (other := stems.setdefault(path.stem, path)) != path:
-            raise DataError(f"{path} and {other} would be drawn into the same file; predict them apart")
-    return list(stems.values())
 
 
 def render(records: Sequence[dict[str, Any]], most: int = 50) -> Table:

@@ -9,14 +9,16 @@ from PIL import Image
 from rich.progress import track
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from botnet.attention import attention_picture, watch_attention
 from botnet.detection.coco import CocoInstances, load_image, load_placed, read_images
 from botnet.detection.masks import compress_mask
 from botnet.detection.module import load_detector
 from botnet.detection.pictures import draw, side_by_side
 from botnet.detection.rcnn import RCNN
 from botnet.detection.results import coco_results, to_original, write_results
-from botnet.detection.transforms import EvalTransform, to_canvas
+from botnet.detection.transforms import EvalTransform, denormalise, to_canvas
 from botnet.errors import DataError
+from botnet.inputs import check_unused, image_paths, pick_device
 
 
 def predict(
@@ -26,6 +28,8 @@ def predict(
     *,
     score: float = 0.5,
     truth: Path | None = None,
+    attention: bool = False,
+    pixel: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> list[dict]:
     """Detect objects in images; draw each image and write COCO results files.
@@ -37,6 +41,8 @@ def predict(
             with every detection, also those too weak to be drawn.
         score: least score that is drawn.
         truth: instances file; images it knows by name get its ids and are drawn beside its truth.
+        attention: whether to draw, in ``output/attention``, what one place of each image attends to.
+        pixel: (x, y) of that place in each image's own pixels; default the centre of the image.
         device: "auto" takes an accelerator if there is one.
 
     Returns:
@@ -45,16 +51,17 @@ def predict(
         record also holds ``file_name``.
 
     Raises:
-        DataError: nothing to read, an unreadable image or checkpoint, or an output folder in use.
+        DataError: nothing to read, an unreadable image or checkpoint, an output folder in use, no attention
+            to draw, or a pixel outside of an image.
     """
-    paths = _image_paths(sources)
-    _check_unused(output)
+    paths = image_paths(sources)
+    check_unused(output)
     detector, about = load_detector(checkpoint)
     instances = CocoInstances(truth) if truth else None
     ids = _image_ids(paths, instances)
-    detector = detector.to(_device(device))
+    detector = detector.to(pick_device(device))
 
-    output.mkdir(parents=True, exist_ok=True)
+    (output / "attention" if attention else output).mkdir(parents=True, exist_ok=True)
     records = []
     for path, (image_id, known) in track(list(zip(paths, ids, strict=True)), "predicting"):
         image = pil_to_tensor(load_image(path))
@@ -65,6 +72,9 @@ def predict(
         if known and instances:
             picture = _beside_truth(image, picture, instances, image_id, score)
         picture.save(output / f"{path.stem}.png")
+        if attention:
+            sheet = _attention(detector, about["canvas"], path, (image.shape[-2], image.shape[-1]), pixel)
+            sheet.save(output / "attention" / path.with_suffix(".png").name)
     files = write_results(output, records)
     print(f"{len(paths)} images, {len(records)} detections; pictures in {output}")
     for task, path in files.items():
@@ -93,7 +103,7 @@ def predict_coco(
     """
     images, categories = read_images(images_json)
     paths = _listed_paths(images, folders, images_json)
-    _check_unused(output)
+    check_unused(output)
     detector, about = load_detector(checkpoint)
     known = dict(zip(about["category_ids"], about["class_names"], strict=True))
     if not known.items() <= categories.items():
@@ -102,7 +112,7 @@ def predict_coco(
             f"{checkpoint} finds category {strange}, which {images_json} does not have; "
             "give the image list of the data it was trained for"
         )
-    detector = detector.to(_device(device))
+    detector = detector.to(pick_device(device))
     records = []
     for image, path in track(list(zip(images, paths, strict=True)), "predicting"):
         result = _detect(detector, about["canvas"], path, (image["height"], image["width"]))
@@ -125,16 +135,21 @@ def _detect(detector: RCNN, canvas: int, path: Path, size: tuple[int, int]) -> d
     return to_original(detection, placement.scale, size)
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator.type if accelerator else "cpu"
-
-
-def _check_unused(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output} exists and is not an empty folder; name another one by --output")
+def _attention(
+    detector: RCNN, canvas: int, path: Path, size: tuple[int, int], pixel: tuple[int, int] | None
+) -> Image.Image:
+    """What one place of an image attends to in the backbone, on the canvas that the detector sees."""
+    height, width = size
+    x, y = pixel or (width // 2, height // 2)
+    if not (0 <= x < width and 0 <= y < height):
+        raise DataError(f"{path} has {width} x {height} pixels, none at {x} {y}; choose another --pixel")
+    placement = EvalTransform(canvas).place(size)
+    image = to_canvas(load_placed(path, placement), canvas)
+    device = next(detector.parameters()).device
+    with watch_attention(detector) as watched, torch.inference_mode():
+        detector.backbone(image[None].to(device))
+    parts = ((where + 0.5) * scale / canvas for where, scale in zip((y, x), placement.scale, strict=True))
+    return attention_picture(denormalise(image), *watched.weights(*parts))
 
 
 def _listed_paths(images: list[dict[str, Any]], folders: Sequence[Path], listed_in: Path) -> list[Path]:
@@ -142,37 +157,19 @@ def _listed_paths(images: list[dict[str, Any]], folders: Sequence[Path], listed_
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder; for COCO results name the folders of the images")
-    found = []
-    missing = []
+    found: list[Path] = []
+    missing: list[str] = []
     for image in images:
-        path = next((p for folder in folders if (p := folder / image["file_name"]).is_file()), None)
-        (found if path else missing).append(path or image["file_name"])
+        places = [folder / image["file_name"] for folder in folders]
+        files = [place for place in places if place.is_file()]
+        found += files[:1]
+        missing += [] if files else [image["file_name"]]
     if missing:
         raise DataError(
             f"{len(missing)} of the {len(images)} images of {listed_in} are in none of the folders, the "
             f"first of them {missing[0]}; results must cover every image: add the files or their folder"
         )
     return found
-
-
-def _image_paths(sources: Sequence[Path]) -> list[Path]:
-    known = set(Image.registered_extensions())
-    paths: list[Path] = []
-    for source in sources:
-        if source.is_dir():
-            found = sorted(path for path in source.iterdir() if path.suffix.lower() in known)
-            if not found:
-                raise DataError(f"{source} holds no image; name a folder with images, or the images")
-            paths += found
-        elif source.is_file():
-            paths.append(source)
-        else:
-            raise DataError(f"{source}: no such image or folder")
-    stems: dict[str, Path] = {}
-    for path in paths:
-        if (other := stems.setdefault(path.stem, path)) != path:
-            raise DataError(f"{path} and {other} would be drawn into the same file; predict them apart")
-    return list(stems.values())
 
 
 def _image_ids(paths: list[Path], instances: CocoInstances | None) -> list[tuple[int, bool]]:

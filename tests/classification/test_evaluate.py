@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo, create_dataset, create_transform, resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader
@@ -151,6 +151,41 @@ def test_subset_of_imagenet_by_its_synsets(tmp_path):
         goldfishes = next(row for row in report["classes"] if row["index"] == 1)
         assert goldfishes["top5"] == 100.0
     assert "tench" in ImageNetInfo().label_descriptions()[0]
+
+
+def test_checkpoints_bring_their_classes_and_preparation(tmp_path, capsys):
+    """Of a run's checkpoint nothing has to be said again; its class names find the folders."""
+    state = load_file(weights_file(tmp_path / "w.safetensors", classes=3))
+    preparation = {
+        "crop_pct": 0.5,
+        "interpolation": "bilinear",
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+    }
+    about = {
+        "classifier": {"name": NETWORK, "num_classes": 3, "image_size": 64},
+        "class_names": ["cat", "ant", "bee"],
+        "evaluation": {"image_size": 64} | preparation,
+    }
+    path = tmp_path / "best.ckpt"
+    torch.save({"botnet": about, "state_dict": {f"model.{name}": t for name, t in state.items()}}, path)
+    classifier = open_classifier(str(path), device="cpu")
+    assert ({"input_size": (3, 64, 64)} | preparation).items() <= classifier.preparation.items()
+    for name, tensor in classifier.model.state_dict().items():
+        assert torch.equal(tensor, state[name])
+    report = validate(classifier, class_folders(tmp_path / "data", ["ant", "bee", "cat"]), num_workers=0)
+    assert {row["folder"]: row["index"] for row in report["classes"]} == {"ant": 1, "bee": 2, "cat": 0}
+    out = tmp_path / "out"
+    assert main(["predict", str(path), str(tmp_path / "data" / "ant"), "--output", str(out)]) == 0
+    for record in json.loads((out / "predictions.json").read_text()):
+        assert {c["index"]: c["class"] for c in record["classes"]} == {0: "cat", 1: "ant", 2: "bee"}
+    status, said = run(
+        capsys, "--model", path, "--data", tmp_path / "data", "--weights", tmp_path / "w.safetensors"
+    )
+    assert (status, "has its own weights" in said) == (2, True)
+    torch.save({"botnet": {"detector": {}}}, path)
+    status, said = run(capsys, "--model", path, "--data", tmp_path / "data")
+    assert (status, "does not say which classifier" in said) == (2, True)
 
 
 def test_label_maps(tmp_path):

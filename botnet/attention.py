@@ -86,9 +86,9 @@ def attention_picture(image: Tensor, weights: Tensor, cell: tuple[int, int]) -> 
     panels = [(enlarged.permute(1, 2, 0).byte().cpu().numpy(), "chosen cell")]
     for head in range(heads):
         strongest = float(weights[head].max())
-        colours = COLOURS(laid[head] / strongest)[..., :3]
-        # Light from the image, colour from the attention.
-        mixed = colours * (0.35 + 0.65 * grey[..., None])
+        share = laid[head] / strongest
+        cover = 0.8 * share[..., None]
+        mixed = cover * COLOURS(share)[..., :3] + (1 - cover) * 0.6 * grey[..., None]
         panels.append(
             (
                 (255 * mixed).astype(np.uint8),

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-import botnet  # noqa: F401 - registers the networks with timm
-from botnet.classification.attention import attention_picture, watch_attention
+import botnet
+from botnet.attention import attention_picture, watch_attention
 from botnet.cli import main
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
@@ -108,6 +108,33 @@ def test_the_command_draws_every_image(pixel, tmp_path):
     drawn = sorted((tmp_path / "out" / "attention").iterdir())
     assert [path.name for path in drawn] == ["0.png", "1.png"]
     assert Image.open(drawn[0]).size == (5 * 320 + 4 * 6, 320 + 26)  # the image and four heads
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A checkpoint as a run leaves it, of a detector that has learnt nothing."""
+    torch.manual_seed(0)
+    built = botnet.mask_rcnn("botnet_tiny", num_classes=2, canvas=128)
+    path = tmp_path_factory.mktemp("detector") / "last.ckpt"
+    about = {"detector": built.spec, "class_names": ["a", "b"], "category_ids": [1, 2], "canvas": 128}
+    weights = {f"detector.{name}": tensor for name, tensor in built.state_dict().items()}
+    torch.save({"botnet": about, "state_dict": weights}, path)
+    return path
+
+
+def test_detectors_show_theirs_on_the_canvas(detector, tmp_path, capsys):
+    picture(1, (100, 60)).save(tmp_path / "a.jpg")
+    call = ["predict", str(detector), str(tmp_path / "a.jpg"), "--attention", "--device", "cpu"]
+    out = tmp_path / "out"
+    assert main([*call, "--output", str(out), "--pixel", "99", "30"]) == 0
+    drawn = Image.open(out / "attention" / "a.png")
+    assert drawn.size == (5 * 320 + 4 * 6, 320 + 26)
+    pixels = np.asarray(drawn)[26:, :320]
+    assert pixels[:185].mean() > 40  # the image, 128 x 77 of 128 pixels
+    assert main([*call, "--output", str(tmp_path / "other"), "--pixel", "100", "30"]) == 2
+    assert "100 x 60 pixels, none at 100 30" in capsys.readouterr().err
+    assert main([*call, "--output", str(tmp_path / "third"), "--crop", "1"]) == 2
+    assert "--crop is for classifiers" in capsys.readouterr().err
 
 
 def test_a_pixel_out_of_sight_ends_the_command(tmp_path, capsys):

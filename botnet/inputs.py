@@ -1,0 +1,62 @@
+"""What commands are given: images, folders to fill, devices."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from botnet.errors import DataError
+
+
+def image_paths(sources: Sequence[Path]) -> list[Path]:
+    """The images among files and folders, of which no two have one stem.
+
+    Args:
+        sources: images, and folders whose images are taken (not those of their subfolders).
+
+    Raises:
+        DataError: one that does not exist, a folder without images, or two files of one stem.
+    """
+    known = set(Image.registered_extensions())
+    paths: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            found = sorted(path for path in source.iterdir() if path.suffix.lower() in known)
+            if not found:
+                raise DataError(f"{source} holds no image; name a folder with images, or the images")
+            paths += found
+        elif source.is_file():
+            paths.append(source)
+        else:
+            raise DataError(f"{source}: no such image or folder")
+    stems: dict[str, Path] = {}
+    for path in paths:
+        if (other := stems.setdefault(path.stem, path)) != path:
+            raise DataError(f"{path} and {other} would be drawn into the same file; predict them apart")
+    return list(stems.values())
+
+
+def check_unused(output: Path) -> None:
+    """Refuse a folder to fill that has something in it.
+
+    Raises:
+        DataError: it has, or it is a file.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output} exists and is not an empty folder; name another one by --output")
+
+
+def pick_device(name: str) -> torch.device:
+    """The named device, or for "auto" the best there is.
+
+    Raises:
+        DataError: no device has that name.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator else torch.device("cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise DataError(f"--device {name}: {str(error).splitlines()[0]}") from error
