@@ -279,8 +279,8 @@ class RoIHeads(TorchvisionRoIHeads):
                         for target, box, index, keep in zip(targets, boxes, matched, positive, strict=True)
                     ]
                 )
-            classes = torch.cat(labels)
-            return [], roi_losses(logits, deltas, classes, torch.cat(regression_targets), mask_logits, truth)
+            target = torch.cat(regression_targets)
+            return [], roi_losses(logits, deltas, torch.cat(labels), target, mask_logits, truth)
 
         all_boxes, all_scores, all_labels = self.postprocess_detections(logits, deltas, proposals, valid)
         detections = [
@@ -298,7 +298,8 @@ class RoIHeads(TorchvisionRoIHeads):
         hidden = self.mask_head(self.mask_roi_pool(features, boxes, []))
         hidden = self.mask_predictor.relu(self.mask_predictor.conv5_mask(hidden))
         last, own = self.mask_predictor.mask_fcn_logits, torch.cat(classes)
-        logits = torch.einsum("rchw,rc->rhw", hidden, last.weight[own, :, 0, 0])
+        # The kernel is read as it lies in memory, channels last: so then lies its gradient, as DDP wants it.
+        logits = torch.einsum("rchw,rc->rhw", hidden, last.weight.permute(0, 2, 3, 1)[own, 0, 0])
         return logits.float() + last.bias[own, None, None]
 
 
@@ -454,7 +455,7 @@ class RCNN(nn.Module):
                 nn.init.normal_(module.weight, std=0.01 * (256 / fpn_channels) ** 0.5)
         box_head = TwoMLPHead(fpn_channels * 7**2, box_channels)
         for layer in box_head.children():
-            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+            nn.init.xavier_uniform_(layer.weight)
         box_predictor = FastRCNNPredictor(box_channels, num_classes + 1)
         for layer, std in ((box_predictor.cls_score, 0.01), (box_predictor.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)

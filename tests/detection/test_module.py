@@ -3,15 +3,18 @@
 import csv
 import json
 import pickle
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from PIL import Image
 from torch import nn
 
 from botnet.cli import main
 from botnet.detection import CocoDataModule, DetectionModule, load_detector, mask_rcnn
+from botnet.detection.module import initialise, read_checkpoint
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
 from botnet.training import parameter_groups
@@ -201,21 +204,167 @@ def test_other_files_are_no_checkpoints(tmp_path):
         load_detector(foreign)
 
 
-def test_learning_rate_at_chosen_steps():
-    """[tpu]: 0.08, warm-up of 500 steps from 0.0067, a tenth at 2/3 and 8/9 of 22,500 steps."""
+# 118,287 images in batches of 64 are 1,848 whole steps an epoch. By hand: the rate is 0.0067 first, rises by
+# 0.0733 / 500 a step to 0.08 at step 500, and falls to a tenth at 2/3 and 8/9 of the steps.
+@pytest.mark.parametrize(
+    ("epochs", "total", "falls"),
+    [
+        (12, 22_176, (14_784, 19_712)),
+        (24, 44_352, (29_568, 39_424)),
+        (36, 66_528, (44_352, 59_136)),
+        (72, 133_056, (88_704, 118_272)),
+    ],
+)
+def test_learning_rate_at_chosen_steps(epochs, total, falls):
     module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
+    assert 118_287 // 64 * epochs == total
+    first, second = falls
     expected = {
         0: 0.0067,
-        250: 0.0067 + (0.08 - 0.0067) / 2,
+        100: 0.02136,
+        250: 0.04335,
+        499: 0.0798534,
         500: 0.08,
-        14_999: 0.08,
-        15_000: 0.008,
-        19_999: 0.008,
-        20_000: 0.0008,
-        22_499: 0.0008,
+        first - 1: 0.08,
+        first: 0.008,
+        second - 1: 0.008,
+        second: 0.0008,
+        total - 1: 0.0008,
     }
-    rates = {step: 0.08 * module.rate(step, 22_500) for step in expected}
-    assert rates == pytest.approx(expected)
+    assert {step: 0.08 * module.rate(step, total) for step in expected} == pytest.approx(expected)
+
+
+# 12 epochs. A batch of 16 is a quarter of 64: a quarter of the rates, four times the warm-up; 7,392 steps an
+# epoch. A batch of 128 is twice as large: 924 steps an epoch.
+@pytest.mark.parametrize(
+    ("batch", "total", "expected"),
+    [
+        (
+            16,
+            88_704,
+            {0: 0.001675, 1000: 0.0108375, 2000: 0.02, 59_135: 0.02, 59_136: 0.002, 78_848: 0.0002},
+        ),
+        (128, 11_088, {0: 0.0134, 125: 0.0867, 250: 0.16, 7391: 0.16, 7392: 0.016, 9856: 0.0016}),
+    ],
+)
+def test_learning_rate_of_other_batches(batch, total, expected):
+    module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
+    module.scale_batch(batch / 64)
+    found = {step: module.learning_rate * module.rate(step, total) for step in expected}
+    assert found == pytest.approx(expected)
+
+
+class Rates(L.Callback):
+    """The rate of every optimiser step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def test_learning_rate_in_the_loop_with_passes_put_together(digits):
+    """8 images, 2 at a time, 2 passes a step: 2 steps an epoch, 6 in all; falls after a half and 5/6."""
+    data = CocoDataModule(
+        *(digits / name for name in ("instances_train.json", "train", "instances_val.json", "val")),
+        canvas=64,
+        batch_size=2,
+        num_workers=0,
+    )
+    detector = mask_rcnn(num_classes=10, canvas=64, **DETECTOR)
+    module = DetectionModule(
+        detector, 0.01, warmup_steps=2, warmup_learning_rate=0.001, decay_at=(1 / 2, 5 / 6)
+    )
+    rates = Rates()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        accumulate_grad_batches=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[rates],
+    )
+    trainer.fit(module, data)
+    assert rates.seen == pytest.approx([0.001, 0.0055, 0.01, 0.001, 0.001, 0.0001])
+
+
+def test_the_loss_is_the_plain_sum(monkeypatch):
+    module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
+    losses = dict(zip(("rpn_score", "rpn_box", "class", "box", "mask"), torch.arange(1.0, 6), strict=True))
+    monkeypatch.setattr(module.detector, "forward", lambda *_: losses)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
+    module._trainer = SimpleNamespace(current_epoch=0)
+    assert module.training_step((torch.zeros(1, 3, 8, 8), [{"valid": (8, 8), "image_id": 7}]), 0) == 15
+
+
+def test_what_several_devices_cannot_do_is_refused():
+    module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
+    data = SimpleNamespace(num_classes=2, val_set=range(3))
+    module._trainer = SimpleNamespace(datamodule=data, world_size=4, strategy=DDPStrategy())
+    with pytest.raises(DataError, match="3 validation images are fewer than 4 devices"):
+        module.setup("validate")
+    module._trainer.strategy = FSDPStrategy()
+    with pytest.raises(DataError, match=r"FSDPStrategy .*strategy ddp"):
+        module.setup("fit")
+
+
+def test_fine_tuning_takes_what_fits_and_classes_by_name(run):
+    _, folder = run
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    state, about = read_checkpoint(checkpoint)
+    names = ["nine", "zebra", "zero"]
+    torch.manual_seed(1)
+    detector = mask_rcnn(num_classes=3, canvas=96, **DETECTOR)
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    with pytest.warns(UserWarning, match="position tables resized"):
+        said = initialise(detector, checkpoint, names)
+    after = detector.state_dict()
+    assert "2 of 3 classes known" in said
+    assert f"{len(after)} of {len(after)} tensors taken" in said
+    theirs = [0, about["class_names"].index("nine") + 1, None, about["class_names"].index("zero") + 1]
+    heads = {"box_predictor.cls_score": 1, "box_predictor.bbox_pred": 4, "mask_predictor.mask_fcn_logits": 1}
+    for part, rows in heads.items():
+        for kind in ("weight", "bias"):
+            name = f"roi_heads.{part}.{kind}"
+            for ours, their in enumerate(theirs):
+                found = after[name][ours * rows : (ours + 1) * rows]
+                if their is None:
+                    assert torch.equal(found, before[name][ours * rows : (ours + 1) * rows])
+                else:
+                    assert torch.equal(found, state[name][their * rows : (their + 1) * rows])
+    tables = {name for name in after if "pos_embed" in name}
+    assert tables
+    for name in after.keys() - tables:
+        if not any(part in name for part in heads):
+            assert torch.equal(after[name], state[name]), name
+    assert all(after[name].shape == before[name].shape != state[name].shape for name in tables)
+
+
+def test_fine_tuning_from_another_network_is_refused(run, tmp_path):
+    checkpoint = run[1] / "checkpoints" / "last.ckpt"
+    other = mask_rcnn(num_classes=2, canvas=64, **{**DETECTOR, "backbone": "convnext_atto"})
+    with pytest.raises(DataError, match="another network"):
+        initialise(other, checkpoint, ["a", "b"])
+    with pytest.raises(DataError, match="no such checkpoint"):
+        initialise(other, tmp_path / "none.ckpt", ["a", "b"])
+
+
+def test_fine_tuning_from_the_command_line(run, digits, tmp_path, capsys):
+    _, folder = run
+    start = tmp_path / "start.ckpt"
+    start.write_bytes((folder / "checkpoints" / "last.ckpt").read_bytes())
+    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
+    command = ["fit", "--config", str(recipe), "--model.init_args.init_from", str(start)]
+    assert main(command) == 0
+    assert "10 of 10 classes known" in capsys.readouterr().out
+    start.unlink()  # a run that goes on has its own weights
+    assert main([*command, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
+    assert "started from" not in capsys.readouterr().out
 
 
 def test_only_kernels_decay():

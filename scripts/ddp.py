@@ -1,0 +1,150 @@
+"""Two devices do what one does: a training step on two images, and a validation of three.
+
+    python scripts/ddp.py COCO_BY          a folder with instances_val.json and images/
+
+The devices are processes on this machine's CPU that talk over gloo, started by torchrun. Norms are frozen:
+torch synchronises batch norms on GPUs only. Compared are every parameter after the step, and after an
+evaluation through the same wrapper the twelve numbers, every record of the results and the pictures' names.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from botnet.detection import CocoDataModule, DetectionModule, mask_rcnn
+
+SMALL: dict[str, Any] = {
+    "fpn_channels": 16, "rpn_samples": 32, "rpn_pre_nms": 50, "rpn_post_nms": 30, "rpn_pre_nms_eval": 50,
+    "rpn_post_nms_eval": 30, "roi_samples": 16, "box_channels": 32, "mask_channels": 16, "mask_convs": 1,
+}  # fmt: skip
+
+
+class FrozenNorms(Callback):
+    """Keeps every batch norm as it is: each image's forward pass then depends on that image alone."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        for module in pl_module.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def run(instances: Path, images: Path, canvas: int, backbone: str, folder: Path) -> None:
+    """On one device of WORLD_SIZE: a step, and a validation, into ``folder``."""
+    devices = int(os.environ.get("WORLD_SIZE", 1))
+    options: dict[str, Any] = {
+        "default_root_dir": folder,
+        "accelerator": "cpu",
+        "devices": devices,
+        "strategy": "ddp" if devices > 1 else "auto",
+        "limit_train_batches": 1,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+
+    def fit(learning_rate: float, **more: Any) -> tuple[dict[str, Tensor], DetectionModule]:
+        """The detector's state before, and the module after."""
+        L.seed_everything(0)
+        data = CocoDataModule(
+            instances, images, instances, images,
+            canvas=canvas, jitter=(0.8, 1.25), batch_size=2 // devices, val_batch_size=1, num_workers=0,
+        )  # fmt: skip
+        small = SMALL if backbone == "botnet_tiny" else {}
+        # Untrained, it is sure of nothing; what it takes for objects shall be compared all the same.
+        detector = mask_rcnn(backbone, data.num_classes, canvas=canvas, score_threshold=0.0, **small)
+        before = {name: value.clone() for name, value in detector.state_dict().items()}
+        module = DetectionModule(detector, learning_rate, warmup_learning_rate=learning_rate, pictures=2)
+        trainer = L.Trainer(callbacks=[FrozenNorms()], **{**options, "max_epochs": 1, **more})
+        trainer.fit(module, data)
+        return before, module
+
+    first = int(os.environ.get("RANK", 0)) == 0
+    before, module = fit(0.0067, limit_val_batches=0)
+    if first:
+        torch.save({"before": before, "after": module.detector.state_dict()}, folder / "step.pt")
+    fit(1e-30)  # the parameters stay as they are
+
+
+def prove(instances: Path, images: Path, canvas: int, backbone: str, folder: Path) -> dict[str, Any]:
+    """Run on one and on two devices, on the first three images; what differs.
+
+    Returns:
+        ``moved``, the greatest change of a parameter by the step on one device, and ``apart``, the greatest
+        difference between the two steps; ``same``, by what was compared after the validation, and how many
+        ``records`` the results have.
+    """
+    alone, two = folder / "one", folder / "two"
+    for place in (alone, two):
+        place.mkdir(parents=True)
+    truth = json.loads(instances.read_text())
+    truth["images"] = truth["images"][:3]
+    kept = {image["id"] for image in truth["images"]}
+    truth["annotations"] = [record for record in truth["annotations"] if record["image_id"] in kept]
+    instances = folder / "instances.json"
+    instances.write_text(json.dumps(truth))
+    run(instances, images, canvas, backbone, alone)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    arguments = [str(instances), str(images), str(canvas), backbone, str(two)]
+    subprocess.run([sys.executable, *launcher, *arguments], check=True, timeout=3600)
+    one, other = (torch.load(place / "step.pt", weights_only=True) for place in (alone, two))
+    names = ("metrics.json", "results_bbox.json", "results_segm.json")
+    same = {name: (alone / name).read_bytes() == (two / name).read_bytes() for name in names}
+    pictures = [sorted(path.name for path in (place / "pictures").iterdir()) for place in (alone, two)]
+    return {
+        "moved": apart(one["before"], one["after"]),
+        "apart": apart(one["after"], other["after"]),
+        "same": same | {"pictures": pictures[0] == pictures[1]},
+        "records": len(json.loads((two / "results_bbox.json").read_text())),
+    }
+
+
+def apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """The greatest difference between two states."""
+    return max(float((value - second[name]).abs().max()) for name, value in first.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("coco_by", type=Path)
+    parser.add_argument("--canvas", type=int, default=1024)
+    parser.add_argument("--backbone", default="botnet50")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        proof = prove(
+            args.coco_by / "instances_val.json",
+            args.coco_by / "images",
+            args.canvas,
+            args.backbone,
+            Path(folder),
+        )
+    print(
+        f"one step with a batch of 2: 2 devices' parameters differ from those of 1 by up to "
+        f"{proof['apart']:.1e}; the step itself moves them by up to {proof['moved']:.1e}"
+    )
+    for what, equal in proof["same"].items():
+        print(f"validation on 1 and on 2 devices, {what}: {'the same' if equal else 'DIFFERENT'}")
+    if proof["apart"] > 1e-6 or not all(proof["same"].values()):
+        sys.exit("one and two devices are not the same")
+
+
+if __name__ == "__main__":
+    if "LOCAL_RANK" in os.environ:  # started by torchrun, from prove()
+        instances, images, canvas, backbone, folder = sys.argv[1:]
+        run(Path(instances), Path(images), int(canvas), backbone, Path(folder))
+    else:
+        main()
