@@ -1,5 +1,6 @@
 """Which sample comes when, on any number of devices and workers; what becomes of unreadable ones."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -162,12 +163,19 @@ def test_fewer_samples_than_a_batch_over_all_devices_are_refused():
 # ---- samples that cannot be read
 
 
+def refusal(loader):
+    """The message with which it ends."""
+    with pytest.raises(DataError) as caught:
+        list(loader)
+    if loader.num_workers:  # left to the garbage collector, its workers take five seconds each
+        loader._iterator._shutdown_workers()
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_first_unreadable_sample_ends_the_run(workers):
     loader = make_loader(Numbers(12, broken=(5,)), 4, workers, default_collate, train=True)
-    with pytest.raises(DataError) as caught:
-        list(loader)
-    assert str(caught.value) == "sample 5: cannot be read"
+    assert refusal(loader) == "sample 5: cannot be read"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -187,16 +195,13 @@ def test_a_few_are_replaced_by_their_successors(workers, capfd):
 
 def test_too_many_end_the_run_whichever_worker_finds_them():
     loader = make_loader(Numbers(12, (3, 7, 8)), 2, 2, default_collate, train=True, skip_broken=2)
-    with pytest.raises(
-        DataError, match=r"^sample [378]: cannot be read \(3 samples .* skip_broken 2 allows\)$"
-    ):
-        list(loader)
+    message = r"sample [378]: cannot be read \(3 samples cannot be read, more than skip_broken 2 allows\)"
+    assert re.fullmatch(message, refusal(loader))
 
 
 def test_evaluation_replaces_none():
     loader = make_loader(Numbers(12, (3,)), 2, 0, default_collate, train=False, skip_broken=2)
-    with pytest.raises(DataError, match="sample 3"):
-        list(loader)
+    assert refusal(loader) == "sample 3: cannot be read"
 
 
 def test_what_is_replaced_must_leave_something():
