@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchvision.transforms.v2.functional import to_pil_image
 
-from botnet.classification.imagenet import seeded
 from botnet.classification.pictures import draw_sheet
 from botnet.curves import plot_curves
-from botnet.data import generator, run_seed
+from botnet.distributed import resume_buffers, share_buffers
 from botnet.errors import DataError
 from botnet.models.weights import read_weights
 from botnet.models.zoo import NETWORKS
@@ -99,7 +98,7 @@ class ClassificationModule(L.LightningModule):
         image_size: side in pixels; comes from the data.
         model_kwargs: timm's further arguments of the network, such as ``pretrained: true``.
         weights: file to start from: a checkpoint of ``botnet fit`` or a file of tensors, of the same network.
-            A classifier of another number of classes starts anew.
+            A classifier of another number of classes starts anew. A run that goes on does not read it.
         learning_rate: after the warm-up, for the whole batch over all devices.
         momentum: of SGD, without Nesterov's form.
         weight_decay: on the kernels of convolutions and fully connected layers only.
@@ -145,15 +144,14 @@ class ClassificationModule(L.LightningModule):
         # What rebuilds it from a checkpoint alone; weights come from there.
         kept = {key: value for key, value in kwargs.items() if key != "pretrained"}
         self.spec = {"name": model, "num_classes": num_classes, "image_size": image_size} | kept
-        if weights is not None:
-            start_from(network, Path(weights))
         # The attention and oneDNN's and cuDNN's convolutions are at their best with channels last.
         self.model = network.to(memory_format=torch.channels_last)
         self.ema: ModelEmaV3 | None = None
         if ema_decay is not None:
             # Its memory grows with the run: at first it is the plain mean of all weights so far.
             self.ema = ModelEmaV3(self.model, decay=ema_decay, use_warmup=True, warmup_power=1.0)
-            self.ema.requires_grad_(False)
+            # Only validation runs it, which sets its mode; Lightning warns of parts that are in another.
+            self.ema.requires_grad_(False).train()
         self.mix = (
             Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=num_classes)
             if mixup or cutmix
@@ -161,7 +159,7 @@ class ClassificationModule(L.LightningModule):
         )
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.warmup_epochs, self.label_smoothing = warmup_epochs, label_smoothing
-        self.compiles, self.pictures = compile, pictures
+        self.weights, self.compiles, self.pictures = weights, compile, pictures
         self.metrics = nn.ModuleDict({"model": Accuracy(num_classes)})
         if self.ema is not None:
             self.metrics["ema"] = Accuracy(num_classes)
@@ -182,6 +180,15 @@ class ClassificationModule(L.LightningModule):
                 f"mixup and cutmix pair the images of a batch, and {data.batch_size} is odd; "
                 "set an even data.batch_size"
             )
+        if self.trainer.world_size > len(data.val_set):
+            raise DataError(
+                f"{len(data.val_set)} validation images are fewer than {self.trainer.world_size} devices; "
+                "each needs one"
+            )
+        if self.weights is not None and not self.trainer.ckpt_path:
+            start_from(self.model, Path(self.weights))
+            if self.ema is not None:
+                self.ema.module.load_state_dict(self.model.state_dict())
         if self.compiles:
             self.model.compile()  # in place: the names of its parameters stay
 
@@ -201,10 +208,7 @@ class ClassificationModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, target = batch
         if self.mix is not None:
-            # Chance of its own, as the samples have: resuming needs no state of it.
-            number = index * self.trainer.world_size + self.global_rank
-            with seeded(generator(run_seed(), self.current_epoch, -1 - number)):
-                images, target = self.mix(images, target)
+            images, target = self.mix(images, target)
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
@@ -244,7 +248,8 @@ class ClassificationModule(L.LightningModule):
 
     # ---- evaluation
 
-    def on_validation_epoch_start(self) -> None:
+    def on_validation_start(self) -> None:
+        share_buffers(self.trainer.strategy.model, self.buffers())
         for metric in self.metrics.values():
             metric.reset()  # type: ignore[operator]
         self.shown = []
@@ -280,7 +285,7 @@ class ClassificationModule(L.LightningModule):
             values = metric.compute()  # type: ignore[operator]
             numbers: dict[str, Any] = {name: float(values[name]) for name in ("top1", "top5", "loss")}
             for name, value in numbers.items():
-                self.log(f"val/{kind}_{name}", value, prog_bar=name == "top1")
+                self.log(f"val/{kind}_{name}", value, prog_bar=name == "top1", rank_zero_only=True)
             of_classes = values["per_class"].tolist()
             numbers["per_class"] = {
                 name: None if math.isnan(value) else value
@@ -288,7 +293,8 @@ class ClassificationModule(L.LightningModule):
             }
             self.report[kind] = numbers
         best = self.report["ema" if self.ema is not None else "model"]
-        self.log_dict({"val/top1": best["top1"], "val/top5": best["top5"]})
+        self.log_dict({"val/top1": best["top1"], "val/top5": best["top5"]}, sync_dist=True)
+        resume_buffers(self.trainer.strategy.model)
 
     def on_fit_end(self) -> None:
         self._write(Path(self.trainer.default_root_dir))
@@ -328,7 +334,7 @@ class ClassificationModule(L.LightningModule):
         checkpoint["botnet"] = {
             "classifier": self.spec,
             "class_names": list(data.class_names),
-            **data.evaluation,
+            "evaluation": data.evaluation,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -405,8 +411,8 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Returns:
         The network in evaluation mode, with the average of its weights where the run kept one; and what the
-        checkpoint says of its data: ``class_names``, ``image_size``, ``crop_pct``, ``interpolation``,
-        ``mean``, ``std``.
+        checkpoint says of its data: ``class_names``, and in ``evaluation`` how its images are prepared:
+        ``image_size``, ``crop_pct``, ``interpolation``, ``mean``, ``std``.
 
     Raises:
         DataError: no such file, no checkpoint, or one that was not written by this class.
@@ -425,7 +431,7 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise DataError(f"{path} does not say which classifier it holds; only checkpoints of `botnet fit` do")
     model = create_classifier(**about["classifier"])
     start_from(model, Path(path))
-    return model.eval(), {key: value for key, value in about.items() if key != "classifier"}
+    return model.eval(), {key: about[key] for key in ("class_names", "evaluation")}
 
 
 def _some(names: Sequence[str]) -> str:

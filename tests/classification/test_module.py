@@ -1,0 +1,455 @@
+"""A classifier's run from its recipe to its pictures, its resumption, and what it refuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import nn
+
+from botnet.classification import ClassificationModule, ImageDataModule, create_classifier, load_classifier
+from botnet.classification.module import Accuracy
+from botnet.cli import main
+from botnet.errors import DataError
+from botnet.layers import MHSA2d
+from botnet.training import parameter_groups
+from tests.classification.samples import CLASSES, write_images, write_recipe
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """12 training and 9 validation images in three classes."""
+    folder = tmp_path_factory.mktemp("data")
+    write_images(folder / "train")
+    write_images(folder / "val", count=3, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    """A finished run of one epoch: its recipe and its folder."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = write_recipe(folder / "recipe.yaml", images, folder / "run")
+    assert main(["fit", "--config", str(recipe)]) == 0
+    return recipe, folder / "run"
+
+
+def data_module(images, **changes) -> ImageDataModule:
+    settings = {"image_size": 32, "batch_size": 4, "val_batch_size": 4, "num_workers": 0} | changes
+    return ImageDataModule(images / "train", images / "val", **settings)
+
+
+def trainer_of(**options) -> L.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    common = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+    }
+    return L.Trainer(**(common | quiet | {"enable_model_summary": False} | options))
+
+
+def module_of(**options) -> ClassificationModule:
+    return ClassificationModule(**({"model": "test_resnet", "num_classes": 3, "image_size": 32} | options))
+
+
+# ---- a run
+
+
+def test_a_run_leaves_all_that_it_promises(run):
+    _, folder = run
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert (folder / "config.yaml").is_file()
+    assert (folder / "curves.png").is_file()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["epoch"], metrics["step"]) == (1, 3)
+    assert {"model", "ema"} < set(metrics)
+    assert metrics["top1"] == metrics["ema"]["top1"]  # the average is what a run is for
+    assert metrics["top5"] == 100.0  # of three classes
+    assert list(metrics["ema"]["per_class"]) == list(CLASSES)
+    assert np.mean(list(metrics["ema"]["per_class"].values())) == pytest.approx(metrics["top1"])
+    with Image.open(folder / "pictures" / "predictions.png") as sheet:
+        assert np.asarray(sheet).std() > 10
+
+
+def test_the_pictures_come_from_all_over_the_validation_images(images):
+    module = module_of(pictures=3)
+    trainer_of().validate(module, data_module(images, val_batch_size=2), verbose=False)
+    assert [truth for _, truth, _, _ in module.shown] == list(CLASSES)
+
+
+def test_validate_gives_the_numbers_of_the_run(run):
+    recipe, folder = run
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    assert main(["validate", "--config", str(recipe), "--ckpt_path", str(checkpoint)]) == 0
+    of_run = json.loads((folder / "metrics.json").read_text())
+    again = json.loads((folder / "validate" / "metrics.json").read_text())
+    assert again["ema"] == of_run["ema"]
+    assert again["model"] == of_run["model"]
+
+
+def test_the_classifier_comes_back_from_its_checkpoint(run, images):
+    """The average of the weights, with which a plain loop finds the accuracy of the run."""
+    _, folder = run
+    model, about = load_classifier(folder / "checkpoints" / "last.ckpt")
+    assert about["class_names"] == list(CLASSES)
+    assert about["evaluation"]["image_size"] == 32
+    stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, stored[f"ema.module.{name}"])
+    samples = data_module(images).val_set
+    with torch.no_grad():
+        right = sum(int(model(image[None]).argmax()) == label for image, label in samples)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["top1"] == pytest.approx(100 * right / len(samples))
+
+
+KILLED = """
+import os, signal, sys
+from lightning.pytorch.callbacks import Callback
+from botnet.cli import main
+
+class Kill(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == int(os.environ.get("KILL_AT", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_run_goes_on_to_the_bit(images, tmp_path):
+    """kill -9 in the second epoch: what comes out is that of a run left alone: weights, average, momentum."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    model = {"mixup": 0.2, "cutmix": 1.0, "drop_rate": 0.2, "drop_path_rate": 0.1, "model": "botnet_s1_tiny"}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+
+    def fit(name, kill_at=-1, *more):
+        recipe = write_recipe(
+            tmp_path / f"{name}.yaml", images, tmp_path / name, model, rand_augment="rand-m10-n2"
+        )
+        arguments = [
+            "fit",
+            "--config",
+            recipe,
+            "--trainer.max_epochs",
+            "2",
+            "--trainer.callbacks",
+            "killed.Kill",
+        ]
+        command = [sys.executable, "-m", "killed", *arguments, "--save_minutes", "0", *more]
+        return subprocess.run(
+            [str(part) for part in command], env=environment | {"KILL_AT": str(kill_at)}, cwd=tmp_path
+        ).returncode
+
+    assert fit("whole") == 0
+    assert fit("killed", 5) == -signal.SIGKILL
+    assert fit("killed", -1, "--ckpt_path", "last") == 0
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("whole", "killed")
+    )
+    assert one["global_step"] == two["global_step"] == 6
+    assert any(name.startswith("ema.module.") for name in one["state_dict"])
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][name]), name
+    states = (checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, two))
+    for mine, other in zip(*(state.values() for state in states), strict=True):
+        assert torch.equal(mine["momentum_buffer"], other["momentum_buffer"])
+
+
+FROZEN = """
+import sys
+from torch import nn
+from botnet.classification import ClassificationModule
+from botnet.cli import main
+
+class Frozen(ClassificationModule):
+    def on_train_epoch_start(self):
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_do_what_one_does(images, tmp_path):
+    """Norms frozen: they would see the images of one process only. 9 validation images do not divide by 2."""
+    (tmp_path / "frozen.py").write_text(FROZEN)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    for devices in (1, 2):
+        recipe = write_recipe(
+            tmp_path / f"{devices}.yaml",
+            images,
+            tmp_path / str(devices),
+            {"model": "botnet_s1_tiny"},
+            batch_size=4 // devices,
+            val_batch_size=2,
+        )
+        text = recipe.read_text().replace("botnet.classification.ClassificationModule", "frozen.Frozen")
+        recipe.write_text(text)
+        options = ["--trainer.devices", str(devices), "--trainer.strategy", "ddp"] if devices > 1 else []
+        command = [sys.executable, str(tmp_path / "frozen.py"), "fit", "--config", str(recipe), *options]
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in "12"
+    )
+    assert one.keys() == two.keys()
+    assert not one["model.bn1.running_mean"].any()  # frozen
+    assert one["model.layer1.0.bn3.weight"].any()  # it starts at 0: all of the network has learnt
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-5, atol=1e-7, msg=name)
+    numbers = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in "12"]
+    for kind in ("model", "ema"):
+        assert numbers[0][kind]["top1"] == numbers[1][kind]["top1"]
+        assert numbers[0][kind]["per_class"] == numbers[1][kind]["per_class"]
+        assert numbers[0][kind]["loss"] == pytest.approx(numbers[1][kind]["loss"], rel=1e-4)
+
+
+# ---- its parts
+
+
+def test_learning_rate_at_chosen_steps():
+    """Table 9: 100 epochs of 1251 steps, 5 of them rising from 0 to 0.4, then half a cosine."""
+    total, warmup = 125_100, 6_255
+    expected = {
+        0: 0.0,
+        1_251: 0.08,
+        6_255: 0.4,
+        6_255 + 118_845 // 3: 0.3,  # cos(60 degrees) = 1/2
+        125_099: 0.0,
+    }
+    rates = {step: 0.4 * ClassificationModule.rate(step, total, warmup) for step in expected}
+    assert rates == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_run_follows_the_schedule(run):
+    """3 steps, 1.5 of them warm-up: 0, 2/3 of the way up, then a third of the way down the cosine."""
+    recipe, folder = run
+    watch = ["--trainer.callbacks", "lightning.pytorch.callbacks.LearningRateMonitor"]
+    other = folder.parent / "watched"
+    assert main(["fit", "--config", str(recipe), "--trainer.default_root_dir", str(other), *watch]) == 0
+    with (other / "csv" / "version_0" / "metrics.csv").open(newline="") as file:
+        rates = [float(row["lr-SGD/pg1"]) for row in csv.DictReader(file) if row["lr-SGD/pg1"]]
+    assert rates == pytest.approx([0.0, 0.05 / 1.5, 0.05 * 0.5 * (1 + 0.5)])
+
+
+@pytest.mark.parametrize("name", ["botnet_s1_tiny", "test_vit", "test_efficientnet"])
+def test_only_kernels_decay(name):
+    model = create_classifier(name, 10, 64)
+    decayed, spared = parameter_groups(model, 1e-4)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {id(p) for group in (decayed, spared) for p in group["params"]} == set(names)
+    attention = tuple(name for name, m in model.named_modules() if isinstance(m, MHSA2d))
+    expected = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and not (attention and name.startswith(attention))
+    }
+    assert {names[id(p)] for p in decayed["params"]} == expected
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert not {"cls_token", "pos_embed"} & expected
+
+
+def test_the_average_is_that_of_the_weights(images):
+    """While it is young the plain mean of the weights after each step; then its decay is the one given."""
+
+    class Watch(L.Callback):
+        def __init__(self):
+            self.weights = []
+
+        def on_train_batch_end(self, trainer, module, *_):
+            self.weights.append(module.model.fc.weight.detach().clone())
+
+    for decay, expected in (
+        (0.9999, lambda w: sum(w) / 6),
+        (0.5, lambda w: w[0] / 32 + w[1] / 32 + w[2] / 16 + w[3] / 8 + w[4] / 4 + w[5] / 2),
+    ):
+        watch, module = Watch(), module_of(ema_decay=decay, warmup_epochs=0, learning_rate=0.1)
+        trainer_of(callbacks=[watch], max_epochs=2).fit(module, data_module(images))
+        assert len(watch.weights) == 6
+        assert not torch.equal(watch.weights[0], watch.weights[-1])
+        torch.testing.assert_close(module.ema.module.fc.weight, expected(watch.weights))
+
+
+def test_the_average_waits_for_the_whole_batch(images):
+    """Of three passes collected into one step it sees the step."""
+    module = module_of(ema_decay=0.9, warmup_epochs=0)
+    steps = []
+    update = module.ema.update
+    module.ema.update = lambda model, step: (steps.append(step), update(model, step))
+    trainer_of(accumulate_grad_batches=3, max_epochs=2).fit(module, data_module(images))
+    assert steps == [1, 2]
+
+
+def test_accuracy_of_any_number_of_classes():
+    generator = torch.Generator().manual_seed(0)
+    for classes in (3, 12):
+        metric, right1, right5 = Accuracy(classes), 0, 0
+        of_class = {label: [] for label in range(classes)}
+        for size in (7, 1, 4):
+            logits = torch.randn(size, classes, generator=generator)
+            labels = torch.randint(classes - 1, (size,), generator=generator)  # none of the last class
+            metric.update(logits, labels)
+            for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+                ranking = sorted(range(classes), key=row.__getitem__, reverse=True)
+                right1 += ranking[0] == label
+                right5 += label in ranking[:5]
+                of_class[label].append(ranking[0] == label)
+        values = metric.compute()
+        assert float(values["top1"]) == pytest.approx(100 * right1 / 12)
+        assert float(values["top5"]) == pytest.approx(100 * right5 / 12)
+        for label, hits in of_class.items():
+            expected = 100 * np.mean(hits) if hits else float("nan")
+            assert float(values["per_class"][label]) == pytest.approx(expected, nan_ok=True)
+
+
+def test_mixed_and_smoothed_loss_is_timms(images):
+    """timm smooths the targets while it mixes them, here the loss does: the same."""
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            if index == 0:
+                np.random.seed(5)  # noqa: NPY002
+                mix = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=3)
+                mixed, target = mix(batch[0].clone(), batch[1])
+                twin = timm.create_model("test_resnet", num_classes=3).train()
+                twin.load_state_dict(module.model.state_dict())
+                self.expected = SoftTargetCrossEntropy()(twin(mixed), target)
+                np.random.seed(5)  # noqa: NPY002
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if index == 0:
+                torch.testing.assert_close(outputs["loss"].detach(), self.expected.detach())
+                self.compared = True
+
+    watch = Watch()
+    module = module_of(mixup=0.2, cutmix=1.0, label_smoothing=0.1)
+    trainer_of(callbacks=[watch], limit_val_batches=0).fit(module, data_module(images))
+    assert watch.compared
+
+
+def test_another_batch_scales_the_rate_and_the_memory():
+    module = module_of(learning_rate=1.6, ema_decay=0.9999)
+    module.scale_batch(1 / 16)
+    assert module.learning_rate == pytest.approx(0.1)
+    assert module.ema.decay**16 == pytest.approx(0.9999)  # after as many images
+
+
+def test_regularisation_reaches_the_network():
+    module = module_of(model="botnet_s1_tiny", drop_rate=0.4, drop_path_rate=0.2)
+    assert module.model.drop_rate == 0.4
+    rates = [m.drop_prob for m in module.model.modules() if type(m).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.2)
+
+
+def test_position_tables_are_made_for_the_images():
+    """Stride 16: 4 cells at 64 px, and tables of 2 x 4 - 1 offsets."""
+    for name, module in create_classifier("botnet_s1_tiny", 3, 64).named_modules():
+        if isinstance(module, MHSA2d):
+            assert module.pos_embed.height_rel.shape[0] == 7, name
+    assert create_classifier("test_vit", 3, 64).patch_embed.img_size == (64, 64)
+
+
+def test_compile_is_asked_for_once(images, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    module = module_of(compile=True)
+    trainer_of(limit_train_batches=1, limit_val_batches=1).fit(module, data_module(images))
+    assert compiled == [module.model]
+    assert all("_orig_mod" not in name for name in module.state_dict())
+
+
+# ---- what is refused, and starting from other weights
+
+
+def test_a_checkpoint_of_other_classes_is_refused(run, tmp_path, capsys):
+    _, folder = run
+    for split in ("train", "val"):
+        write_images(tmp_path / split, ["cyan", "magenta"], count=4)
+    recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path, tmp_path / "run")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    assert main(["fit", "--config", str(recipe), "--ckpt_path", str(checkpoint)]) == 2
+    message = capsys.readouterr().err
+    assert "knows 3 classes (blue, green, red)" in message
+    assert "the data have 2" in message
+    assert "model.weights" in message
+
+
+def test_fine_tuning_starts_a_new_classifier_on_the_old_network(run, tmp_path, capsys):
+    _, folder = run
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    for split in ("train", "val"):
+        write_images(tmp_path / split, ["cyan", "magenta"], count=4)
+    # A rate of zero: what comes out is what went in.
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        tmp_path,
+        tmp_path / "run",
+        {"weights": str(checkpoint), "learning_rate": 0.0},
+    )
+    assert main(["fit", "--config", str(recipe)]) == 0
+    assert "its classifier has 3 classes; this one starts anew" in capsys.readouterr().out
+    old, _ = load_classifier(checkpoint)
+    tuned = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert tuned["model.fc.weight"].shape[0] == 2
+    for name, parameter in old.named_parameters():
+        if not name.startswith("fc."):
+            assert torch.equal(tuned[f"model.{name}"], parameter), name
+            assert torch.equal(tuned[f"ema.module.{name}"], parameter), name
+
+
+def test_weights_of_another_network_are_refused(run, images):
+    _, folder = run
+    module = module_of(model="botnet_s1_tiny", weights=folder / "checkpoints" / "best.ckpt")
+    with pytest.raises(DataError, match=r"best\.ckpt: not the weights of this BoTNet"):
+        trainer_of().fit(module, data_module(images))
+    module = module_of(weights=folder / "gone.ckpt")
+    with pytest.raises(DataError, match=r"gone\.ckpt: no such file"):
+        trainer_of().fit(module, data_module(images))
+
+
+def test_a_network_of_another_class_count_is_refused(images):
+    with pytest.raises(DataError, match="has 5 classes, the data have 3"):
+        trainer_of().fit(module_of(num_classes=5), data_module(images))
+    with pytest.raises(DataError, match="the classes come with the data"):
+        trainer_of().fit(module_of(), data_module(images).train_dataloader())
+
+
+def test_an_odd_batch_cannot_be_mixed(images):
+    with pytest.raises(DataError, match="3 is odd"):
+        trainer_of().fit(module_of(mixup=0.2), data_module(images, batch_size=3))
+
+
+def test_an_unknown_network_is_answered_with_the_nearest_names():
+    with pytest.raises(DataError, match=r"no network 'botnet5O' in timm or here; did you mean .*botnet50"):
+        create_classifier("botnet5O", 3, 32)
+
+
+def test_other_files_are_no_checkpoints(tmp_path):
+    with pytest.raises(DataError, match="no such checkpoint"):
+        load_classifier(tmp_path / "none.ckpt")
+    torn = tmp_path / "torn.ckpt"
+    torn.write_bytes(b"PK\x03\x04 not a whole file")
+    with pytest.raises(DataError, match=r"torn\.ckpt cannot be read"):
+        load_classifier(torn)
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    with pytest.raises(DataError, match="does not say which classifier"):
+        load_classifier(foreign)
