@@ -138,7 +138,9 @@ def tabulate(setting: str, results: dict[str, Any], networks: dict[str, Network]
             continue
         for name, seconds in sorted(result["seconds"].items(), key=lambda item: statistics.median(item[1])):
             median = statistics.median(seconds)
-            paper = networks[name].step_ms if name in networks else None
+            network = networks.get(name)
+            own_size = network is not None and network.image_size == result["sizes"][name]
+            paper = network.step_ms if network and own_size else None
             table.add_row(
                 name,
                 str(result["sizes"][name]),

@@ -188,6 +188,14 @@ def test_checkpoints_bring_their_classes_and_preparation(tmp_path, capsys):
     assert (status, "does not say which classifier" in said) == (2, True)
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "botnet_tiny"])
+def test_networks_with_tables_take_other_sizes(name, tmp_path):
+    data = class_folders(tmp_path / "data", ["a", "b"], images=1)
+    classifier = open_classifier(name, weights_file(tmp_path / "w.pth", name, 2), size=96, device="cpu")
+    assert classifier.transform(picture(0)).shape == (3, 96, 96)
+    assert validate(classifier, data, num_workers=0)["size"] == 96
+
+
 def test_label_maps(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("ant\nbee\n")
