@@ -109,7 +109,14 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.set_defaults(run=_reproduce)
 
     report = commands.add_parser("report", help="measured against paper, as Markdown and plots")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    report.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs; or figure5, to draw it",
+    )
+    report.add_argument("--measured", type=Path, help="for figure5: family.json of make bench-family")
     report.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (report)")
     report.set_defaults(run=_report)
 
@@ -328,6 +335,14 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.runs == [Path("figure5")]:
+        from botnet.figure5 import figure5
+
+        for path in figure5(options.out, options.measured):
+            print(f"{path}: written")
+        return 0
+    if options.measured:
+        raise DataError("--measured is for botnet report figure5; leave it out")
     from botnet.report import report
 
     print(report(options.runs, options.out))

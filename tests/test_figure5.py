@@ -2,12 +2,14 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import timm
 from PIL import Image
 
 import botnet  # noqa: F401 - registers the networks with timm
+from botnet.cli import main
 from botnet.errors import DataError
 from botnet.figure5 import figure5, pareto_front, read_networks, read_steps
 
@@ -74,8 +76,9 @@ def test_steps_are_medians_an_image_and_shared_by_one_network(measured):
     assert steps["bfloat16, batch 1, CPU"] == {"T3": 500.0}
 
 
-def test_pictures_and_table(measured, tmp_path):
-    written = figure5(tmp_path / "out", measured)
+def test_pictures_and_table(measured, tmp_path, capsys):
+    assert main(["report", "figure5", "--measured", str(measured), "--out", str(tmp_path / "out")]) == 0
+    written = [Path(line.removesuffix(": written")) for line in capsys.readouterr().out.splitlines()]
     assert [path.name for path in written] == [
         "figure5_madds.png",
         "figure5_step_float32_batch_2_CPU.png",
