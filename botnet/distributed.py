@@ -1,12 +1,11 @@
 """What the devices of one run tell one another. With one device, nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 
 def batch_mean(sums: Tensor, counts: Tensor) -> Tensor:
@@ -46,24 +45,3 @@ def gather_shares(share: Sequence[Any]) -> list[Any] | None:
         return None
     absent = object()
     return [item for turn in zip_longest(*shares, fillvalue=absent) for item in turn if item is not absent]
-
-
-def share_buffers(model: nn.Module | None, buffers: Iterable[Tensor]) -> None:
-    """Give every device the first one's buffers now, and DDP no cause to do so at each evaluated batch.
-
-    In evaluation a device may have a batch more than another, which would wait for it in vain.
-
-    Args:
-        model: as the strategy has wrapped it; nothing happens where that is not DDP's wrapper.
-        buffers: statistics of the norms.
-    """
-    if isinstance(model, DistributedDataParallel):
-        for buffer in buffers:
-            dist.broadcast(buffer, 0)
-        model.broadcast_buffers = False
-
-
-def resume_buffers(model: nn.Module | None) -> None:
-    """Undo :func:`share_buffers`: in training DDP keeps the buffers together, forward by forward."""
-    if isinstance(model, DistributedDataParallel):
-        model.broadcast_buffers = True

@@ -22,7 +22,6 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from botnet.classification.pictures import draw_sheet
 from botnet.curves import plot_curves
-from botnet.distributed import resume_buffers, share_buffers
 from botnet.errors import DataError
 from botnet.models.weights import read_weights
 from botnet.models.zoo import NETWORKS
@@ -249,7 +248,6 @@ class ClassificationModule(L.LightningModule):
     # ---- evaluation
 
     def on_validation_start(self) -> None:
-        share_buffers(self.trainer.strategy.model, self.buffers())
         for metric in self.metrics.values():
             metric.reset()  # type: ignore[operator]
         self.shown = []
@@ -294,7 +292,6 @@ class ClassificationModule(L.LightningModule):
             self.report[kind] = numbers
         best = self.report["ema" if self.ema is not None else "model"]
         self.log_dict({"val/top1": best["top1"], "val/top5": best["top5"]}, sync_dist=True)
-        resume_buffers(self.trainer.strategy.model)
 
     def on_fit_end(self) -> None:
         self._write(Path(self.trainer.default_root_dir))

@@ -25,7 +25,7 @@ from botnet.detection.results import (
     write_results,
 )
 from botnet.detection.transforms import denormalise
-from botnet.distributed import gather_shares, resume_buffers, share_buffers
+from botnet.distributed import gather_shares
 from botnet.errors import DataError
 from botnet.layers.position import PositionTables
 from botnet.training import parameter_groups
@@ -100,6 +100,7 @@ class DetectionModule(L.LightningModule):
                 f"{type(trainer.strategy).__name__} splits the detector, which fits on any device; "
                 "evaluation and checkpoints are made for trainer.strategy ddp"
             )
+        # In the first batch of an evaluation, and only then, DDP shares the norms' statistics.
         if trainer.world_size > len(data.val_set):
             raise DataError(
                 f"{len(data.val_set)} validation images are fewer than {trainer.world_size} devices; each "
@@ -167,7 +168,6 @@ class DetectionModule(L.LightningModule):
     # ---- evaluation
 
     def on_validation_start(self) -> None:
-        share_buffers(self.trainer.strategy.model, self.detector.buffers())
         self.share, self.sheets = [], []
 
     def validation_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> None:
@@ -222,7 +222,6 @@ class DetectionModule(L.LightningModule):
         self._write(Path(self.trainer.default_root_dir))
 
     def on_validation_end(self) -> None:
-        resume_buffers(self.trainer.strategy.model)
         if self.trainer.state.fn == "validate":
             self._write(Path(self.trainer.default_root_dir) / "validate")
 
