@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart test overfit full-size proof-ddp bench-step bench-attention bench-backbone bench-family bench-data
+.PHONY: help quickstart test overfit full-size proof-ddp proof-survival bench-step bench-attention bench-backbone bench-family bench-data
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -11,6 +11,7 @@ help:
 	@echo "make overfit     learn four photographs by heart (COCO_BY=folder of COCO photographs)"
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images measured (COCO_BY as above)"
 	@echo "make proof-ddp   one step and one validation at 1024 px on 1 and on 2 devices, compared (COCO_BY as above)"
+	@echo "make proof-survival  a signal, and a loss that is no number, on one of two devices"
 	@echo "make bench-step  Mask R-CNN's training step beside torchvision's, and BoT50's beside R50's"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
 	@echo "make bench-data  training images a second beside torchvision's reference way (COCO_BY as above)"
@@ -39,6 +40,9 @@ full-size: .venv/installed
 
 proof-ddp: .venv/installed
 	$(BIN)/python scripts/ddp.py $(COCO_BY)
+
+proof-survival: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow tests/test_survival.py
 
 bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py

@@ -89,6 +89,7 @@ class LastCheckpoint(Checkpoint):
         self.path, self.minutes = Path(path), minutes
         self.saved_at = 0.0
         self.terminated = False
+        self.logs_saved = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
@@ -104,6 +105,10 @@ class LastCheckpoint(Checkpoint):
 
     def _on_sigterm(self, *_: Any) -> None:
         self.terminated = True
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if not self.logs_saved:  # those of the step before the checkpoint came after it
+            self._save_logs(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -129,10 +134,15 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        trainer.save_checkpoint(self.path)
-        for logger in trainer.loggers:  # what is logged up to here is not logged again
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._save_logs(trainer)
+        self.saved_at, self.logs_saved = time.monotonic(), False
+
+    def _save_logs(self, trainer: L.Trainer) -> None:
+        """What is logged up to a checkpoint is not logged again by the run that goes on from it."""
+        for logger in trainer.loggers:
             logger.save()
-        self.saved_at = time.monotonic()
+        self.logs_saved = True
 
     def _stop(self, trainer: L.Trainer) -> None:
         kept = f"go on from {self.path} with --ckpt_path last" if self.path.exists() else "no checkpoint yet"

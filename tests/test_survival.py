@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, starved of space or fed with nonsense, and what becomes of them."""
 
+import csv
 import errno
 import os
 import signal
@@ -31,6 +32,14 @@ def in_a_process(recipe: Path, *more: str) -> subprocess.CompletedProcess:
         check=False,
         timeout=300,
     )
+
+
+def logged_steps(run: Path) -> list[int]:
+    steps = []
+    for table in sorted(run.glob("csv/version_*/metrics.csv")):
+        with table.open(newline="") as file:
+            steps += [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+    return steps
 
 
 # ---- resuming to the bit
@@ -102,7 +111,9 @@ def test_a_detector_that_was_killed_with_its_workers_ends_as_if_it_was_not(digit
     killed = in_a_process(tmp_path / "killing.yaml", *every)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert learnt(tmp_path / "run")["global_step"] == 6  # of eight: the second epoch is half done
+    assert logged_steps(tmp_path / "run") == [0, 1, 2, 3, 4, 5]
     assert fit(recipes["run"], *every, "--ckpt_path", "last") == 0
+    assert logged_steps(tmp_path / "run") == [0, 1, 2, 3, 4, 5, 6, 7]
     one, other = learnt(tmp_path / "whole"), learnt(tmp_path / "run")
     assert differing(one, other) == []
     assert any("momentum_buffer" in state for state in one["optimizer_states"][0]["state"].values())
@@ -274,6 +285,30 @@ def test_sigterm_waits_for_the_gradients_of_a_step(tmp_path):
     assert learnt(run)["global_step"] == 1
 
 
+def test_slurms_requeue_signal_does_what_it_did(whole, tmp_path, monkeypatch):
+    recipe, run, scontrol = tmp_path / "tiny.yaml", tmp_path / "run", tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for name, value in {
+        "JOB_ID": "77",
+        "JOB_NAME": "train",
+        "NTASKS": "1",
+        "LOCALID": "0",
+        "PROCID": "0",
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NODELIST", "localhost")
+    signals = end_at("on_train_batch_end", 2, "SIGUSR1") + end_at("on_train_batch_end", 3, "SIGTERM")
+    assert fit(write_tiny(recipe, run, callbacks=signals)) == 143
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert (run / "hpc_ckpt_1.ckpt").is_file()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert fit(write_tiny(recipe, run)) == 0
+    assert differing(learnt(run), whole) == []
+
+
 # ---- a loss that is no number
 
 
@@ -311,3 +346,29 @@ def test_a_loss_that_is_no_number_does_not_touch_the_weights(passes):
     assert len(weights) == trainer.fit_loop.batch_idx + 1
     assert differing(list(module.parameters()), weights[-1]) == []
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+# ---- several devices
+
+
+@pytest.mark.slow
+def test_one_device_that_gets_sigterm_stops_all_and_all_go_on(tmp_path):
+    recipe, two = tmp_path / "tiny.yaml", {"devices": 2, "strategy": "ddp"}
+    assert in_a_process(write_tiny(recipe, tmp_path / "whole", **two)).returncode == 0
+    write_tiny(
+        recipe, tmp_path / "run", callbacks=end_at("on_train_batch_start", 1, "SIGTERM", rank=1), **two
+    )
+    stopped = in_a_process(recipe)
+    assert stopped.returncode == 143, stopped.stderr
+    assert learnt(tmp_path / "run")["global_step"] == 2
+    assert in_a_process(write_tiny(recipe, tmp_path / "run", **two), "--ckpt_path", "last").returncode == 0
+    assert differing(learnt(tmp_path / "run"), learnt(tmp_path / "whole")) == []
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_on_one_device_ends_all(tmp_path):
+    recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", {"infinite": 13}, devices=2, strategy="ddp")
+    ended = in_a_process(recipe)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("the loss is nan") == ended.stderr.count("the loss of another device") == 1
+    assert "sample 13" in ended.stderr

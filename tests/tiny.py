@@ -109,13 +109,16 @@ class EndAt(Callback):
         hook: in which.
         step: optimiser steps that are done by then.
         by: a signal that the process sends itself; None: an exception.
+        rank: only on this device; None: on all.
     """
 
-    def __init__(self, hook: str, step: int, by: str | None = None) -> None:
-        self.step, self.by = step, by
+    def __init__(self, hook: str, step: int, by: str | None = None, rank: int | None = None) -> None:
+        self.step, self.by, self.rank = step, by, rank
         setattr(self, hook, self._end)
 
     def _end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.rank not in (None, trainer.global_rank):
+            return
         if trainer.global_step == self.step and not trainer.sanity_checking:
             if self.by is None:
                 raise Stopped
@@ -142,9 +145,14 @@ def write_tiny(path: Path, run: Path, data: dict[str, Any] | None = None, **trai
     return path
 
 
-def end_at(hook: str, step: int, by: str | None = None) -> list[dict[str, Any]]:
+def end_at(hook: str, step: int, by: str | None = None, rank: int | None = None) -> list[dict[str, Any]]:
     """The callback as a recipe says it."""
-    return [{"class_path": "tests.tiny.EndAt", "init_args": {"hook": hook, "step": step, "by": by}}]
+    return [
+        {
+            "class_path": "tests.tiny.EndAt",
+            "init_args": {"hook": hook, "step": step, "by": by, "rank": rank},
+        }
+    ]
 
 
 def differing(a: Any, b: Any, where: str = "") -> list[str]:
