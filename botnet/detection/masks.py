@@ -32,14 +32,9 @@ def compress_mask(segmentation: list | Rle, height: int, width: int) -> Rle:
     Raises:
         ValueError: run lengths that do not describe height x width pixels.
     """
-    if isinstance(segmentation, list):
-        if not segmentation:
-            return encode_mask(np.zeros((height, width), np.uint8))
-        return _as_text(rle_api.merge(rle_api.frPyObjects(segmentation, height, width)))
-    if isinstance(segmentation["counts"], list):
-        segmentation = _as_text(rle_api.frPyObjects(segmentation, height, width))
-    _runs(segmentation, height, width)
-    return segmentation
+    rle = _compress(segmentation, height, width)
+    _runs(rle, height, width)
+    return rle
 
 
 def decode_mask(segmentation: list | Rle, height: int, width: int) -> np.ndarray:
@@ -54,11 +49,22 @@ def decode_mask(segmentation: list | Rle, height: int, width: int) -> np.ndarray
     Raises:
         ValueError: run lengths that do not describe height x width pixels.
     """
-    runs = _runs(compress_mask(segmentation, height, width), height, width)
+    runs = _runs(_compress(segmentation, height, width), height, width)
     inside = np.zeros(len(runs), np.uint8)
     inside[1::2] = 1
     # Several times as fast as the decoders of faster-coco-eval and pycocotools.
     return inside.repeat(runs).reshape(width, height).T
+
+
+def _compress(segmentation: list | Rle, height: int, width: int) -> Rle:
+    """As :func:`compress_mask`, unchecked."""
+    if isinstance(segmentation, list):
+        if not segmentation:
+            return encode_mask(np.zeros((height, width), np.uint8))
+        return _as_text(rle_api.merge(rle_api.frPyObjects(segmentation, height, width)))
+    if isinstance(segmentation["counts"], list):
+        return _as_text(rle_api.frPyObjects(segmentation, height, width))
+    return segmentation
 
 
 def _runs(rle: Rle, height: int, width: int) -> list[int]:

@@ -155,12 +155,12 @@ def test_a_jpeg_decoded_small_lies_where_the_whole_one_lies(tmp_path, orientatio
 def test_a_jpeg_is_never_decoded_smaller_than_wanted(coco_by, monkeypatch):
     decoded = []
     monkeypatch.setattr(Placement, "pixels", lambda placement, picture, extent: decoded.append(picture.size))
-    path, record, _ = next(photographs(coco_by))
-    size = record["height"], record["width"]
-    assert max(size) == 640
-    for canvas in (640, 321, 320, 161, 160, 80, 79, 20):
-        load_placed(path, EvalTransform(canvas).place(size))
-    assert [max(decoded_size) for decoded_size in decoded] == [640, 640, 320, 320, 160, 80, 80, 80]
+    of_size = {(record["height"], record["width"]): path for path, record, _ in photographs(coco_by)}
+    for size in ((640, 480), (480, 640)):
+        decoded.clear()
+        for canvas in (640, 321, 320, 161, 160, 80, 79, 20):
+            load_placed(of_size[size], EvalTransform(canvas).place(size))
+        assert [max(decoded_size) for decoded_size in decoded] == [640, 640, 320, 320, 160, 80, 80, 80]
 
 
 def test_what_decoding_small_does_to_the_pixels(coco_by):
@@ -206,7 +206,7 @@ def test_masks_are_those_of_the_whole_picture_on_every_photograph(coco_by):
     pixels. Polygons are rasterised at the canvas' own resolution: the plain way repeats the pixels of the
     original there, and differs by parts of an original pixel along the edge.
     """
-    polygons = runs = gone = 0
+    polygons = runs = gone = different = pixels_seen = 0
     overlaps, drift = [], []
     for _, record, annotations in photographs(coco_by):
         size = record["height"], record["width"]
@@ -223,7 +223,8 @@ def test_masks_are_those_of_the_whole_picture_on_every_photograph(coco_by):
                     gone += 1
                     continue
                 sampled = on_canvas(thing, placement.valid)
-                assert (sampled != expected).sum() <= 0.02 * expected.sum() + 2
+                different += (sampled != expected).sum()
+                pixels_seen += expected.sum()
                 assert thing.label == 5
                 assert list(thing.box) == tight_box(sampled)
                 assert thing.area == sampled.sum()
@@ -240,6 +241,7 @@ def test_masks_are_those_of_the_whole_picture_on_every_photograph(coco_by):
     assert polygons > 300
     assert runs > 800
     assert gone > 50
+    assert different < 1e-4 * pixels_seen  # ties
     assert np.mean(overlaps) > 0.97
     assert np.min(overlaps) > 0.85
     assert np.quantile(drift, 0.95) <= 1.5
