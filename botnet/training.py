@@ -70,7 +70,7 @@ class LineProgress(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         now = time.monotonic()
-        if now - self.last < self.seconds:
+        if not trainer.is_global_zero or now - self.last < self.seconds:
             return
         self.last = now
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
@@ -83,7 +83,7 @@ class LineProgress(Callback):
         print(f"step {step}/{total}  {losses}  {left / 60:.1f} min left", flush=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if trainer.is_global_zero and not trainer.sanity_checking:
             print(f"validating {sum(trainer.num_val_batches)} batches", flush=True)
 
 
