@@ -263,6 +263,8 @@ class RoIHeads(TorchvisionRoIHeads):
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         if targets is not None:
             proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
+        # Pooling wants channels first: turned once for boxes and masks, and their gradients summed there.
+        features = {name: level.contiguous() for name, level in features.items()}
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, [])))
         logits, deltas = logits.float(), deltas.float()
 
