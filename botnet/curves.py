@@ -8,8 +8,10 @@ from pathlib import Path
 def plot_curves(tables: Sequence[Path], path: Path, top: float = 1.0) -> None:
     """Losses and validation metrics against the step, from the CSV logs of a run (several after resumptions).
 
+    Steps that a killed run had logged after its last checkpoint are in two tables; they are drawn once.
+
     Args:
-        tables: ``metrics.csv`` files in the order they were written.
+        tables: ``metrics.csv`` files.
         path: picture to write.
         top: greatest value of a validation metric.
     """
@@ -18,7 +20,7 @@ def plot_curves(tables: Sequence[Path], path: Path, top: float = 1.0) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    series: dict[str, list[tuple[float, float]]] = {}
+    series: dict[str, dict[float, float]] = {}
     for table in tables:
         with table.open(newline="") as file:
             for row in csv.DictReader(file):
@@ -29,11 +31,11 @@ def plot_curves(tables: Sequence[Path], path: Path, top: float = 1.0) -> None:
                         and name not in ("val/AP", "val/top1", "val/top5")
                         and value
                     ):
-                        series.setdefault(name, []).append((float(row["step"]), float(value)))
+                        series.setdefault(name, {})[float(row["step"])] = float(value)
     figure, (losses, metrics) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name, points in series.items():
         axis = losses if name.startswith("train/") or name.endswith("loss") else metrics
-        steps, values = zip(*points, strict=True)
+        steps, values = zip(*sorted(points.items()), strict=True)
         style = {"marker": "o", "markersize": 3} if name.startswith("val/") else {"linewidth": 1}
         axis.plot(steps, values, label=name.removeprefix("train/"), **style)
     losses.set(xlabel="step", title="losses", yscale="log")

@@ -185,7 +185,7 @@ class Loader(DataLoader):
 
     def _tell(self) -> None:
         if isinstance(self.dataset, Tolerant) and (count := int(self.dataset.broken.sum())):
-            print(f"{count} samples could not be read so far and were replaced", file=sys.stderr)
+            print(f"unreadable samples so far, replaced by others: {count}", file=sys.stderr)
 
     # The position is the trainer's own count of batches; having these two tells it that the order goes on.
 

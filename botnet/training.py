@@ -149,6 +149,8 @@ def with_bases(arguments: Sequence[str]) -> list[str]:
     rest = iter(arguments)
     for argument in rest:
         flag, _, value = argument.partition("=")
+        if argument.startswith("-c"):  # the parser takes -cFILE, too
+            flag, value = "-c", argument[2:].removeprefix("=")
         if flag not in ("--config", "-c"):
             expanded.append(argument)
             continue
@@ -176,6 +178,26 @@ def _bases(path: Path) -> list[Path]:
             raise DataError(f"{chain[0]}: its base {below} builds on {chain[0]} itself; break the circle")
         chain.insert(0, below)
     return chain
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt``: that of the validation with the greatest value of what the module monitors.
+
+    Args:
+        folder: where it is kept.
+        monitor: name of the metric.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        super().__init__(folder, "best", monitor=monitor, mode="max", enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A run's folder may have been moved; what is best in another one does not count here.
+        path = str(Path(self.dirpath or "", "best.ckpt"))
+        score = state_dict["best_model_score"]
+        if score is not None and Path(path).is_file():
+            here = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+            super().load_state_dict(state_dict | here | {"best_k_models": {path: score}})
 
 
 def _listed(given: Any) -> list[Any]:
@@ -289,13 +311,7 @@ class TrainingCLI(LightningCLI):
         ]
         if config.enable_checkpointing is not False:
             callbacks += [
-                ModelCheckpoint(
-                    folder / "checkpoints",
-                    "best",
-                    monitor=self._get(self.config_init, "model").monitor,
-                    mode="max",
-                    enable_version_counter=False,
-                ),
+                BestCheckpoint(folder / "checkpoints", self._get(self.config_init, "model").monitor),
                 LastCheckpoint(folder / "checkpoints" / "last.ckpt", self._get(self.config, "save_minutes")),
             ]
         if global_batch is not None:

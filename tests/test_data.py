@@ -188,7 +188,7 @@ def test_a_few_are_replaced_by_their_successors(workers, capfd):
         expected = [[[e, replaced.get(i, i)] for e, i in batch] for batch in whole]
         assert keys_of(loader, epoch) == expected
         said = capfd.readouterr().err
-        assert "3 samples could not be read so far and were replaced" in said
+        assert "unreadable samples so far, replaced by others: 3" in said
         # Each by its name once, in the epoch in which it was found.
         assert [said.count(f"sample {index}: cannot be read") for index in broken] == [1 - epoch] * 3
 

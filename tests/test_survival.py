@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,41 @@ def test_the_newest_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path) == slurm
     os.utime(last, (2000, 2000))
     assert newest_checkpoint(tmp_path) == last
+
+
+def test_the_best_of_a_run_stays_its_best_where_the_run_is_moved_to(tmp_path):
+    recipe = tmp_path / "tiny.yaml"
+    assert fit(write_tiny(recipe, tmp_path / "run", max_epochs=1)) == 0
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, state in last["callbacks"].items():
+        if name.startswith("BestCheckpoint"):
+            for part in ("best_model_score", "kth_value"):
+                state[part] = torch.tensor(1e6)  # no later validation comes near it
+            state["best_k_models"] = {path: torch.tensor(1e6) for path in state["best_k_models"]}
+    torch.save(last, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    best = (tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes()
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert fit(write_tiny(recipe, moved), "--ckpt_path", "last") == 0
+    assert (moved / "checkpoints" / "best.ckpt").read_bytes() == best
+    # A run that begins with the checkpoint of another has no best yet.
+    more = ["--ckpt_path", str(moved / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "3"]
+    assert fit(write_tiny(recipe, tmp_path / "other"), *more) == 0
+    assert (tmp_path / "other" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_an_unreadable_image_ends_a_run_or_is_replaced(digits, tmp_path, capfd):
+    images = tmp_path / "images"
+    shutil.copytree(digits / "train", images)
+    broken = sorted(images.iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:500])
+    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run", train_images=str(images))
+    assert fit(recipe) == 2
+    assert f"{broken}: cannot be decoded" in capfd.readouterr().err
+    more = ["--data.init_args.skip_broken", "1", "--ckpt_path", "last", "--trainer.limit_val_batches", "0"]
+    assert fit(recipe, *more) == 0
+    said = capfd.readouterr().err
+    assert f"{broken}: cannot be decoded" in said
+    assert "unreadable samples so far, replaced by others: 1" in said
 
 
 # ---- checkpoints that are whole

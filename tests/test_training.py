@@ -34,7 +34,7 @@ def test_a_base_comes_before_what_builds_on_it(tmp_path):
     assert found == [os.path.realpath(path) for path in (ground, middle, top)]
 
 
-@pytest.mark.parametrize("spelt", ["--config={}", "-c={}", "--config {}", "-c {}"])
+@pytest.mark.parametrize("spelt", ["--config={}", "-c={}", "--config {}", "-c {}", "-c{}"])
 def test_every_spelling_of_config_is_understood(spelt, tmp_path):
     recipe(tmp_path / "base.yaml")
     top = recipe(tmp_path / "top.yaml", base=str(tmp_path / "base.yaml"))
@@ -156,7 +156,10 @@ def test_the_time_left_is_that_of_this_start(monkeypatch, capsys):
     now = [1000.0]
     monkeypatch.setattr(botnet.training.time, "monotonic", lambda: now[0])
     trainer = SimpleNamespace(
-        global_step=100, estimated_stepping_batches=210, progress_bar_metrics={"train/loss": 0.5, "v": 1}
+        is_global_zero=True,
+        global_step=100,
+        estimated_stepping_batches=210,
+        progress_bar_metrics={"train/loss": 0.5, "v": 1},
     )
     progress = LineProgress(seconds=20)
     progress.on_train_start(trainer, None)  # a run that goes on after 100 steps
