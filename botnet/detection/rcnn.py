@@ -122,9 +122,7 @@ class AnchorMatcher(Matcher):
     """
 
     def __call__(self, match_quality_matrix: Tensor) -> Tensor:
-        matches: Tensor = super().__call__(
-            match_quality_matrix
-        )  # indices of objects; -1 background, -2 neither
+        matches: Tensor = super().__call__(match_quality_matrix)
         best = match_quality_matrix.argmax(1)
         objects = torch.arange(len(best), device=best.device)
         # The first of the objects that share a best anchor has it.
@@ -181,8 +179,8 @@ class RPN(RegionProposalNetwork):
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Score: mean over the sampled anchors. Box: Huber (delta 1/9), over all positive anchors, sampled or
-        not; mean over each level's coordinates, summed over levels."""
+        """Score: cross entropy over the sampled anchors, by the number that an image should have. Box: Huber
+        (delta 1/9) over all positive anchors, sampled or not; mean over each level's coordinates, summed."""
         positive, negative = (torch.stack(masks) for masks in self.fg_bg_sampler(labels))
         sampled = positive | negative
         target = torch.stack(labels)
@@ -344,7 +342,8 @@ def roi_losses(
 class RCNN(nn.Module):
     """A two-stage detector on a prepared canvas: Mask R-CNN, or Faster R-CNN without ``masks``.
 
-    The defaults are [tpu]'s (paper, Section 4), but for the batch norm's constants.
+    The defaults are [tpu]'s (paper, Section 4), but for the batch norm's constants and ``freeze_c2``, which
+    the COCO recipes set.
 
     Args:
         backbone: name of a timm network that can be built with ``features_only``, or such a module: four
