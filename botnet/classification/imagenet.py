@@ -329,7 +329,7 @@ class ImageDataModule(L.LightningDataModule):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
         rand_augment: str | None = None,
-        color_jitter: float | None = None,
+        color_jitter: float = 0.0,
         random_erasing: float = 0.0,
         mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
         std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
@@ -356,7 +356,7 @@ class ImageDataModule(L.LightningDataModule):
             ratio=ratio,
             hflip=flip,
             auto_augment=rand_augment,
-            color_jitter=color_jitter,
+            color_jitter=color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
             re_prob=random_erasing,
             re_mode="pixel",
             interpolation=interpolation,

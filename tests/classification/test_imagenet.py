@@ -2,10 +2,12 @@
 
 import gzip
 import io
+import json
 import random
 import sys
 import tarfile
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from torchvision.transforms import v2
 from botnet.classification import ImageDataModule
 from botnet.classification.fashion import NAMES, make_images, read_idx
 from botnet.classification.imagenet import ImageSet, class_names, open_reader, read_image
+from botnet.cli import main
 from botnet.data import generator
 from botnet.errors import DataError
 from tests.classification.samples import CLASSES, write_images
@@ -338,6 +341,25 @@ def test_make_images_writes_class_folders(authors_files, tmp_path):
         file = tmp_path / "made" / "train" / NAMES[index % 10] / f"{index:05d}.png"
         np.testing.assert_array_equal(np.asarray(Image.open(file)), images[index])
     assert not make_images(tmp_path / "made", 25, 12, authors_files, progress=False)["made"]
+
+
+@pytest.mark.parametrize("network", ["botnet_s1_tiny", "resnet_tiny"])
+def test_the_recipe_of_the_quickstart_runs(network, authors_files, tmp_path):
+    folder = tmp_path / "fashion"
+    assert main(["make-images", f"{folder}", "--train=30", "--val=20", f"--source={authors_files}"]) == 0
+    options = {
+        "model.init_args.model": network,
+        "data.init_args.train": folder / "train",
+        "data.init_args.val": folder / "val",
+        "data.init_args.batch_size": 15,
+        "data.init_args.num_workers": 0,
+        "trainer.max_epochs": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": tmp_path / "run",
+    }
+    recipe = Path(__file__).parents[2] / "recipes" / "quickstart_classify.yaml"
+    assert main(["fit", "--config", f"{recipe}", *(f"--{k}={v}" for k, v in options.items())]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 2
 
 
 def test_make_images_refuses(authors_files, tmp_path):

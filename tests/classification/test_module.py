@@ -45,6 +45,12 @@ def run(images, tmp_path_factory):
     return recipe, folder / "run"
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """A trainer that is told no folder writes into the current one."""
+    monkeypatch.chdir(tmp_path)
+
+
 def data_module(images, **changes) -> ImageDataModule:
     settings = {"image_size": 32, "batch_size": 4, "val_batch_size": 4, "num_workers": 0} | changes
     return ImageDataModule(images / "train", images / "val", **settings)
