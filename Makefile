@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart test overfit full-size proof-ddp proof-survival bench-step bench-attention bench-backbone bench-family bench-data
+.PHONY: help quickstart quickstart-classify small-scale test overfit full-size proof-ddp proof-survival bench-step bench-attention bench-backbone bench-family bench-data
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
+	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on pictures of clothes, from nothing"
+	@echo "make small-scale  the same two at more length, three seeds each, as a table"
 	@echo "make test        lint, types and tests"
 	@echo "make overfit     learn four photographs by heart (COCO_BY=folder of COCO photographs)"
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images measured (COCO_BY as above)"
@@ -24,6 +26,12 @@ help:
 
 quickstart: .venv/installed
 	$(BIN)/python scripts/quickstart.py
+
+quickstart-classify: .venv/installed
+	$(BIN)/python scripts/quickstart_classify.py
+
+small-scale: .venv/installed
+	$(BIN)/python scripts/small_scale.py
 
 test: .venv/installed
 	$(BIN)/ruff check .
