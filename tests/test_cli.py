@@ -134,6 +134,60 @@ def test_predict_draws_and_writes_results(checkpoint, digits, tmp_path, capsys):
     assert "not an empty folder" in capsys.readouterr().err
 
 
+def test_predict_writes_results_for_the_server(checkpoint, digits, tmp_path):
+    """For a list of images without annotations, as COCO's test images have it: its ids, its images alone."""
+    truth = json.loads((digits / "instances_val.json").read_text())
+    del truth["annotations"]
+    names = {1000 + image["id"]: image["file_name"] for image in truth["images"][1:]}
+    truth["images"] = [image | {"id": 1000 + image["id"]} for image in truth["images"][1:]]
+    listed = tmp_path / "image_info.json"
+    listed.write_text(json.dumps(truth))
+    call = ["predict", str(checkpoint), str(digits / "val"), "--output"]
+    assert main([*call, str(tmp_path / "coco"), "--format", "coco", "--images-json", str(listed)]) == 0
+    assert main([*call, str(tmp_path / "pictures")]) == 0
+    assert {path.name for path in (tmp_path / "coco").iterdir()} == {"results_bbox.json", "results_segm.json"}
+    for task, key in (("bbox", "bbox"), ("segm", "segmentation")):
+        ours, drawn = (
+            json.loads((tmp_path / kind / f"results_{task}.json").read_text())
+            for kind in ("coco", "pictures")
+        )
+        assert ours
+        assert all({"image_id", "category_id", "score", key} == set(record) for record in ours)
+        expected = [
+            {"image_id": image_id} | {name: record[name] for name in ("category_id", "score", key)}
+            for image_id, file_name in names.items()
+            for record in drawn
+            if record["file_name"] == file_name
+        ]
+        assert ours == [{name: record[name] for name in ours[0]} for record in expected]
+
+
+def test_predict_for_the_server_wants_all_images_ids_and_categories(checkpoint, digits, tmp_path, capsys):
+    call = ["predict", str(checkpoint), str(digits / "val"), "--output", str(tmp_path / "out")]
+    assert main([*call, "--format", "coco"]) == 2
+    assert "--format coco and --images-json belong together" in capsys.readouterr().err
+
+    def refused(listed):
+        file = tmp_path / "listed.json"
+        file.write_text(json.dumps(listed))
+        assert main([*call, "--format", "coco", "--images-json", str(file)]) == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    truth = json.loads((digits / "instances_val.json").read_text())
+    more = [*truth["images"], truth["images"][0] | {"id": 99, "file_name": "gone.jpg"}]
+    assert "1 of the 5 images" in (message := refused(truth | {"images": more}))
+    assert "gone.jpg" in message
+    assert "which" in refused(truth | {"categories": truth["categories"][1:]})
+    assert "finds category 1 (zero)" in refused(truth | {"categories": [{"id": 1, "name": "nought"}]})
+    larger = [image | {"height": image["height"] + 1} for image in truth["images"]]
+    assert "its record says" in refused(truth | {"images": larger})
+    file = digits / "val" / "000001.jpg"
+    assert main(["predict", str(checkpoint), str(file), "--format", "coco", "--images-json",
+                 str(digits / "instances_val.json"), "--output", str(tmp_path / "out")]) == 2  # fmt: skip
+    assert "is no folder" in capsys.readouterr().err
+
+
 def test_predict_refuses_what_it_cannot_read(checkpoint, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -669,7 +669,7 @@ def check_data(
     for image in track(records.values(), "images", disable=not progress):
         file = folder / image["file_name"]
         if file.is_file():
-            problems += _image_problems(file, image, decode)
+            problems += image_problems(file, image, decode)
     return problems
 
 
@@ -692,7 +692,8 @@ def _folder_problems(images: list[dict[str, Any]], folder: Path) -> Iterator[Pro
         yield _error("missing image", _name(image), f"{file}: no such file; restore it or remove its record")
 
 
-def _image_problems(file: Path, image: dict[str, Any], decode: bool) -> list[Problem]:
+def image_problems(file: Path, image: dict[str, Any], decode: bool) -> list[Problem]:
+    """What is wrong with one image file: with its header or, if it is decoded, with all of it."""
     size = image["height"], image["width"]
     try:
         with Image.open(file) as stored:

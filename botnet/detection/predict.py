@@ -10,7 +10,7 @@ from rich.progress import track
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from botnet.attention import attention_picture, watch_attention
-from botnet.detection.coco import CocoInstances, load_image, load_placed, read_images
+from botnet.detection.coco import CocoInstances, image_problems, load_image, load_placed, read_images
 from botnet.detection.masks import compress_mask
 from botnet.detection.module import load_detector
 from botnet.detection.pictures import draw, side_by_side
@@ -101,9 +101,9 @@ def predict_coco(
         DataError: an image that is not there, unreadable or of another size, a checkpoint of other
             categories, or an output folder in use.
     """
+    check_unused(output)
     images, categories = read_images(images_json)
     paths = _listed_paths(images, folders, images_json)
-    check_unused(output)
     detector, about = load_detector(checkpoint)
     known = dict(zip(about["category_ids"], about["class_names"], strict=True))
     if not known.items() <= categories.items():
@@ -112,6 +112,9 @@ def predict_coco(
             f"{checkpoint} finds category {strange}, which {images_json} does not have; "
             "give the image list of the data it was trained for"
         )
+    for image, path in track(list(zip(images, paths, strict=True)), "checking"):
+        for problem in image_problems(path, image, decode=False):
+            raise DataError(problem.message)
     detector = detector.to(pick_device(device))
     records = []
     for image, path in track(list(zip(images, paths, strict=True)), "predicting"):
