@@ -50,12 +50,15 @@ class ShardReader(Reader):
         for number, shard in enumerate(self.shards):
             self.samples += [(number, *found) for found in _shard_samples(shard)]
         named = folder / "classes.txt"
-        names = (
-            named.read_text(encoding="utf-8").split("\n")
-            if named.is_file()
-            else [str(label) for label in range(1 + max((sample[-1] for sample in self.samples), default=-1))]
-        )
-        self.class_to_idx = {name.strip(): label for label, name in enumerate(names) if name.strip()}
+        if named.is_file():
+            names = named.read_text(encoding="utf-8").rstrip().splitlines()
+        else:
+            names = [
+                str(label) for label in range(1 + max((sample[-1] for sample in self.samples), default=-1))
+            ]
+        self.class_to_idx = {name.strip(): label for label, name in enumerate(names)}
+        if len(self.class_to_idx) < len(names):
+            raise DataError(f"{named}: a name stands on two lines; each class needs its own")
         for number, name, *_, label in self.samples:
             if label not in range(len(self.class_to_idx)):
                 raise DataError(
@@ -116,9 +119,7 @@ def open_reader(source: Path, reader: str = "folder") -> Any:
     """
     kind, _, name = reader.partition("/")
     if kind == "hfds" and name:
-        from timm.data.readers.reader_hfds import ReaderHfds
-
-        opened: Any = ReaderHfds(name, split=str(source))
+        opened: Any = _open_hugging_face(name, str(source))
     elif reader in ("folder", "tar", "wds"):
         if not source.exists():
             raise DataError(f"{source}: no such file or folder; give the path of the images ({reader})")
@@ -177,6 +178,17 @@ def _open_tar(root: Path) -> ReaderImageInTar:
         return ReaderImageInTar(str(root), cache_tarinfo=False)
     except Exception as error:  # whatever tarfile and timm's search make of a file that is none
         raise DataError(f"{root}: no tar of class folders, and no folder of tars ({error})") from error
+
+
+def _open_hugging_face(name: str, split: str) -> Any:
+    try:
+        from timm.data.readers.reader_hfds import ReaderHfds
+    except ImportError as error:
+        raise DataError("Hugging Face's data sets need their package: pip install datasets") from error
+    try:
+        return ReaderHfds(name, split=split)
+    except Exception as error:  # no such name, split or field, no connection: whatever the hub's client says
+        raise DataError(f"hfds/{name}, split {split}: cannot be opened ({error})") from error
 
 
 def class_names(reader: Any) -> list[str]:

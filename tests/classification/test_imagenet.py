@@ -125,14 +125,23 @@ def test_hugging_face_data_sets_by_the_name_of_their_split(tmp_path, monkeypatch
     fake.load_dataset, fake.Image = load_dataset, lambda decode: None
     monkeypatch.setitem(sys.modules, "datasets", fake)
     monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
-    reader = open_reader("validation", "hfds/me/colours")
+    reader = open_reader(Path("validation"), "hfds/me/colours")
     assert pixels_by_class(reader) == pixels_by_class(open_reader(folder))
+    with pytest.raises(DataError, match="hfds/me/colours, split gone: cannot be opened"):
+        open_reader(Path("gone"), "hfds/me/colours")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds")
+    with pytest.raises(DataError, match="pip install datasets"):
+        open_reader(Path("validation"), "hfds/me/colours")
 
 
 def test_broken_shards_are_refused(tmp_path):
     as_shards(write_images(tmp_path / "folder"), tmp_path / "shards")
     (tmp_path / "shards" / "classes.txt").write_text("blue\ngreen\n")
     with pytest.raises(DataError, match=r"has label 2, outside 0 to 1"):
+        open_reader(tmp_path / "shards", "wds")
+    (tmp_path / "shards" / "classes.txt").write_text("blue\ngreen\nblue\n")
+    with pytest.raises(DataError, match=r"a name stands on two lines"):
         open_reader(tmp_path / "shards", "wds")
     with tarfile.open(tmp_path / "lone.tar", "w") as tar:
         tar.add(tmp_path / "folder" / "red" / "0.png", "7.png")
