@@ -1,6 +1,7 @@
 """The command ``botnet``. Heavy imports wait until a command needs them."""
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -203,6 +204,10 @@ def _train(arguments: list[str] | None) -> int:
     except SIGTERMException as stop:
         print(f"botnet: {stop or 'stopped by SIGTERM'}", file=sys.stderr)
         return 143
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(f"the disk is full ({error}); make room, and go on with --ckpt_path last") from error
     except ValueError as error:
         # jsonargparse wraps what is raised while it builds an object into a report on its types.
         cause: BaseException | None = error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -149,6 +150,11 @@ class Tolerant(Dataset):
             index = (index + 1) % self.length
 
 
+def _outlive_sigterm(worker: int) -> None:
+    """Let the run end its step when a job's every process is sent SIGTERM; told again, a worker ends."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
 class Loader(DataLoader):
     """A DataLoader that goes on where a run stopped.
 
@@ -245,6 +251,7 @@ def make_loader(
         drop_last=train,
         num_workers=num_workers,
         collate_fn=collate,
+        worker_init_fn=_outlive_sigterm,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         first_batch=(lambda: trainer.fit_loop.batch_idx + 1) if train and trainer else (lambda: 0),

@@ -1,6 +1,8 @@
 """Which sample comes when, on any number of devices and workers; what becomes of unreadable ones."""
 
+import os
 import re
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -158,6 +160,19 @@ def test_fewer_samples_than_a_batch_over_all_devices_are_refused():
     make_loader(Numbers(7), 4, 0, default_collate, train=True)
     with pytest.raises(DataError, match=r"7 training samples .* 2 x 4"):
         make_loader(Numbers(7), 4, 0, default_collate, trainer(devices=2), train=True)
+
+
+def test_a_worker_outlives_one_sigterm_and_not_two():
+    loader = make_loader(Numbers(40), 4, 1, default_collate, train=True)
+    begun = iter(loader)
+    next(begun)
+    worker = loader._iterator._workers[0]
+    os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(begun)) == 9
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGTERM
+    loader._iterator._shutdown_workers()
 
 
 # ---- samples that cannot be read

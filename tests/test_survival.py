@@ -32,6 +32,7 @@ def in_a_process(recipe: Path, *more: str) -> subprocess.CompletedProcess:
         text=True,
         check=False,
         timeout=300,
+        start_new_session=True,
     )
 
 
@@ -277,6 +278,15 @@ def test_a_full_disk_ends_a_run_with_a_message(tmp_path, monkeypatch, capsys):
     assert not list(run.rglob("*.partial"))
 
 
+def test_a_disk_that_is_full_of_logs_is_said_to_be_full(tmp_path, monkeypatch, capsys):
+    def fill(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.CSVLogger.save", fill)
+    assert fit(write_tiny(tmp_path / "tiny.yaml", tmp_path / "run")) == 2
+    assert "the disk is full" in capsys.readouterr().err
+
+
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     leftovers = [run / "checkpoints" / "last.ckpt.partial", run / "hpc_ckpt_1.ckpt.partial"]
@@ -291,8 +301,10 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
 
 
 def test_sigterm_saves_and_ends_the_run(whole, tmp_path):
+    """It is sent to all processes of the run, as clusters do."""
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
-    write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 8, "SIGTERM"))
+    signals = end_at("on_train_batch_start", 8, "SIGTERM", group=True)
+    write_tiny(recipe, run, {"workers": 2}, callbacks=signals)
     stopped = in_a_process(recipe)
     assert stopped.returncode == 143, stopped.stderr
     assert f"stopped by SIGTERM at step 9; go on from {run}/checkpoints/last.ckpt" in stopped.stderr

@@ -110,10 +110,13 @@ class EndAt(Callback):
         step: optimiser steps that are done by then.
         by: a signal that the process sends itself; None: an exception.
         rank: only on this device; None: on all.
+        group: send it to the workers, too.
     """
 
-    def __init__(self, hook: str, step: int, by: str | None = None, rank: int | None = None) -> None:
-        self.step, self.by, self.rank = step, by, rank
+    def __init__(
+        self, hook: str, step: int, by: str | None = None, rank: int | None = None, group: bool = False
+    ) -> None:
+        self.step, self.by, self.rank, self.group = step, by, rank, group
         setattr(self, hook, self._end)
 
     def _end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -122,8 +125,8 @@ class EndAt(Callback):
         if trainer.global_step == self.step and not trainer.sanity_checking:
             if self.by is None:
                 raise Stopped
-            os.kill(os.getpid(), getattr(signal, self.by))
             self.step = -1
+            (os.killpg if self.group else os.kill)(os.getpid(), getattr(signal, self.by))
 
 
 def write_tiny(path: Path, run: Path, data: dict[str, Any] | None = None, **trainer: Any) -> Path:
@@ -145,14 +148,10 @@ def write_tiny(path: Path, run: Path, data: dict[str, Any] | None = None, **trai
     return path
 
 
-def end_at(hook: str, step: int, by: str | None = None, rank: int | None = None) -> list[dict[str, Any]]:
+def end_at(hook: str, step: int, by: str | None = None, **where: Any) -> list[dict[str, Any]]:
     """The callback as a recipe says it."""
-    return [
-        {
-            "class_path": "tests.tiny.EndAt",
-            "init_args": {"hook": hook, "step": step, "by": by, "rank": rank},
-        }
-    ]
+    arguments = {"hook": hook, "step": step, "by": by} | where
+    return [{"class_path": "tests.tiny.EndAt", "init_args": arguments}]
 
 
 def differing(a: Any, b: Any, where: str = "") -> list[str]:
