@@ -291,6 +291,8 @@ def copy_paste(below: Scene, above: Scene, chance: torch.Generator) -> Scene:
         rows, columns = thing.window
         seen = thing_of(thing.label, thing.mask & ~covered[rows, columns], rows.start, columns.start)
         left += [seen] if seen else []
-    image = torch.where(torch.from_numpy(covered), above.image, below.image)
+    image = below.image.clone()
+    onto, source = (pixels.permute(1, 2, 0).numpy() for pixels in (image, above.image))
+    onto[covered] = source[covered]
     valid = max(below.valid[0], above.valid[0]), max(below.valid[1], above.valid[1])
     return replace(below, image=image, valid=valid, things=left + pasted)
