@@ -22,7 +22,7 @@ def botnet(*arguments: str) -> None:
 
 def train(network: str, seed: int, args: argparse.Namespace) -> dict:
     """Accuracy and seconds of one run, done now or read."""
-    run = args.runs / f"{network}-{seed}"
+    run = args.runs / f"{args.train}-images-{args.epochs}-epochs" / f"{network}-{seed}"
     record = run / "record.json"
     if not record.is_file():
         started = time.monotonic()
@@ -32,6 +32,7 @@ def train(network: str, seed: int, args: argparse.Namespace) -> dict:
             "--data.init_args.train", str(args.data / "train"),
             "--data.init_args.val", str(args.data / "val"),
             "--trainer.max_epochs", str(args.epochs),
+            "--trainer.check_val_every_n_epoch", str(args.epochs),
         )  # fmt: skip
         metrics = json.loads((run / "metrics.json").read_text())
         record.write_text(json.dumps({"top1": metrics["top1"], "seconds": time.monotonic() - started}))
@@ -42,16 +43,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--train", type=int, default=20_000, help="training images (20000)")
+    parser.add_argument("--train", type=int, default=12_000, help="training images (12000)")
     parser.add_argument("--val", type=int, default=10_000, help="held-out images (10000)")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/small_scale"))
     args = parser.parse_args()
     args.data = Path(f"data/fashion-{args.train}-{args.val}")
     botnet("make-images", str(args.data), "--train", str(args.train), "--val", str(args.val))
 
-    from botnet.models.complexity import info
+    import timm
+
+    from botnet.models.complexity import COMPLETE, multiply_adds
 
     results = {name: [] for name in NETWORKS}
     for seed in range(args.seeds):
@@ -61,12 +64,14 @@ def main() -> None:
     print("| network | parameters | multiply-adds | top-1, mean ± std | each seed | seconds a run |")
     print("|---|---|---|---|---|---|")
     for name, runs in results.items():
-        stages = info(name, (64, 64)).stages
+        model = timm.create_model(name, num_classes=10, img_size=64)
+        params = sum(p.numel() for p in model.parameters())
+        madds = sum(n for (_, kind), n in multiply_adds(model, (64, 64)).items() if kind in COMPLETE)
         top1 = [run["top1"] for run in runs]
         spread = statistics.stdev(top1) if len(top1) > 1 else 0.0
         print(
-            f"| {NETWORKS[name]} ({name}) | {sum(s.params for s in stages) / 1e6:.2f} M "
-            f"| {sum(s.madds for s in stages) / 1e6:.0f} M | {statistics.mean(top1):.2f} ± {spread:.2f} "
+            f"| {NETWORKS[name]} ({name}) | {params / 1e6:.2f} M "
+            f"| {madds / 1e6:.0f} M | {statistics.mean(top1):.2f} ± {spread:.2f} "
             f"| {', '.join(f'{value:.2f}' for value in top1)} "
             f"| {statistics.mean(run['seconds'] for run in runs):.0f} |"
         )

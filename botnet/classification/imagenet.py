@@ -271,7 +271,7 @@ class ImageSet(Dataset):
 
     def name(self, index: int) -> str:
         """What a sample is called: mostly its file."""
-        return str(self.reader.filename(index, absolute=True))
+        return str(self.reader.filename(index, absolute=True) or f"image {index}")
 
     def picture(self, index: int) -> tuple[Image.Image, int]:
         """A picture as it is stored, in RGB, and its label.
