@@ -11,6 +11,7 @@ import lightning.pytorch as L
 import timm
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -178,6 +179,11 @@ class ClassificationModule(L.LightningModule):
             raise DataError(
                 f"mixup and cutmix pair the images of a batch, and {data.batch_size} is odd; "
                 "set an even data.batch_size"
+            )
+        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
+            raise DataError(
+                f"{type(self.trainer.strategy).__name__} splits the network, which fits on any device; the "
+                "average of its weights and its checkpoints are made for trainer.strategy ddp"
             )
         if self.trainer.world_size > len(data.val_set):
             raise DataError(

@@ -7,22 +7,25 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import timm
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from PIL import Image
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
 from botnet.classification import ClassificationModule, ImageDataModule, create_classifier, load_classifier
-from botnet.classification.module import Accuracy
+from botnet.classification.module import Accuracy, start_from
 from botnet.cli import main
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
+from botnet.models.weights import save_weights
 from botnet.training import parameter_groups
 from tests.classification.samples import CLASSES, write_images, write_recipe
 
@@ -421,6 +424,21 @@ def test_fine_tuning_starts_a_new_classifier_on_the_old_network(run, tmp_path, c
             assert torch.equal(tuned[f"ema.module.{name}"], parameter), name
 
 
+def test_fine_tuning_at_another_size_resizes_the_position_tables(tmp_path):
+    """From 2 x 2 cells to 4 x 4; all else is taken over as it is."""
+    small, large = create_classifier("botnet_s1_tiny", 3, 32), create_classifier("botnet_s1_tiny", 3, 64)
+    save_weights(small, tmp_path / "small.safetensors")
+    start_from(large, tmp_path / "small.safetensors")
+    resized = [
+        name for name, value in large.state_dict().items() if value.shape != small.state_dict()[name].shape
+    ]
+    assert [name.rpartition(".")[2] for name in resized] == ["height_rel", "width_rel"] * 3
+    assert all(large.state_dict()[name].shape[0] == 7 for name in resized)
+    for name, value in small.state_dict().items():
+        if name not in resized:
+            assert torch.equal(large.state_dict()[name], value), name
+
+
 def test_weights_of_another_network_are_refused(run, images):
     _, folder = run
     module = module_of(model="botnet_s1_tiny", weights=folder / "checkpoints" / "best.ckpt")
@@ -438,14 +456,28 @@ def test_a_network_of_another_class_count_is_refused(images):
         trainer_of().fit(module_of(), data_module(images).train_dataloader())
 
 
+def test_what_several_devices_cannot_do_is_said_before_they_start(images):
+    module, data = module_of(), data_module(images)
+    for devices, strategy, message in (
+        (2, FSDPStrategy(), "FSDPStrategy splits the network"),
+        (10, DDPStrategy(), "9 validation images are fewer than 10 devices"),
+    ):
+        module._trainer = SimpleNamespace(world_size=devices, strategy=strategy, datamodule=data)
+        with pytest.raises(DataError, match=message):
+            module.setup("fit")
+
+
 def test_an_odd_batch_cannot_be_mixed(images):
     with pytest.raises(DataError, match="3 is odd"):
         trainer_of().fit(module_of(mixup=0.2), data_module(images, batch_size=3))
 
 
-def test_an_unknown_network_is_answered_with_the_nearest_names():
+def test_an_unknown_network_is_answered_with_the_nearest_names(images, tmp_path, capsys):
     with pytest.raises(DataError, match=r"no network 'botnet5O' in timm or here; did you mean .*botnet50"):
         create_classifier("botnet5O", 3, 32)
+    recipe = write_recipe(tmp_path / "recipe.yaml", images, tmp_path / "run", {"model": "botnet5O"})
+    assert main(["fit", "--config", str(recipe)]) == 2
+    assert "did you mean" in capsys.readouterr().err
 
 
 def test_other_files_are_no_checkpoints(tmp_path):
