@@ -85,7 +85,8 @@ def measure(
     batch = 32 if height * width <= 14 * 14 else 1
     number = getattr(torch, dtype)
     layers = {name: layer.to(device, number) for name, layer in build(height, width, stride).items()}
-    chosen = choose(height * width, number, device)
+    tokens = height * width
+    chosen = choose((batch, HEADS, tokens, DIM // HEADS), number, device, kind == "training")
     if chosen in OWN:
         del layers[chosen]  # it is what "botnet" runs
     x = torch.randn(batch, DIM, height, width, device=device).to(number, memory_format=torch.channels_last)

@@ -21,6 +21,9 @@ TILE = 512
 # Tokens up to which the whole logits are cheaper than tiles (benchmarks/attention.py).
 SMALL = 256
 
+# With gradients also: logits of all images and heads that are cheaper to keep than to compute twice.
+FEW, FEW_LOW_PRECISION = 2_000_000, 12_000_000
+
 
 def relative_attention(
     q: Tensor,
@@ -59,7 +62,8 @@ def relative_attention(
         raise ValueError(f"{v.shape[2]} values do not fit a map of {height} x {width}")
     if position is not None and position.shape[-1] != height + width:
         raise ValueError(f"position logits are {position.shape[-1]} wide, expected {height} + {width}")
-    compute = IMPLEMENTATIONS[implementation or choose(v.shape[2], v.dtype, v.device)]
+    gradients = torch.is_grad_enabled() and v.requires_grad
+    compute = IMPLEMENTATIONS[implementation or choose(v.shape, v.dtype, v.device, gradients)]
     return compute(q, k, v, position, size, scale, pool)
 
 
@@ -81,23 +85,27 @@ def attention_weights(
     return logits.softmax(-1)
 
 
-def choose(tokens: int, dtype: torch.dtype, device: torch.device) -> Implementation:
-    """The implementation that measures best (benchmarks/attention.py), with gradients or without.
+def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: bool) -> Implementation:
+    """The implementation that measures best (benchmarks/attention.py).
 
     Args:
-        tokens: N, the cells of the map.
+        shape: (B, heads, N, d) of the values.
         dtype: of queries, keys and values.
         device: theirs. On a GPU nothing was measured: the stock kernel is the safe choice there.
+        gradients: whether a backward pass is to come.
     """
     # Exported graphs are run elsewhere and at other sizes: stock operators, whatever this machine measures.
     if torch.onnx.is_in_onnx_export():
         return "reference"
     if torch.compiler.is_exporting() or device.type != "cpu":
         return "sdpa"
-    if tokens <= SMALL:
+    batch, heads, tokens, _ = shape
+    full_precision = dtype in (torch.float32, torch.float64)
+    few = FEW if full_precision else FEW_LOW_PRECISION
+    if tokens <= SMALL or (gradients and batch * heads * tokens**2 <= few):
         return "reference"
     # The stock kernel converts tiles in its caches; ours would write each conversion out.
-    return "tiled" if dtype in (torch.float32, torch.float64) else "sdpa"
+    return "tiled" if full_precision else "sdpa"
 
 
 def _windows(size: Size, pool: int, device: torch.device) -> Tensor:
