@@ -356,6 +356,8 @@ class RCNN(nn.Module):
             sizes work too.
         fpn_channels: width of the pyramid and of the RPN's convolution.
         anchor_scale: anchor side in cells of its level.
+        rpn_std: deviation that the kernel of the RPN's convolution starts with. [tpu]'s is for 256 channels
+            and thousands of steps; the short recipes set the root of 2 / fan-in.
         rpn_samples: anchors an image that the RPN learns from, half of them positive where there are
             enough.
         rpn_pre_nms: best proposals per level before non-maximum suppression (IoU 0.7), in training.
@@ -397,6 +399,7 @@ class RCNN(nn.Module):
         canvas: int = 1024,
         fpn_channels: int = 256,
         anchor_scale: float = 8.0,
+        rpn_std: float = 0.01,
         rpn_samples: int = 256,
         rpn_pre_nms: int = 2000,
         rpn_post_nms: int = 1000,
@@ -450,10 +453,9 @@ class RCNN(nn.Module):
 
         self.rpn.proposal_matcher = AnchorMatcher(0.7, 0.3)
         self.rpn.fg_bg_sampler = Sampler(rpn_samples, positive_fraction=0.5)
-        # [tpu]: deviation 0.01 at 256 channels; in proportion, the answer to them is the same at any width.
         for module in self.rpn.head.conv.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01 * (256 / fpn_channels) ** 0.5)
+                nn.init.normal_(module.weight, std=rpn_std)
         box_head = TwoMLPHead(fpn_channels * 7**2, box_channels)
         for layer in box_head.children():
             nn.init.xavier_uniform_(layer.weight)
