@@ -3,14 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale test overfit full-size proof-ddp proof-survival bench-step bench-attention bench-backbone bench-family bench-data
+.PHONY: help quickstart quickstart-classify small-scale test recipes-check overfit full-size proof-ddp proof-survival \
+	bench-attention bench-backbone bench-data bench-step bench-family
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
 	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on pictures of clothes, from nothing"
 	@echo "make small-scale  the same two at more length, three seeds each, as a table"
 	@echo "make test        lint, types and tests"
-	@echo "make overfit     learn four photographs by heart (COCO_BY=folder of COCO photographs)"
+	@echo "make recipes-check  every recipe builds, trains a step and evaluates (COCO_BY=folder of COCO photographs)"
+	@echo "make overfit     learn four photographs by heart (COCO_BY as above)"
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images measured (COCO_BY as above)"
 	@echo "make proof-ddp   one step and one validation at 1024 px on 1 and on 2 devices, compared (COCO_BY as above)"
 	@echo "make proof-survival  a signal, and a loss that is no number, on one of two devices"
@@ -39,6 +41,10 @@ test: .venv/installed
 	$(BIN)/mypy
 	# Threads that wait must not spin: the tests have to end in time on a busy machine, too.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+recipes-check: .venv/installed
+	BOTNET_COCO_BY=$(COCO_BY) OMP_WAIT_POLICY=PASSIVE \
+		$(BIN)/python -m pytest -m '' tests/test_recipes.py tests/classification/test_recipes.py
 
 overfit: .venv/installed
 	$(BIN)/python scripts/overfit.py $(COCO_BY)/instances_train.json $(COCO_BY)/images
