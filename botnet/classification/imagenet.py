@@ -361,20 +361,26 @@ class ImageDataModule(L.LightningDataModule):
             "mean": tuple(mean),
             "std": tuple(std),
         }
-        training = create_transform(
-            image_size,
-            is_training=True,
-            scale=scale,
-            ratio=ratio,
-            hflip=flip,
-            auto_augment=rand_augment,
-            color_jitter=color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
-            re_prob=random_erasing,
-            re_mode="pixel",
-            interpolation=interpolation,
-            mean=tuple(mean),
-            std=tuple(std),
-        )
+        try:
+            training = create_transform(
+                image_size,
+                is_training=True,
+                scale=scale,
+                ratio=ratio,
+                hflip=flip,
+                auto_augment=rand_augment,
+                color_jitter=color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
+                re_prob=random_erasing,
+                re_mode="pixel",
+                interpolation=interpolation,
+                mean=tuple(mean),
+                std=tuple(std),
+            )
+        except (AssertionError, KeyError) as error:
+            raise DataError(
+                f"rand_augment {rand_augment!r}, interpolation {interpolation!r}: not both are timm's words "
+                f"({error}); such as rand-m10-n2 and bicubic"
+            ) from error
         self.train_set = ImageSet(open_reader(Path(train), reader), training, train=True)
         self.val_set = ImageSet(open_reader(Path(val), reader), eval_transform(**self.evaluation))
         ours, theirs = class_names(self.train_set.reader), class_names(self.val_set.reader)

@@ -267,6 +267,12 @@ def test_evaluation_is_resize_centre_crop_normalise(tmp_path):
             torch.testing.assert_close(data.val_set[index][0], by_hand(picture))
 
 
+@pytest.mark.parametrize("wrong", [{"rand_augment": "rand-x9"}, {"interpolation": "cubic"}])
+def test_augmentation_that_timm_does_not_know_is_refused(tmp_path, wrong):
+    with pytest.raises(DataError, match=f"{next(iter(wrong.values()))}.*rand-m10-n2 and bicubic"):
+        data_of(tmp_path, **wrong)
+
+
 WILD = {"rand_augment": "rand-m10-n2-mstd0.5", "color_jitter": 0.4, "random_erasing": 0.5}
 
 
