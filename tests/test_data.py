@@ -1,5 +1,6 @@
 """Which sample comes when, on any number of devices and workers; what becomes of unreadable ones."""
 
+import contextlib
 import os
 import re
 import signal
@@ -169,7 +170,10 @@ def test_a_worker_outlives_one_sigterm_and_not_two():
     worker = loader._iterator._workers[0]
     os.kill(worker.pid, signal.SIGTERM)
     assert len(list(begun)) == 9
-    worker.terminate()
+    # Wherever the main process is then, torch may raise there that the worker was killed.
+    with contextlib.suppress(RuntimeError):
+        worker.terminate()
+        worker.join(10)
     worker.join(10)
     assert worker.exitcode == -signal.SIGTERM
     loader._iterator._shutdown_workers()
