@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import lightning.pytorch as L
 import yaml
@@ -87,13 +87,6 @@ class LineProgress(Callback):
             print(f"validating {sum(trainer.num_val_batches)} batches", flush=True)
 
 
-class Scalable(Protocol):
-    """A module whose learning rate belongs to a number of images a step."""
-
-    def scale_batch(self, factor: float) -> None:
-        """Follow a batch ``factor`` times as large: rate and warm-up by the linear rule."""
-
-
 class GlobalBatch(Callback):
     """Keeps a recipe's batch on other machines, and says how.
 
@@ -131,7 +124,7 @@ class GlobalBatch(Callback):
             if factor != 1:
                 said += (
                     f", not the recipe's {self.images}: by the linear rule, {factor:g} times its learning "
-                    f"rate and {1 / factor:g} times its warm-up steps"
+                    "rate, and a warm-up over as many images"
                 )
         if trainer.is_global_zero:
             print(said)

@@ -1,8 +1,10 @@
-"""A recipe small enough to train in seconds."""
+"""A recipe small enough to train in seconds; recipes as plain YAML."""
 
 from pathlib import Path
 
 import yaml
+
+from botnet.training import with_bases
 
 DETECTOR = {
     "backbone": "botnet_tiny",
@@ -56,3 +58,17 @@ def write_recipe(path: Path, digits: Path, run: Path, **changes) -> Path:
     }
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def whole(recipe: Path) -> dict:
+    """A recipe laid over its bases, the way a plain YAML reader would do it."""
+    merged: dict = {}
+    for file in with_bases(["--config", str(recipe)])[1::2]:
+        merged = _over(merged, yaml.safe_load(Path(file).read_text()))
+    return merged
+
+
+def _over(below, above):
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}

@@ -1,7 +1,5 @@
 """Every recipe is the row of the paper that it names, and runs."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
@@ -9,27 +7,11 @@ import yaml
 from botnet.cli import main
 from botnet.detection import mask_rcnn
 from botnet.reproduce import RECIPES, rows
-from botnet.training import with_bases
+from tests.recipes import whole
 
 COCO = {name: row for name, row in rows().items() if row.family == "coco"}
 # One of each kind of network and of each way to inherit.
 SAMPLED = ["table2/r50-12-epochs", "table4/bot50-absolute", "table7/r50-bot-c4-c5", "table6/bot50-1024"]
-
-
-def whole(recipe: Path) -> dict:
-    """A recipe laid over its bases, the way a plain YAML reader would do it."""
-    merged: dict = {}
-    for file in with_bases(["--config", str(recipe)])[1::2]:
-        merged = _over(merged, yaml.safe_load(Path(file).read_text()))
-    return merged
-
-
-def _over(below, above):
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return {key: _over(below.get(key), value) for key, value in {**below, **above}.items()} | {
-        key: value for key, value in below.items() if key not in above
-    }
 
 
 def test_every_row_has_its_recipe_and_every_recipe_its_row():

@@ -122,7 +122,7 @@ def test_the_linear_rule(capsys):
     assert "8 images" in said
     assert "not the recipe's 64" in said
     assert "0.125 times its learning rate" in said
-    assert "8 times its warm-up" in said
+    assert "a warm-up over as many images" in said
 
 
 def test_the_linear_rule_says_nothing_of_a_batch_that_is_kept(capsys):

@@ -11,8 +11,9 @@ from botnet.classification.module import create_classifier
 from botnet.cli import main
 from botnet.layers import MHSA2d
 from botnet.reproduce import RECIPES, rows
-from botnet.training import parameter_groups, with_bases
+from botnet.training import parameter_groups
 from tests.classification.samples import write_images
+from tests.recipes import whole
 
 ROWS = {name: row for name, row in rows().items() if row.family == "imagenet"}
 FILES = {
@@ -22,20 +23,6 @@ FILES = {
 # One of each base, and of each kind of network.
 SAMPLED = ["table9/bot-s1-50", "table10/r50", "scaled/senet50", "figure5/efficientnet-b0"]
 EFFICIENTNET = [224, 240, 260, 300, 380, 456, 528, 600]  # px, Tan and Le 2019
-
-
-def whole(recipe: Path) -> dict:
-    """A recipe laid over its bases, the way a plain YAML reader would do it."""
-    merged: dict = {}
-    for file in with_bases(["--config", str(recipe)])[1::2]:
-        merged = _over(merged, yaml.safe_load(Path(file).read_text()))
-    return merged
-
-
-def _over(below, above):
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return below | {key: _over(below.get(key), value) for key, value in above.items()}
 
 
 def test_every_row_has_its_recipe_and_every_recipe_its_row():
