@@ -63,6 +63,24 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 "--ckpt_path last"
             ) from error
 
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            DataError: there is none, it is broken, or it holds more than data where only data are wanted.
+        """
+        try:
+            return super().load_checkpoint(path, map_location, weights_only)
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: no such checkpoint; a run keeps its own in checkpoints/") from error
+        except Exception as error:  # torch's reader and unpickler have many
+            raise DataError(
+                f"{path} cannot be read as data ({str(error).splitlines()[0]}); it is broken, or it holds "
+                "code, which is not executed"
+            ) from error
+
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Where a run goes on: its ``last.ckpt``, or what Lightning saved for SLURM if that is newer."""
@@ -129,7 +147,11 @@ class LastCheckpoint(Checkpoint):
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
+        # From here Lightning would leave out an epoch of a run told in steps, unless this is its end; such a
+        # run goes on from before the epoch's last step.
+        one_step = trainer.num_training_batches <= trainer.accumulate_grad_batches
+        if trainer.global_step >= trainer.max_steps or one_step:
+            self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -85,6 +85,20 @@ def test_a_run_that_was_killed_anywhere_ends_as_if_it_was_not(hook, step, minute
     assert differing(learnt(run), whole) == []
 
 
+@pytest.mark.parametrize(("hook", "step"), [("on_train_epoch_start", 6), ("on_train_batch_start", 7)])
+def test_a_run_told_in_steps_too(hook, step, tmp_path):
+    length = {"max_steps": 12, "max_epochs": -1}
+    last = ["--save_minutes", "10", "--ckpt_path", "last"]
+    assert fit(write_tiny(tmp_path / "whole.yaml", tmp_path / "whole", **length), *last) == 0
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    write_tiny(recipe, run, callbacks=end_at(hook, step), **length)
+    with pytest.raises(Stopped):
+        fit(recipe, *last)
+    assert fit(write_tiny(recipe, run, **length), *last) == 0
+    assert learnt(run)["global_step"] == 12
+    assert differing(learnt(run), learnt(tmp_path / "whole")) == []
+
+
 def test_a_run_that_collects_gradients_is_resumed_between_two_steps(tmp_path):
     batch = ["--global_batch", "8", "--save_minutes", "0", "--ckpt_path", "last"]  # two passes a step
     assert fit(write_tiny(tmp_path / "whole.yaml", tmp_path / "whole"), *batch) == 0
