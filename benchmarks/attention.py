@@ -10,7 +10,6 @@ channels_last, and are timed in turns. FlexAttention joins them on a GPU only: o
 gradients.
 """
 
-import argparse
 import math
 import statistics
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 import matplotlib
 import torch
 from bottleneck_transformer_pytorch.bottleneck_transformer_pytorch import Attention
-from common import alternate, choose_clock, gemm_rate, load, machine, peak_memory, ratio, save
+from common import alternate, choose_clock, gemm_rate, load, machine, options, peak_memory, ratio, save
 from rich.console import Console
 from rich.table import Table
 from timm.layers.bottleneck_attn import BottleneckAttn
@@ -40,19 +39,11 @@ MAPS = ("7x7", "14x14", "32x32", "64x64", "64x96", "80x80", "96x96")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, "attention.json", 7)
     parser.add_argument("--maps", nargs="+", default=MAPS, help="HxW in cells")
     parser.add_argument("--strides", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--passes", nargs="+", default=["forward", "training"])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--again", action="store_true", help="measure also what the file has already")
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/attention.json"))
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="one thread by its CPU time, on a busy machine"
-    )
     args = parser.parse_args()
 
     clock = choose_clock(args.cpu_time)

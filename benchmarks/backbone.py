@@ -7,15 +7,13 @@ One image in channels_last, float32, up to c5 without a head. "plain" is BoT50 w
 The paper's figure is the ratio of its training steps on TPU-v3 at 1024 px (Table 1): 1032.66 / 786.5 ms.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from common import alternate, choose_clock, load, machine, ratio, save
+from common import alternate, choose_clock, load, machine, options, ratio, save
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -28,17 +26,9 @@ TARGETS = {"training": 1.20, "inference": 1.18}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, "backbone.json", 5)
     parser.add_argument("--sizes", nargs="+", type=int, default=[1024, 1280], help="side in pixels")
     parser.add_argument("--passes", nargs="+", default=["training", "inference"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--again", action="store_true", help="measure also what the file has already")
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/backbone.json"))
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="one thread by its CPU time, on a busy machine"
-    )
     args = parser.parse_args()
 
     clock = choose_clock(args.cpu_time)

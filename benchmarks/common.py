@@ -1,5 +1,6 @@
 """Paired timing, peak memory and the roofline, for every benchmark here."""
 
+import argparse
 import ctypes
 import gc
 import json
@@ -41,6 +42,26 @@ def alternate(
 def ratio(slow: list[float], fast: list[float]) -> float:
     """Median over the rounds of how many times longer the first takes."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def options(doc: str | None, file: str, rounds: int, *, resumes: bool = True) -> argparse.ArgumentParser:
+    """The options that benchmarks share.
+
+    Args:
+        doc: the benchmark's docstring.
+        file: results that it writes, in build/benchmarks.
+        rounds: how many by default.
+        resumes: it keeps what the file has, and can run by the processor's time.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks") / file)
+    if resumes:
+        parser.add_argument("--again", action="store_true", help="measure also what the file has already")
+        parser.add_argument(
+            "--cpu-time", action="store_true", help="one thread by its CPU time, on a busy machine"
+        )
+    return parser
 
 
 def choose_clock(cpu_time: bool) -> Callable[[], float]:

@@ -8,7 +8,6 @@ ScaleJitter, FixedSizeCrop, flip, sanitised boxes, normalisation; masks as pixel
 one process with one thread, as a worker of a loader does, and each image has the same scale in both.
 """
 
-import argparse
 import contextlib
 import io
 import statistics
@@ -20,38 +19,35 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import alternate, load, machine, peak_memory, ratio, save
+from common import alternate, load, machine, options, peak_memory, ratio, save
 from rich.console import Console
 from rich.table import Table
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
 from botnet.data import generator
-from botnet.detection import coco
-from botnet.detection.coco import TrainDataset
+from botnet.detection import datasets as samples
+from botnet.detection import images as pictures
+from botnet.detection.datasets import TrainDataset
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, Placement, TrainTransform
 
 TARGET = 2.0
 # Where ours spends its time: name, and the function that is watched.
 PARTS: dict[str, tuple[Any, str]] = {
-    "decode": (coco, "_decode"),
+    "decode": (pictures, "_decode"),
     "cut and resize": (Placement, "pixels"),
     "masks": (Placement, "masked"),
-    "normalise": (coco, "to_canvas"),
+    "normalise": (samples, "to_canvas"),
     "masks to the canvas": (TrainDataset, "_target"),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, "data.json", 5, resumes=False)
     parser.add_argument("folder", type=Path, help="instances_train.json and images/")
     parser.add_argument("--canvas", type=int, default=1024)
     parser.add_argument("--jitter", type=float, nargs=2, default=(0.1, 2.0))
     parser.add_argument("--images", type=int, default=48, help="how many, of those with objects")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/data.json"))
     args = parser.parse_args()
 
     torch.set_num_threads(1)

@@ -8,15 +8,13 @@ so that the ratios within it are those of one moment. Batch: 1 on a CPU, 32 on a
 T7 at 384 px against EfficientNet-B7 at 600 px: 1.64 times its speed on TPU-v3 (Section 4.7.4).
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from common import alternate, choose_clock, load, machine, ratio, save
+from common import alternate, choose_clock, load, machine, options, ratio, save
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -36,19 +34,11 @@ PAPER = 1.64
 
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, "family.json", 5)
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups to measure")
     parser.add_argument("--batch", type=int, default=32 if device.type == "cuda" else 1, help="images a step")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--scale", type=float, default=1.0, help="of the image sizes, to try it out")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--again", action="store_true", help="measure also what the file has already")
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/family.json"))
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="one thread by its CPU time, on a busy machine"
-    )
     args = parser.parse_args()
 
     clock = choose_clock(args.cpu_time)

@@ -9,14 +9,12 @@ set; told that the canvas is its size, it resizes nothing. All heads get the sam
 more than 128 are positive, so that all have as much to do: an untrained RPN would feed them by chance.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import alternate, choose_clock, load, machine, ratio, save
+from common import alternate, choose_clock, load, machine, options, ratio, save
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -48,16 +46,8 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, "step.json", 5)
     parser.add_argument("--sizes", nargs="+", type=int, default=[1024], help="side of the canvas in pixels")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--again", action="store_true", help="measure also what the file has already")
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/step.json"))
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="one thread by its CPU time, on a busy machine"
-    )
     parser.add_argument("--profile", action="store_true", help="where our step's time goes, and no more")
     args = parser.parse_args()
 

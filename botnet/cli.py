@@ -165,16 +165,9 @@ def _validate(arguments: list[str]) -> int:
     if options.output.is_dir() or not options.output.parent.is_dir():
         raise DataError(f"--output {options.output}: give a file in a folder that exists")
 
-    from botnet.classification.evaluate import open_classifier, render, validate
+    from botnet.classification.evaluate import render, validate
 
-    classifier = open_classifier(
-        options.model,
-        options.weights,
-        label_map=options.label_map,
-        crop=options.crop,
-        size=options.size,
-        device=options.device,
-    )
+    classifier = _open_classifier(options)
     report = validate(
         classifier,
         options.data,
@@ -255,13 +248,10 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
-def _classify(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int:
+def _open_classifier(options: argparse.Namespace) -> Any:
     from botnet.classification.evaluate import open_classifier
-    from botnet.classification.predict import classify, render
 
-    if options.truth or options.images_json:
-        raise DataError(f"--truth and --images-json are for detectors; {options.model} is a classifier")
-    classifier = open_classifier(
+    return open_classifier(
         options.model,
         options.weights,
         label_map=options.label_map,
@@ -269,6 +259,14 @@ def _classify(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int
         size=options.size,
         device=options.device,
     )
+
+
+def _classify(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int:
+    from botnet.classification.predict import classify, render
+
+    if options.truth or options.images_json:
+        raise DataError(f"--truth and --images-json are for detectors; {options.model} is a classifier")
+    classifier = _open_classifier(options)
     records = classify(classifier, options.images, options.output, attention=options.attention, pixel=pixel)
     _show(render(records))
     print(f"{len(records)} images: {options.output / 'predictions.json'}")
