@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,31 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
-from torch import nn
 
 from botnet.errors import DataError
-from botnet.layers import MHSA2d
 from botnet.survival import FiniteLoss, LastCheckpoint, StepSeed, WholeCheckpointIO, newest_checkpoint
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay.
-
-    Only the kernels of convolutions and fully connected layers decay; biases, norms, and the projections
-    and tables of the attention do not ([tpu] decays what is named kernel or weight: none of these is).
-    """
-    kernels = [
-        module.weight
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
-    ]
-    attention = {p for module in model.modules() if isinstance(module, MHSA2d) for p in module.parameters()}
-    decayed = {p for p in kernels if p.requires_grad} - attention
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p not in decayed], "weight_decay": 0.0},
-    ]
 
 
 class SaveConfig(SaveConfigCallback):
@@ -219,6 +198,11 @@ class TrainingCLI(LightningCLI):
             args=args,
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        with warnings.catch_warnings():  # arguments from elsewhere than the command line: as it should be
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         offered = LightningCLI.subcommands()
@@ -249,6 +233,9 @@ class TrainingCLI(LightningCLI):
             ("image_size", "model.init_args.image_size"),
         ):
             parser.link_arguments(f"data.{source}", target, apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Not the hyperparameters that a checkpoint may hold, but the recipe says what is run."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]

@@ -47,17 +47,22 @@ def write_recipe(path: Path, digits: Path, run: Path, **changes) -> Path:
             },
         },
         "data": {"class_path": "botnet.detection.CocoDataModule", "init_args": {**data, **changes}},
-        "trainer": {
-            "default_root_dir": str(run),
-            "max_epochs": 1,
-            "accelerator": "cpu",
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "enable_model_summary": False,
-        },
+        "trainer": quick_trainer(run),
     }
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def quick_trainer(run: Path) -> dict:
+    """Lightning's arguments for one epoch on a CPU."""
+    return {
+        "default_root_dir": str(run),
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "enable_model_summary": False,
+    }
 
 
 def whole(recipe: Path) -> dict:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, default_collate
 from botnet.cli import main
 from botnet.data import Key, generator, make_loader, run_seed
 from botnet.errors import DataError
+from tests.recipes import quick_trainer
 
 
 class Numbers(Dataset):
@@ -134,15 +135,7 @@ def write_tiny(path: Path, run: Path, data: dict[str, Any] | None = None, **trai
     recipe = {
         "model": {"class_path": "tests.tiny.TinyModule"},
         "data": {"class_path": "tests.tiny.TinyData", "init_args": data or {}},
-        "trainer": {
-            "default_root_dir": str(run),
-            "max_epochs": 2,
-            "accelerator": "cpu",
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "enable_model_summary": False,
-        }
-        | trainer,
+        "trainer": quick_trainer(run) | {"max_epochs": 2} | trainer,
     }
     path.write_text(yaml.safe_dump(recipe))
     return path

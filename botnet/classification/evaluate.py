@@ -18,8 +18,9 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from botnet.classification.imagenet import ImageSet, class_names, open_reader
+from botnet.classification.imagenet import ImageSet
 from botnet.classification.module import load_classifier
+from botnet.classification.readers import class_names, open_reader
 from botnet.data import make_loader
 from botnet.errors import DataError
 from botnet.inputs import pick_device
@@ -212,7 +213,7 @@ def validate(
     Args:
         classifier: from :func:`open_classifier`.
         data: images in class folders, or what another reader reads.
-        reader: as in :func:`botnet.classification.imagenet.open_reader`.
+        reader: as in :func:`botnet.classification.readers.open_reader`.
         batch_size: images at once.
         num_workers: processes that prepare images.
 

@@ -1,232 +1,22 @@
-"""Images in classes: how they are stored, read and prepared (paper, Section 4.7)."""
+"""Images in classes, prepared for training and evaluation (paper, Section 4.7)."""
 
-import os
 import random
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
-from timm.data.readers.reader import Reader
-from timm.data.readers.reader_image_folder import ReaderImageFolder
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from botnet.classification.readers import class_names, open_reader, read_image
 from botnet.data import Key, Loader, generator, make_loader, run_seed
-from botnet.errors import DataError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-# Length to width from which an image is a strip. Its short side enlarged to the network's size would take
-# gigabytes, and neither a centre crop nor a random one sees more than its middle.
-STRIP = 16
-READERS = "folder, tar, wds or hfds/NAME"
-
-
-# ---- where images come from
-
-
-class ShardReader(Reader):
-    """WebDataset shards on a disk, read at random: ``KEY.jpg`` beside ``KEY.cls``, the label as a number.
-
-    timm and webdataset read shards as a stream, which has no order that a run could go on in.
-
-    Args:
-        root: a ``.tar``, or a folder of them; ``classes.txt`` beside them names the labels, one a line.
-    """
-
-    def __init__(self, root: Path) -> None:
-        super().__init__()
-        folder = root if root.is_dir() else root.parent
-        self.shards = sorted(root.glob("*.tar")) if root.is_dir() else [root]
-        self.samples: list[tuple[int, str, int, int, int]] = []  # shard, name, offset, size, label
-        for number, shard in enumerate(self.shards):
-            self.samples += [(number, *found) for found in _shard_samples(shard)]
-        named = folder / "classes.txt"
-        if named.is_file():
-            names = named.read_text(encoding="utf-8").rstrip().splitlines()
-        else:
-            names = [
-                str(label) for label in range(1 + max((sample[-1] for sample in self.samples), default=-1))
-            ]
-        self.class_to_idx = {name.strip(): label for label, name in enumerate(names)}
-        if len(self.class_to_idx) < len(names):
-            raise DataError(f"{named}: a name stands on two lines; each class needs its own")
-        for number, name, *_, label in self.samples:
-            if label not in range(len(self.class_to_idx)):
-                raise DataError(
-                    f"{self.shards[number]}: {name} has label {label}, outside 0 to "
-                    f"{len(self.class_to_idx) - 1} ({named})"
-                )
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
-        number, _, offset, size, label = self.samples[index]
-        with self.shards[number].open("rb") as shard:
-            shard.seek(offset)
-            return BytesIO(shard.read(size)), label
-
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        number, name, *_ = self.samples[index]
-        return f"{self.shards[number]}: {name}"
-
-
-def _shard_samples(shard: Path) -> Iterator[tuple[str, int, int, int]]:
-    images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(shard, "r:") as members:
-            for member in members:
-                folder, _, base = member.name.rpartition("/")
-                key, _, extension = base.partition(".")
-                key = f"{folder}/{key}"
-                if f".{extension.lower()}" in EXTENSIONS:
-                    images[key] = member
-                elif extension == "cls":
-                    labels[key] = int(members.extractfile(member).read())  # type: ignore[union-attr]
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise DataError(
-            f"{shard}: is no shard of images with .cls labels ({error}); give uncompressed WebDataset shards"
-        ) from error
-    for key in images.keys() ^ labels.keys():
-        raise DataError(f"{shard}: {key} lacks its {'label, .cls' if key in images else 'image'}; add it")
-    for key, member in images.items():
-        yield member.name, member.offset_data, member.size, labels[key]
-
-
-def open_reader(source: Path, reader: str = "folder") -> Any:
-    """The images of one split.
-
-    Args:
-        source: a folder of class folders; a ``.tar`` of them or a folder with a tar for each class; a folder
-            of WebDataset shards; or, for Hugging Face data sets, the name of the split.
-        reader: ``folder``, ``tar``, ``wds``, or ``hfds/NAME``.
-
-    Returns:
-        A reader of timm's kind: ``len``, ``reader[i]`` gives an open file and a label, ``class_to_idx``.
-
-    Raises:
-        DataError: nothing there, or nothing that can be trained on.
-    """
-    kind, _, name = reader.partition("/")
-    if kind == "hfds" and name:
-        opened: Any = _open_hugging_face(name, str(source))
-    elif reader in ("folder", "tar", "wds"):
-        if not source.exists():
-            raise DataError(f"{source}: no such file or folder; give the path of the images ({reader})")
-        if kind == "folder":
-            opened = _open_folder(source)
-        elif kind == "tar":
-            opened = _open_tar(source)
-        else:
-            opened = ShardReader(source)
-    else:
-        raise DataError(f"no reader {reader!r}; images can be read from {READERS}")
-    names = class_names(opened)
-    if len(names) < 2:
-        raise DataError(
-            f"{source}: {len(names)} class ({', '.join(names)}) is nothing to tell apart; "
-            f"a classifier needs two or more"
-        )
-    return opened
-
-
-def _open_folder(root: Path) -> ReaderImageFolder:
-    if not root.is_dir():
-        raise DataError(
-            f"{root}: no folder; give a folder of class folders, or another --data.init_args.reader"
-        )
-    empty, others = [], 0
-    for folder, below, files in os.walk(root, followlinks=True):
-        images = 0
-        for file in files:
-            images += file.lower().endswith(EXTENSIONS)
-        others += len(files) - images
-        if images and Path(folder) == root:
-            raise DataError(
-                f"{root}: {images} images lie outside the class folders; move each into its class"
-            )
-        if not images and not below and Path(folder) != root:
-            empty.append(folder)
-    if empty:
-        raise DataError(
-            f"{empty[0]}: a class folder without images"
-            + (f", and {len(empty) - 1} more" if len(empty) > 1 else "")
-            + f"; add images ({' '.join(EXTENSIONS)}) or remove it"
-        )
-    try:
-        reader: Any = ReaderImageFolder(str(root), input_key=";".join(EXTENSIONS))
-    except RuntimeError as error:
-        raise DataError(
-            f"{root}: no images in class folders; give a folder that has one for each class"
-        ) from error
-    reader.left_out = others
-    return reader
-
-
-def _open_tar(root: Path) -> ReaderImageInTar:
-    try:
-        return ReaderImageInTar(str(root), cache_tarinfo=False)
-    except Exception as error:  # whatever tarfile and timm's search make of a file that is none
-        raise DataError(f"{root}: no tar of class folders, and no folder of tars ({error})") from error
-
-
-def _open_hugging_face(name: str, split: str) -> Any:
-    try:
-        from timm.data.readers.reader_hfds import ReaderHfds
-    except ImportError as error:
-        raise DataError("Hugging Face's data sets need their package: pip install datasets") from error
-    try:
-        return ReaderHfds(name, split=split)
-    except Exception as error:  # no such name, split or field, no connection: whatever the hub's client says
-        raise DataError(f"hfds/{name}, split {split}: cannot be opened ({error})") from error
-
-
-def class_names(reader: Any) -> list[str]:
-    """Names of labels 0, 1, ... of a reader."""
-    # timm's tar reader has its own word for it.
-    index = reader.class_to_idx if hasattr(reader, "class_to_idx") else reader.class_name_to_idx
-    return [str(name) for name in sorted(index, key=index.__getitem__)]
-
-
-def read_image(file: BinaryIO | Path, name: str) -> Image.Image:
-    """A picture of any mode in RGB, as timm decodes it: EXIF notes ignored, transparency dropped.
-
-    16-bit grey is brought to 8 bits; of a strip, more than 16 times as long as wide, the middle is kept.
-
-    Args:
-        file: opened, or its path.
-        name: what errors call it.
-
-    Raises:
-        DataError: no picture, a broken one, or one so large that it looks like an attack.
-    """
-    try:
-        with Image.open(file) as stored:
-            image: Image.Image = stored
-            if image.mode.startswith("I;16"):  # Pillow would cut it off at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: too large to decode ({error}); scale it down or remove it") from error
-    except Exception as error:  # Pillow's decoders raise almost anything on a broken file
-        raise DataError(f"{name}: cannot be decoded ({error}); restore the file or remove it") from error
-    longest = STRIP * min(image.size)
-    if max(image.size) > longest:
-        width, height = (min(side, longest) for side in image.size)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    return image
-
+from botnet.errors import DataError, some
 
 # ---- chance
 
@@ -388,7 +178,7 @@ class ImageDataModule(L.LightningDataModule):
             missing, beyond = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
             raise DataError(
                 f"{train} and {val} do not have the same classes: {len(ours)} and {len(theirs)}; "
-                f"only in {train}: {_some(missing)}; only in {val}: {_some(beyond)}"
+                f"only in {train}: {some(missing)}; only in {val}: {some(beyond)}"
             )
 
     @property
@@ -434,7 +224,3 @@ def eval_transform(
     return create_transform(
         image_size, crop_pct=crop_pct, interpolation=interpolation, mean=tuple(mean), std=tuple(std)
     )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "none"

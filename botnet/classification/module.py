@@ -1,17 +1,14 @@
 """Training and evaluation of classifiers with Lightning (paper, Section 4.7)."""
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import timm
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -22,11 +19,10 @@ from torchmetrics import Metric
 from torchvision.transforms.v2.functional import to_pil_image
 
 from botnet.classification.pictures import draw_sheet
-from botnet.curves import plot_curves
 from botnet.errors import DataError
 from botnet.models.weights import read_weights
 from botnet.models.zoo import NETWORKS
-from botnet.training import parameter_groups
+from botnet.module import TaskModule, read_checkpoint
 
 
 def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: Any) -> nn.Module:
@@ -87,7 +83,7 @@ class Accuracy(Metric):
         return {"top1": top1, "top5": top5, "loss": self.loss / count, "per_class": per_class}
 
 
-class ClassificationModule(L.LightningModule):
+class ClassificationModule(TaskModule):
     """A classifier, its optimiser and its evaluation.
 
     The defaults are those of the 100-epoch setting (Table 9) at its batch of 1024 images.
@@ -97,8 +93,9 @@ class ClassificationModule(L.LightningModule):
         num_classes: comes from the data.
         image_size: side in pixels; comes from the data.
         model_kwargs: timm's further arguments of the network, such as ``pretrained: true``.
-        weights: file to start from: a checkpoint of ``botnet fit`` or a file of tensors, of the same network.
-            A classifier of another number of classes starts anew. A run that goes on does not read it.
+        init_from: file to start from, of the same network: a checkpoint of ``botnet fit`` or a file of
+            tensors. A classifier of another number of classes starts anew. A run that goes on does not
+            read it.
         learning_rate: after the warm-up, for the whole batch over all devices.
         momentum: of SGD, without Nesterov's form.
         weight_decay: on the kernels of convolutions and fully connected layers only.
@@ -113,6 +110,7 @@ class ClassificationModule(L.LightningModule):
         pictures: validation images that are drawn.
     """
 
+    kind, most = "classifier", 100.0
     monitor = "val/top1"  # of the average of the weights where there is one, else of the network
 
     def __init__(
@@ -121,7 +119,7 @@ class ClassificationModule(L.LightningModule):
         num_classes: int,
         image_size: int,
         model_kwargs: dict[str, Any] | None = None,
-        weights: Path | None = None,
+        init_from: Path | None = None,
         learning_rate: float = 0.4,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
@@ -135,7 +133,7 @@ class ClassificationModule(L.LightningModule):
         compile: bool = False,
         pictures: int = 16,
     ) -> None:
-        super().__init__()
+        super().__init__(learning_rate, momentum, weight_decay, init_from)
         kwargs = dict(model_kwargs or {})
         # Only what is used: not every network of timm knows both.
         kwargs |= {"drop_rate": drop_rate} if drop_rate else {}
@@ -143,7 +141,11 @@ class ClassificationModule(L.LightningModule):
         network = create_classifier(model, num_classes, image_size, **kwargs)
         # What rebuilds it from a checkpoint alone; weights come from there.
         kept = {key: value for key, value in kwargs.items() if key != "pretrained"}
-        self.spec = {"name": model, "num_classes": num_classes, "image_size": image_size} | kept
+        self.spec: dict[str, Any] = {
+            "name": model,
+            "num_classes": num_classes,
+            "image_size": image_size,
+        } | kept
         # The attention and oneDNN's and cuDNN's convolutions are at their best with channels last.
         self.model = network.to(memory_format=torch.channels_last)
         self.ema: ModelEmaV3 | None = None
@@ -157,41 +159,31 @@ class ClassificationModule(L.LightningModule):
             if mixup or cutmix
             else None
         )
-        self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.warmup_epochs, self.label_smoothing = warmup_epochs, label_smoothing
-        self.weights, self.compiles, self.pictures = weights, compile, pictures
+        self.compiles, self.pictures = compile, pictures
         self.metrics = nn.ModuleDict({"model": Accuracy(num_classes)})
         if self.ema is not None:
             self.metrics["ema"] = Accuracy(num_classes)
-        self.report: dict[str, dict[str, Any]] = {}
         self.shown: list[tuple[Any, str, str, float]] = []
 
+    @property
+    def network(self) -> nn.Module:
+        return self.model
+
+    @property
+    def num_classes(self) -> int:
+        return self.spec["num_classes"]
+
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            raise DataError("the classes come with the data: trainer.fit(module, ImageDataModule(...))")
-        if self.spec["num_classes"] != data.num_classes:
-            raise DataError(
-                f"the network has {self.spec['num_classes']} classes, the data have {data.num_classes}; "
-                f"build it with num_classes={data.num_classes}"
-            )
+        super().setup(stage)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit" and self.mix is not None and data.batch_size % 2:
             raise DataError(
                 f"mixup and cutmix pair the images of a batch, and {data.batch_size} is odd; "
                 "set an even data.batch_size"
             )
-        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
-            raise DataError(
-                f"{type(self.trainer.strategy).__name__} splits the network, which fits on any device; the "
-                "average of its weights and its checkpoints are made for trainer.strategy ddp"
-            )
-        if self.trainer.world_size > len(data.val_set):
-            raise DataError(
-                f"{len(data.val_set)} validation images are fewer than {self.trainer.world_size} devices; "
-                "each needs one"
-            )
-        if self.weights is not None and not self.trainer.ckpt_path:
-            start_from(self.model, Path(self.weights))
+        if self.init_from is not None and not self.trainer.ckpt_path:
+            start_from(self.model, Path(self.init_from))
             if self.ema is not None:
                 self.ema.module.load_state_dict(self.model.state_dict())
         if self.compiles:
@@ -219,16 +211,12 @@ class ClassificationModule(L.LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
         return loss
 
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.SGD(
-            parameter_groups(self.model, self.weight_decay), lr=self.learning_rate, momentum=self.momentum
-        )
-        total, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs
+    def schedule(self, total: int) -> Callable[[int], float]:
+        epochs = self.trainer.max_epochs
         if not epochs or epochs < 0:
             raise DataError("the schedule is told in epochs; set trainer.max_epochs")
         warmup = self.warmup_epochs / epochs * total
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, total, warmup))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return lambda step: self.rate(step, total, warmup)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -297,58 +285,22 @@ class ClassificationModule(L.LightningModule):
             }
             self.report[kind] = numbers
         best = self.report["ema" if self.ema is not None else "model"]
-        self.log_dict({"val/top1": best["top1"], "val/top5": best["top5"]}, sync_dist=True)
+        self.headline = {name: best[name] for name in ("top1", "top5")}
+        self.log_dict({f"val/{name}": value for name, value in self.headline.items()}, sync_dist=True)
 
-    def on_fit_end(self) -> None:
-        self._write(Path(self.trainer.default_root_dir))
-
-    def on_validation_end(self) -> None:
-        if self.trainer.state.fn == "validate":
-            self._write(Path(self.trainer.default_root_dir) / "validate")
-
-    @rank_zero_only
-    def _write(self, folder: Path) -> None:
-        """Everything that people want to see of the last evaluation, into one folder."""
-        if not self.report:  # the run ended before its first evaluation
-            return
-        console = Console()
-        folder.mkdir(parents=True, exist_ok=True)
+    def show(self, console: Console, folder: Path) -> dict[str, Path]:
         console.print(accuracy_table(self.report))
-        best = self.report["ema" if self.ema is not None else "model"]
-        numbers = {"epoch": self.current_epoch, "step": self.global_step}
-        numbers |= {"top1": best["top1"], "top5": best["top5"]}
-        written = {"metrics": folder / "metrics.json"}
-        written["metrics"].write_text(json.dumps(numbers | self.report, indent=2))
-        if self.shown:
-            written["pictures"] = folder / "pictures" / "predictions.png"
-            written["pictures"].parent.mkdir(exist_ok=True)
-            draw_sheet(self.shown).save(written["pictures"])
-        logs = sorted((Path(self.trainer.default_root_dir) / "csv").glob("version_*/metrics.csv"))
-        if logs:
-            written["curves"] = folder / "curves.png"
-            plot_curves(logs, written["curves"], top=100)
-        for what, path in written.items():
-            console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+        if not self.shown:
+            return {}
+        path = folder / "pictures" / "predictions.png"
+        path.parent.mkdir(exist_ok=True)
+        draw_sheet(self.shown).save(path)
+        return {"pictures": path}
 
     # ---- checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint["botnet"] = {
-            "classifier": self.spec,
-            "class_names": list(data.class_names),
-            "evaluation": data.evaluation,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        theirs = checkpoint.get("botnet", {}).get("class_names")
-        data = getattr(self._trainer, "datamodule", None)
-        if theirs is not None and data is not None and list(data.class_names) != theirs:
-            raise DataError(
-                f"the checkpoint knows {len(theirs)} classes ({_some(theirs)}), the data have "
-                f"{data.num_classes} ({_some(data.class_names)}); a run can only go on with the classes "
-                "it was started with; to learn others from it, give it as model.weights"
-            )
+    def about(self, data: Any) -> dict[str, Any]:
+        return {"classifier": self.spec, "evaluation": data.evaluation}
 
 
 def accuracy_table(report: dict[str, dict[str, Any]]) -> Table:
@@ -418,24 +370,9 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         ``image_size``, ``crop_pct``, ``interpolation``, ``mean``, ``std``.
 
     Raises:
-        DataError: no such file, no checkpoint, or one that was not written by this class.
+        DataError: as :func:`botnet.module.read_checkpoint`.
     """
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such checkpoint; a run keeps its own in checkpoints/")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(
-            f"{path} cannot be read as data ({str(error).splitlines()[0]}); it is broken, or it holds code, "
-            "which is not executed"
-        ) from error
-    about = checkpoint.get("botnet") if isinstance(checkpoint, dict) else None
-    if not about or not about.get("classifier"):
-        raise DataError(f"{path} does not say which classifier it holds; only checkpoints of `botnet fit` do")
+    _, about = read_checkpoint(path, "classifier")
     model = create_classifier(**about["classifier"])
     start_from(model, Path(path))
     return model.eval(), {key: about[key] for key in ("class_names", "evaluation")}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from botnet.attention import attention_picture, watch_attention
 from botnet.classification.evaluate import Classifier
-from botnet.classification.imagenet import read_image
+from botnet.classification.readers import read_image
 from botnet.errors import DataError
 from botnet.inputs import check_unused, image_paths
 

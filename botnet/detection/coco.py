@@ -1,4 +1,4 @@
-"""COCO instances files: read, check, serve as training and evaluation samples."""
+"""COCO instances files: read and check them, and the folder of images that belongs to one."""
 
 import json
 import math
@@ -10,28 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from faster_coco_eval.core import mask as rle_api
-from PIL import ExifTags, Image, ImageOps
 from rich.progress import track
-from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.ops import box_convert
 
-from botnet.data import Key, generator
-from botnet.detection.masks import Rle, compress_mask, decode_mask
-from botnet.detection.transforms import (
-    EvalTransform,
-    Placement,
-    Scene,
-    Thing,
-    TrainTransform,
-    copy_paste,
-    to_canvas,
-)
+from botnet.detection.images import find_fault
+from botnet.detection.masks import decode_mask
 from botnet.errors import DataError
 
-MAX_OBJECTS = 100  # of an image in training (tensorflow/tpu models/official/detection)
 OVERSHOOT = 1.0  # pixels beyond the image that rounding explains
 
 
@@ -52,7 +36,8 @@ class Problem:
     severity: str
 
 
-def _refusal(path: Path, problem: Problem) -> DataError:
+def refusal(path: Path, problem: Problem) -> DataError:
+    """The error that refuses a file for a problem."""
     return DataError(f"{path}: {problem.record}: {problem.message}")
 
 
@@ -93,7 +78,7 @@ class CocoInstances:
         self.path = Path(path)
         data = _read(self.path)
         for problem in _table_problems(data):
-            raise _refusal(self.path, problem)
+            raise refusal(self.path, problem)
         categories = sorted(data["categories"], key=lambda category: category["id"])
         self.class_names: list[str] = [category["name"] for category in categories]
         self.category_ids: list[int] = [category["id"] for category in categories]
@@ -106,7 +91,7 @@ class CocoInstances:
         for annotation, problems in _annotations(data):
             for problem in problems:
                 if problem.severity == "error":
-                    raise _refusal(self.path, problem)
+                    raise refusal(self.path, problem)
                 self.dropped[problem.kind] += 1
             if annotation:
                 annotations[annotation["image_id"]].append(annotation)
@@ -136,7 +121,7 @@ def read_images(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """
     data = _read(path, ("images", "categories"))
     for problem in _table_problems(data):
-        raise _refusal(path, problem)
+        raise refusal(path, problem)
     return data["images"], {category["id"]: category["name"] for category in data["categories"]}
 
 
@@ -176,7 +161,7 @@ def _table_problems(data: dict[str, Any]) -> Iterator[Problem]:
                 if key == "images" and not (record["height"] > 0 and record["width"] > 0):
                     yield _error(
                         "empty image",
-                        _name(record),
+                        image_name(record),
                         f"its size, {record['height']} x {record['width']}, must be positive; correct it",
                     )
 
@@ -195,7 +180,8 @@ def _wrong_fields(record: Any, needed: dict[str, type]) -> str:
     return ""
 
 
-def _name(image: dict[str, Any]) -> str:
+def image_name(image: dict[str, Any]) -> str:
+    """What messages call an image."""
     return f"image {image['id']} ({image['file_name']})"
 
 
@@ -226,9 +212,9 @@ def _annotations(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any] | None, 
             message = (
                 f"is of category {annotation['category_id']}, which is not in the file; add the category"
             )
-            yield None, [_error("unknown category", f"{record} of {_name(image)}", message)]
+            yield None, [_error("unknown category", f"{record} of {image_name(image)}", message)]
         else:
-            yield _usable(annotation, image, f"{record} of {_name(image)}")
+            yield _usable(annotation, image, f"{record} of {image_name(image)}")
         seen.add(annotation["id"])
 
 
@@ -316,313 +302,18 @@ def _rle_problem(rle: dict[str, Any], image: dict[str, Any], record: str) -> Pro
     return None
 
 
-# ---- pixels
-
-
-def load_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
-    """A picture of any mode in RGB, the way up that its annotations mean.
-
-    A camera may store a turned picture with an EXIF note that says how to turn it back; some tools annotate
-    it as stored, others as shown. Where a size is given and only the stored picture has it, the note is
-    ignored; otherwise it is obeyed. Transparency is dropped; 16-bit grey is brought to 8 bits.
-
-    Args:
-        path: the file.
-        size: (height, width) that the picture must have, if known.
-
-    Returns:
-        The picture, decoded.
-
-    Raises:
-        DataError: no such file, no picture, a broken one, or one of another size.
-    """
-    picture, _ = _decode(path, size, None)
-    return picture
-
-
-def load_placed(path: Path, placement: Placement) -> np.ndarray:
-    """What the canvas shows of a picture, (h, w, 3) uint8.
-
-    A JPEG that is to shrink is decoded at a half, a quarter or an eighth of its size, never at less than it
-    is to have on the canvas.
-
-    Args:
-        path: the file, read as in :func:`load_image`.
-        placement: of the picture; its size must be the file's.
-
-    Raises:
-        DataError: as in :func:`load_image`.
-    """
-    picture, extent = _decode(path, placement.size, placement.resized)
-    return placement.pixels(picture, extent)
-
-
-def _decode(
-    path: Path, size: tuple[int, int] | None, wanted: tuple[int, int] | None
-) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """A picture, perhaps smaller than ``size`` but not than ``wanted``, and where in it the original lies."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such image; restore the file or remove its record")
-    try:
-        with Image.open(path) as stored:
-            shown, orientation = _shown_size(stored, size)
-            shrunk = _shrink(stored, wanted if orientation >= 5 else wanted[::-1]) if wanted else 1
-            image = ImageOps.exif_transpose(stored) if orientation > 1 else stored
-            if image.mode.startswith("I;16"):  # Pillow would cut it off at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image.load()
-            if image.mode != "RGB":
-                image = image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise almost anything on a broken file
-        raise DataError(f"{path}: {_broken_message(error)}") from error
-    if size is not None and shown != size:
-        raise DataError(f"{path}: {_size_message(shown, size)}")
-    # Decoded at 1/2, 1/4 or 1/8, the last row and column may stand for less than 2, 4 or 8 original ones; a
-    # mirrored picture begins with them.
-    width, height = shown[1] / shrunk, shown[0] / shrunk
-    x = image.width - width if orientation in (2, 3, 6, 7) else 0.0
-    y = image.height - height if orientation in (3, 4, 7, 8) else 0.0
-    return image, (x, y, x + width, y + height)
-
-
-def _shrink(stored: Image.Image, wanted: tuple[int, int]) -> float:
-    """Have a JPEG decoded smaller, but not smaller than ``wanted`` (width, height); returns the divisor."""
-    width, height = stored.size
-    for divisor in (8, 4, 2):
-        if -(-width // divisor) >= wanted[0] and -(-height // divisor) >= wanted[1]:
-            # Of other formats Pillow drafts nothing.
-            drafted = stored.draft(None, (max(width // divisor, 1), max(height // divisor, 1)))
-            return width / drafted[1][2] if drafted else 1
-    return 1
-
-
-def _shown_size(stored: Image.Image, size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
-    """(Height, width) that a picture is to have, and the EXIF orientation that is to be obeyed (1: none)."""
-    own, turned = (stored.height, stored.width), (stored.width, stored.height)
-    orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
-    if orientation not in range(2, 9):
-        return own, 1
-    if orientation < 5:  # 5 to 8 swap height and width
-        return own, orientation
-    return (own, 1) if own == size != turned else (turned, orientation)
-
-
-def _broken_message(error: Exception) -> str:
-    return f"cannot be decoded ({error}); restore the file or remove its record"
-
-
-def _size_message(found: tuple[int, int], size: tuple[int, int]) -> str:
-    return (
-        f"the image is {found[1]} x {found[0]} pixels, its record says {size[1]} x {size[0]} "
-        "(width x height); correct the record or restore the file"
-    )
-
-
-# ---- samples
-
-
-class CocoDataset(Dataset):
-    """What the samples of training and of evaluation share: an instances file and its folder of images.
-
-    Args:
-        instances: the instances file, or its path.
-        images: folder that the file names are relative to.
-        masks: read masks; False for boxes only.
-
-    Raises:
-        DataError: at once if an image file or a mask is missing; on access if a file or a mask is broken.
-    """
-
-    def __init__(self, instances: CocoInstances | Path, images: Path, masks: bool = True) -> None:
-        self.instances = instances if isinstance(instances, CocoInstances) else CocoInstances(instances)
-        self.folder, self.masks = Path(images), masks
-        self._label = {category: i + 1 for i, category in enumerate(self.instances.category_ids)}
-        for problem in _folder_problems(self.instances.images, self.folder):
-            raise DataError(f"{problem.record}: {problem.message}")
-        if masks and self.instances.maskless:
-            raise _refusal(self.instances.path, self.instances.maskless)
-
-    def __len__(self) -> int:
-        return len(self.instances.images)
-
-    def name(self, index: int) -> str:
-        """What messages call a sample."""
-        return _name(self.instances.images[index])
-
-    def _image(self, record: dict[str, Any], placement: Placement, canvas: int) -> Tensor:
-        return to_canvas(load_placed(self.folder / record["file_name"], placement), canvas)
-
-    def _annotations(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        annotations = self.instances.annotations_of(record["id"])
-        # An annotation whose polygons were all dropped has a box, but no mask.
-        return [a for a in annotations if a["segmentation"]] if self.masks else annotations
-
-
-class TrainDataset(CocoDataset):
-    """Images on the canvas with what it shows of their objects, asked for by (epoch, index).
-
-    A sample is ``(image, target)``: the image (3, canvas, canvas) float32, normalised; in the target
-
-    - ``boxes`` (N, 4) float32 xyxy and ``area`` (N,) float32 in canvas pixels, of the masks where there are
-      any; ``labels`` (N,) int64 from 1; ``masks`` (N, canvas, canvas) uint8;
-    - ``image_id`` int, ``size`` (height, width) of the original image;
-    - ``valid`` (height, width): the part of the canvas that is not padding; ``scale`` (y, x): canvas pixels
-      per original pixel.
-
-    Crowd regions and objects that the crop leaves nothing of are left out, and at most 100 objects are kept,
-    as in tensorflow/tpu; images without objects stay in, with tensors of length zero. All that is random is
-    drawn from the seed, the epoch and the index.
-
-    Args:
-        instances, images, masks: as in :class:`CocoDataset`.
-        transform: scale, crop and flip.
-        seed: of the run.
-        copy_paste: probability that objects of a second image are pasted in
-            (:func:`botnet.detection.transforms.copy_paste`); 0 in the paper.
-    """
-
-    def __init__(
-        self,
-        instances: CocoInstances | Path,
-        images: Path,
-        transform: TrainTransform,
-        masks: bool = True,
-        seed: int = 0,
-        copy_paste: float = 0.0,
-    ) -> None:
-        super().__init__(instances, images, masks)
-        if not 0 <= copy_paste <= 1 or (copy_paste and not masks):
-            raise DataError(
-                f"copy_paste {copy_paste} with masks {masks}: it is a probability, and things are pasted by "
-                "their masks; set one of them otherwise"
-            )
-        self.transform, self.seed, self.copy_paste = transform, seed, copy_paste
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, dict[str, Any]]:
-        epoch, index = key
-        chance = generator(self.seed, epoch, index)
-        scene, placement = self._scene(index, chance)
-        if self.copy_paste and torch.rand((), generator=chance) < self.copy_paste:
-            other = int(torch.randint(len(self), (), generator=chance))
-            scene = copy_paste(scene, self._scene(other, chance)[0], chance)
-        record = self.instances.images[index]
-        about = {
-            "image_id": record["id"],
-            "size": placement.size,
-            "valid": scene.valid,
-            "scale": placement.scale,
-        }
-        return scene.image, self._target(scene.things[:MAX_OBJECTS]) | about
-
-    def _scene(self, index: int, chance: torch.Generator) -> tuple[Scene, Placement]:
-        record = self.instances.images[index]
-        placement = self.transform.place((record["height"], record["width"]), chance)
-        image = self._image(record, placement, self.transform.canvas)
-        things = []
-        for annotation in self._annotations(record):
-            if not annotation.get("iscrowd") and (thing := self._thing(annotation, record, placement)):
-                things.append(thing)
-        return Scene(image, placement.valid, things), placement
-
-    def _thing(
-        self, annotation: dict[str, Any], record: dict[str, Any], placement: Placement
-    ) -> Thing | None:
-        label = self._label[annotation["category_id"]]
-        if not self.masks:
-            return placement.boxed(label, annotation["bbox"])
-        try:
-            return placement.masked(label, annotation["segmentation"])
-        except ValueError as error:
-            raise _refusal(self.instances.path, _broken_mask(annotation, record, error)) from error
-
-    def _target(self, things: list[Thing]) -> dict[str, Any]:
-        target = {
-            "boxes": torch.tensor([thing.box for thing in things]).reshape(-1, 4),
-            "labels": torch.tensor([thing.label for thing in things], dtype=torch.int64),
-            "area": torch.tensor([thing.area for thing in things]),
-        }
-        if self.masks:
-            # Zeros that nobody writes to take no memory.
-            masks = np.zeros((len(things), self.transform.canvas, self.transform.canvas), np.uint8)
-            for mask, thing in zip(masks, things, strict=True):
-                mask[thing.window] = thing.mask
-            target["masks"] = torch.from_numpy(masks)
-        return target
-
-
-class EvalDataset(CocoDataset):
-    """Images fitted into the canvas, with their truth in original pixels, where it is scored.
-
-    A sample is ``(image, target)``: the image (3, canvas, canvas) float32, normalised; in the target
-
-    - ``boxes`` (N, 4) float32 xyxy, ``labels`` (N,) int64 from 1, ``masks``: N compressed RLEs, ``iscrowd``
-      (N,) bool, ``area`` (N,) float32 in square pixels (the file's; without it the mask's or the box's);
-    - ``image_id``, ``size``, ``valid``, ``scale`` as in :class:`TrainDataset`.
-
-    Args:
-        instances, images, masks: as in :class:`CocoDataset`.
-        transform: the canvas.
-    """
-
-    def __init__(
-        self, instances: CocoInstances | Path, images: Path, transform: EvalTransform, masks: bool = True
-    ) -> None:
-        super().__init__(instances, images, masks)
-        self.transform = transform
-
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        record = self.instances.images[index]
-        placement = self.transform.place((record["height"], record["width"]))
-        image = self._image(record, placement, self.transform.canvas)
-        about = {
-            "image_id": record["id"],
-            "size": placement.size,
-            "valid": placement.valid,
-            "scale": placement.scale,
-        }
-        return image, self._truth(record) | about
-
-    def _truth(self, record: dict[str, Any]) -> dict[str, Any]:
-        annotations = self._annotations(record)
-        boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32)
-        truth: dict[str, Any] = {
-            "boxes": box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"),
-            "labels": torch.tensor([self._label[a["category_id"]] for a in annotations], dtype=torch.int64),
-            "iscrowd": torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool),
-        }
-        areas = [annotation["bbox"][2] * annotation["bbox"][3] for annotation in annotations]
-        if self.masks:
-            truth["masks"] = [self._mask(annotation, record) for annotation in annotations]
-            areas = [float(rle_api.area(mask)) for mask in truth["masks"]]
-        areas = [a.get("area", area) for a, area in zip(annotations, areas, strict=True)]
-        truth["area"] = torch.tensor(areas, dtype=torch.float32)
-        return truth
-
-    def _mask(self, annotation: dict[str, Any], record: dict[str, Any]) -> Rle:
-        try:
-            return compress_mask(annotation["segmentation"], record["height"], record["width"])
-        except ValueError as error:
-            raise _refusal(self.instances.path, _broken_mask(annotation, record, error)) from error
-
-
 def _no_mask(annotation: dict[str, Any], image: dict[str, Any]) -> Problem:
     return _error(
         "no mask",
-        f"annotation {annotation['id']} of {_name(image)}",
+        f"annotation {annotation['id']} of {image_name(image)}",
         "it has no segmentation; add one, or train Faster R-CNN without masks",
     )
 
 
-def _broken_mask(annotation: dict[str, Any], image: dict[str, Any], error: Exception) -> Problem:
-    record = f"annotation {annotation['id']} of {_name(image)}"
+def broken_mask(annotation: dict[str, Any], image: dict[str, Any], error: Exception) -> Problem:
+    """A mask that cannot be decoded."""
+    record = f"annotation {annotation['id']} of {image_name(image)}"
     return _error("broken mask", record, f"its mask cannot be decoded ({error}); write it anew")
-
-
-def collate(batch: list[tuple[Tensor, dict[str, Any]]]) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Images of one canvas size as a batch (B, 3, S, S), channels last, and the list of their targets."""
-    images, targets = zip(*batch, strict=True)
-    # Stacked as they lie in memory, in one stroke.
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), list(targets)
 
 
 # ---- all problems at once
@@ -661,8 +352,8 @@ def check_data(
             try:
                 decode_mask(annotation["segmentation"], image["height"], image["width"])
             except ValueError as error:
-                problems.append(_broken_mask(annotation, image, error))
-    missing = list(_folder_problems(list(records.values()), folder))
+                problems.append(broken_mask(annotation, image, error))
+    missing = list(folder_problems(list(records.values()), folder))
     problems += missing
     if any(problem.kind == "no images in folder" for problem in missing):
         return problems
@@ -673,7 +364,7 @@ def check_data(
     return problems
 
 
-def _folder_problems(images: list[dict[str, Any]], folder: Path) -> Iterator[Problem]:
+def folder_problems(images: list[dict[str, Any]], folder: Path) -> Iterator[Problem]:
     """Images whose files are missing; one problem alone if the folder has no image at all."""
     if not folder.is_dir():
         yield _error("no images in folder", str(folder), "no such folder; give the folder of the images")
@@ -689,19 +380,12 @@ def _folder_problems(images: list[dict[str, Any]], folder: Path) -> Iterator[Pro
         return
     for image in missing:
         file = folder / image["file_name"]
-        yield _error("missing image", _name(image), f"{file}: no such file; restore it or remove its record")
+        yield _error(
+            "missing image", image_name(image), f"{file}: no such file; restore it or remove its record"
+        )
 
 
 def image_problems(file: Path, image: dict[str, Any], decode: bool) -> list[Problem]:
     """What is wrong with one image file: with its header or, if it is decoded, with all of it."""
-    size = image["height"], image["width"]
-    try:
-        with Image.open(file) as stored:
-            shown, _ = _shown_size(stored, size)
-            if decode:
-                stored.load()
-    except Exception as error:  # as in load_image
-        return [_error("broken image", _name(image), f"{file}: {_broken_message(error)}")]
-    if shown != size:
-        return [_error("wrong size", _name(image), f"{file}: {_size_message(shown, size)}")]
-    return []
+    fault = find_fault(file, (image["height"], image["width"]), decode)
+    return [_error(fault[0], image_name(image), f"{file}: {fault[1]}")] if fault else []

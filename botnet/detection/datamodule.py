@@ -5,7 +5,8 @@ from pathlib import Path
 import lightning.pytorch as L
 
 from botnet.data import Loader, make_loader, run_seed
-from botnet.detection.coco import CocoInstances, EvalDataset, TrainDataset, collate
+from botnet.detection.coco import CocoInstances
+from botnet.detection.datasets import EvalDataset, TrainDataset, collate
 from botnet.detection.transforms import EvalTransform, TrainTransform
 from botnet.errors import DataError
 

@@ -1,18 +1,14 @@
 """Training and evaluation of detectors with Lightning (paper, Section 4)."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor, nn
 
-from botnet.curves import plot_curves
 from botnet.data import generator, run_seed
 from botnet.detection.pictures import draw, side_by_side
 from botnet.detection.rcnn import RCNN
@@ -26,9 +22,9 @@ from botnet.detection.results import (
 )
 from botnet.detection.transforms import denormalise
 from botnet.distributed import gather_shares
-from botnet.errors import DataError
+from botnet.errors import DataError, some
 from botnet.layers.position import PositionTables
-from botnet.training import parameter_groups
+from botnet.module import TaskModule, read_checkpoint
 
 PICTURE_SCORE = 0.5  # least score of a detection that is drawn
 
@@ -39,7 +35,7 @@ CLASS_PARTS = tuple(
 )
 
 
-class DetectionModule(L.LightningModule):
+class DetectionModule(TaskModule):
     """A detector, its optimiser and its evaluation.
 
     The defaults are those of the paper's codebase (tensorflow/tpu ``models/official/detection``) at its
@@ -58,6 +54,7 @@ class DetectionModule(L.LightningModule):
             (:func:`initialise`); a run that goes on does not read it.
     """
 
+    kind, most = "detector", 1.0
     monitor = "val/AP"  # of masks, or of boxes where there are none: the best checkpoint has most of it
 
     def __init__(
@@ -72,40 +69,24 @@ class DetectionModule(L.LightningModule):
         pictures: int = 8,
         init_from: Path | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(learning_rate, momentum, weight_decay, init_from)
         # The attention and oneDNN's and cuDNN's convolutions are at their best with channels last.
         self.detector = detector.to(memory_format=torch.channels_last)
-        self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.warmup_steps, self.warmup_learning_rate = warmup_steps, warmup_learning_rate
         self.decay_at = tuple(decay_at)
-        self.pictures, self.init_from = pictures, init_from
+        self.pictures = pictures
         # Of the validation: this device's share, then on the first device what all shares come to.
         self.share: list[tuple[int, dict[str, Any], dict[str, Any]]] = []
         self.sheets: list[tuple[int, Any]] = []
         self.results: list[dict[str, Any]] = []
-        self.report: dict[str, dict[str, Any]] = {}
 
-    def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            raise DataError("the classes come with the data: trainer.fit(module, CocoDataModule(...))")
-        if self.detector.num_classes != data.num_classes:
-            raise DataError(
-                f"the detector has {self.detector.num_classes} classes, {data.train_instances.path} has "
-                f"{data.num_classes}; build it with num_classes={data.num_classes}"
-            )
-        trainer = self.trainer
-        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
-            raise DataError(
-                f"{type(trainer.strategy).__name__} splits the detector, which fits on any device; "
-                "evaluation and checkpoints are made for trainer.strategy ddp"
-            )
-        # In the first batch of an evaluation, and only then, DDP shares the norms' statistics.
-        if trainer.world_size > len(data.val_set):
-            raise DataError(
-                f"{len(data.val_set)} validation images are fewer than {trainer.world_size} devices; each "
-                "needs one"
-            )
+    @property
+    def network(self) -> nn.Module:
+        return self.detector
+
+    @property
+    def num_classes(self) -> int:
+        return self.detector.num_classes
 
     # ---- training
 
@@ -143,19 +124,13 @@ class DetectionModule(L.LightningModule):
         self.log_dict(parts, prog_bar=True, batch_size=len(images))
         return total
 
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.SGD(
-            parameter_groups(self.detector, self.weight_decay), lr=self.learning_rate, momentum=self.momentum
-        )
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
     def scale_batch(self, factor: float) -> None:
-        """Follow a batch ``factor`` times as large: rate and warm-up by the linear rule."""
         self.learning_rate *= factor
         self.warmup_learning_rate *= factor
         self.warmup_steps = round(self.warmup_steps / factor)
+
+    def schedule(self, total: int) -> Callable[[int], float]:
+        return lambda step: self.rate(step, total)
 
     def rate(self, step: int, total: int) -> float:
         """The learning rate at an optimiser step, relative to ``learning_rate``."""
@@ -218,93 +193,31 @@ class DetectionModule(L.LightningModule):
                 self.log(f"val/{kind}_{number}", table[number], prog_bar=number == "AP", sync_dist=True)
         self.log("val/AP", self.report["mask" if "mask" in self.report else "box"]["AP"], sync_dist=True)
 
-    def on_fit_end(self) -> None:
-        self._write(Path(self.trainer.default_root_dir))
-
-    def on_validation_end(self) -> None:
-        if self.trainer.state.fn == "validate":
-            self._write(Path(self.trainer.default_root_dir) / "validate")
-
-    @rank_zero_only
-    def _write(self, folder: Path) -> None:
-        """Everything that people want to see of the last evaluation, into one folder."""
-        if not self.report:  # the run ended before its first evaluation
-            return
-        console = Console()
-        folder.mkdir(parents=True, exist_ok=True)
+    def show(self, console: Console, folder: Path) -> dict[str, Path]:
         for kind, table in self.report.items():
             console.print(metrics_table(f"{kind} metrics on the validation images", table))
-        written = {"metrics": folder / "metrics.json"}
-        step = {"epoch": self.current_epoch, "step": self.global_step}
-        written["metrics"].write_text(json.dumps(step | self.report, indent=2))
-        for task, path in write_results(folder, self.results).items():
-            written[f"COCO results, {task}"] = path
+        results = write_results(folder, self.results)
+        written = {f"COCO results, {task}": path for task, path in results.items()}
         if self.sheets:
-            (folder / "pictures").mkdir(exist_ok=True)
-            for image_id, sheet in self.sheets:
-                sheet.save(folder / "pictures" / f"{image_id}.png")
             written["pictures"] = folder / "pictures"
-        logs = sorted((Path(self.trainer.default_root_dir) / "csv").glob("version_*/metrics.csv"))
-        if logs:
-            written["curves"] = folder / "curves.png"
-            plot_curves(logs, written["curves"])
-        for what, path in written.items():
-            console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+            written["pictures"].mkdir(exist_ok=True)
+            for image_id, sheet in self.sheets:
+                sheet.save(written["pictures"] / f"{image_id}.png")
+        return written
 
     # ---- checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint["botnet"] = {
-            "detector": self.detector.spec,
-            "class_names": list(data.class_names),
+    def about(self, data: Any) -> dict[str, Any]:
+        return {
+            "detector": self.detector.spec,  # arguments of RCNN; None where its backbone has no name
             "category_ids": list(data.train_instances.category_ids),
             "canvas": data.canvas,
         }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.init_from = None  # a run that goes on has weights of its own
-        theirs = checkpoint.get("botnet", {}).get("class_names")
-        data = getattr(self._trainer, "datamodule", None)
-        if theirs is not None and data is not None and list(data.class_names) != theirs:
-            raise DataError(
-                f"the checkpoint knows {len(theirs)} classes ({_some(theirs)}), the data have "
-                f"{data.num_classes} ({_some(data.class_names)}); a run can only go on with the categories "
-                "it was started with"
-            )
 
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The detector's tensors in a checkpoint of :class:`DetectionModule`, read as data, and what it is.
-
-    Args:
-        path: ``last.ckpt`` or ``best.ckpt`` of a run.
-
-    Returns:
-        The state dict of the detector; and ``detector``, the arguments of :class:`RCNN` or None where its
-        backbone has no name, ``class_names``, ``category_ids``, ``canvas``.
-
-    Raises:
-        DataError: no such file, no checkpoint, or one that was not written by this class.
-    """
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such checkpoint; a run keeps its own in checkpoints/")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(
-            f"{path} cannot be read as data ({str(error).splitlines()[0]}); it is broken, or it holds code, "
-            "which is not executed"
-        ) from error
-    about = checkpoint.get("botnet") if isinstance(checkpoint, dict) else None
-    if not about or "detector" not in about:
-        raise DataError(
-            f"{path} does not say which detector it holds; only checkpoints of `botnet fit` with a detector "
-            "can be read"
-        )
-    prefix = "detector."
-    state = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
-    return state, about
+def detector_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The detector's tensors in a checkpoint, by its own names."""
+    return {name.removeprefix("detector."): value for name, value in checkpoint["state_dict"].items()}
 
 
 def load_detector(path: Path) -> tuple[RCNN, dict[str, Any]]:
@@ -318,16 +231,16 @@ def load_detector(path: Path) -> tuple[RCNN, dict[str, Any]]:
         ``category_ids``, ``canvas``.
 
     Raises:
-        DataError: as :func:`read_checkpoint`, or the backbone has no name.
+        DataError: as :func:`botnet.module.read_checkpoint`, or the backbone has no name.
     """
-    state, about = read_checkpoint(path)
+    checkpoint, about = read_checkpoint(path, "detector")
     if not about["detector"]:
         raise DataError(
             f"{path} does not say which detector it holds: its backbone was given as a module; build it and "
             "read the checkpoint with torch.load"
         )
     detector = RCNN(**about["detector"])
-    detector.load_state_dict(state)
+    detector.load_state_dict(detector_state(checkpoint))
     return detector.eval(), {key: about[key] for key in ("class_names", "category_ids", "canvas")}
 
 
@@ -346,9 +259,10 @@ def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
         What was taken and what was not, in words.
 
     Raises:
-        DataError: as :func:`read_checkpoint`, or none of the backbone's kernels fits.
+        DataError: as :func:`botnet.module.read_checkpoint`, or none of the backbone's kernels fits.
     """
-    state, about = read_checkpoint(path)
+    checkpoint, about = read_checkpoint(path, "detector")
+    state = detector_state(checkpoint)
     theirs = about["class_names"]
     common = [name for name in class_names if name in theirs]
     new = [0, *(1 + class_names.index(name) for name in common)]  # 0 is the background
@@ -372,9 +286,5 @@ def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
     left = sorted(own.keys() - taken.keys())
     return (
         f"started from {path}: {len(taken)} of {len(own)} tensors taken, {len(common)} of "
-        f"{len(class_names)} classes known" + (f"; as they were: {_some(left)}" if left else "")
+        f"{len(class_names)} classes known" + (f"; as they were: {some(left)}" if left else "")
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

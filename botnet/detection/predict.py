@@ -10,7 +10,8 @@ from rich.progress import track
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from botnet.attention import attention_picture, watch_attention
-from botnet.detection.coco import CocoInstances, image_problems, load_image, load_placed, read_images
+from botnet.detection.coco import CocoInstances, image_problems, read_images
+from botnet.detection.images import load_image, load_placed
 from botnet.detection.masks import compress_mask
 from botnet.detection.module import load_detector
 from botnet.detection.pictures import draw, side_by_side

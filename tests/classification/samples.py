@@ -6,6 +6,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from tests.recipes import quick_trainer
+
 CLASSES = ("blue", "green", "red")
 
 
@@ -50,14 +52,7 @@ def write_recipe(path: Path, data: Path, run: Path, model: dict | None = None, *
                 **changes,
             },
         },
-        "trainer": {
-            "default_root_dir": str(run),
-            "max_epochs": 1,
-            "accelerator": "cpu",
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "enable_model_summary": False,
-        },
+        "trainer": quick_trainer(run),
     }
     path.write_text(yaml.safe_dump(recipe))
     return path

@@ -26,7 +26,7 @@ from botnet.cli import main
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
 from botnet.models.weights import save_weights
-from botnet.training import parameter_groups
+from botnet.module import parameter_groups
 from tests.classification.samples import CLASSES, write_images, write_recipe
 
 
@@ -398,7 +398,7 @@ def test_a_checkpoint_of_other_classes_is_refused(run, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "knows 3 classes (blue, green, red)" in message
     assert "the data have 2" in message
-    assert "model.weights" in message
+    assert "model.init_args.init_from" in message
 
 
 def test_fine_tuning_starts_a_new_classifier_on_the_old_network(run, tmp_path, capsys):
@@ -411,7 +411,7 @@ def test_fine_tuning_starts_a_new_classifier_on_the_old_network(run, tmp_path, c
         tmp_path / "recipe.yaml",
         tmp_path,
         tmp_path / "run",
-        {"weights": str(checkpoint), "learning_rate": 0.0},
+        {"init_from": str(checkpoint), "learning_rate": 0.0},
     )
     assert main(["fit", "--config", str(recipe)]) == 0
     assert "its classifier has 3 classes; this one starts anew" in capsys.readouterr().out
@@ -441,10 +441,10 @@ def test_fine_tuning_at_another_size_resizes_the_position_tables(tmp_path):
 
 def test_weights_of_another_network_are_refused(run, images):
     _, folder = run
-    module = module_of(model="botnet_s1_tiny", weights=folder / "checkpoints" / "best.ckpt")
+    module = module_of(model="botnet_s1_tiny", init_from=folder / "checkpoints" / "best.ckpt")
     with pytest.raises(DataError, match=r"best\.ckpt: not the weights of this BoTNet"):
         trainer_of().fit(module, data_module(images))
-    module = module_of(weights=folder / "gone.ckpt")
+    module = module_of(init_from=folder / "gone.ckpt")
     with pytest.raises(DataError, match=r"gone\.ckpt: no such file"):
         trainer_of().fit(module, data_module(images))
 
@@ -459,7 +459,7 @@ def test_a_network_of_another_class_count_is_refused(images):
 def test_what_several_devices_cannot_do_is_said_before_they_start(images):
     module, data = module_of(), data_module(images)
     for devices, strategy, message in (
-        (2, FSDPStrategy(), "FSDPStrategy splits the network"),
+        (2, FSDPStrategy(), "FSDPStrategy splits the classifier"),
         (10, DDPStrategy(), "9 validation images are fewer than 10 devices"),
     ):
         module._trainer = SimpleNamespace(world_size=devices, strategy=strategy, datamodule=data)

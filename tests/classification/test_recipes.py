@@ -10,8 +10,8 @@ from botnet.classification import ClassificationModule
 from botnet.classification.module import create_classifier
 from botnet.cli import main
 from botnet.layers import MHSA2d
+from botnet.module import parameter_groups
 from botnet.reproduce import RECIPES, rows
-from botnet.training import parameter_groups
 from tests.classification.samples import write_images
 from tests.recipes import whole
 

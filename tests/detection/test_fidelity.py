@@ -11,7 +11,8 @@ import torch
 import yaml
 from torch import nn
 
-from botnet.detection import RCNN, coco
+from botnet.detection import RCNN
+from botnet.detection.datasets import MAX_OBJECTS
 from botnet.detection.rcnn import LEVELS
 from tests.detection.test_rcnn import small_detector, targets_for
 
@@ -84,7 +85,7 @@ def values(detector):
         "mask head": f"four 3x3 {masks[0].out_channels}, deconvolution to 28 x 28, no norm",
         "RoIs that masks learn from": "the positive ones, at most "
         f"{int(heads.fg_bg_sampler.batch_size_per_image * heads.fg_bg_sampler.positive_fraction)}",
-        "objects an image": f"at most {coco.MAX_OBJECTS}",
+        "objects an image": f"at most {MAX_OBJECTS}",
         "batch": RECIPE["global_batch"],
         "optimiser": f"SGD, momentum {MODEL['momentum']}",
         "weight decay": MODEL["weight_decay"],

@@ -14,10 +14,10 @@ from torch import nn
 
 from botnet.cli import main
 from botnet.detection import CocoDataModule, DetectionModule, load_detector, mask_rcnn
-from botnet.detection.module import initialise, read_checkpoint
+from botnet.detection.module import detector_state, initialise
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
-from botnet.training import parameter_groups
+from botnet.module import parameter_groups, read_checkpoint
 from tests.recipes import DETECTOR, write_recipe
 
 
@@ -139,7 +139,7 @@ def test_a_detector_of_another_class_count_is_refused(digits):
         return L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
 
     module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
-    with pytest.raises(DataError, match=r"has 2 classes, .*instances_train\.json has 10"):
+    with pytest.raises(DataError, match=r"detector has 2 classes, the data have 10 \(zero, one"):
         trainer().fit(module, data)
     with pytest.raises(DataError, match="the classes come with the data"):
         trainer().fit(module, data.train_dataloader())
@@ -173,21 +173,26 @@ class Trap:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.parametrize("command", ["predict", "validate"])
+@pytest.mark.parametrize("command", ["fit", "predict", "validate"])
 def test_a_checkpoint_that_holds_code_is_not_run(command, run, tmp_path, capsys):
     recipe, _ = run
     trap, evil = tmp_path / "sprung", tmp_path / "evil.ckpt"
     torch.save({"state_dict": {}, "botnet": Trap(trap)}, evil)
     assert pickle.loads(pickle.dumps(Trap(tmp_path / "proof")))  # the trap itself works
     assert (tmp_path / "proof").exists()
-    if command == "predict":
-        image = tmp_path / "image.png"
-        Image.new("RGB", (9, 9)).save(image)
-        assert main(["predict", str(evil), str(image), "--output", str(tmp_path / "out")]) == 2
-        assert "not executed" in capsys.readouterr().err
-    else:
-        with pytest.raises(pickle.UnpicklingError):
-            main(["validate", "--config", str(recipe), "--ckpt_path", str(evil)])
+    image = tmp_path / "image.png"
+    Image.new("RGB", (9, 9)).save(image)
+    torn = tmp_path / "torn.ckpt"
+    torn.write_bytes(evil.read_bytes()[:-50])
+    commands = {
+        "fit": ["fit", "--config", str(recipe), "--ckpt_path", str(evil)],
+        "predict": ["predict", str(evil), str(image), "--output", str(tmp_path / "out")],
+        "validate": ["validate", "--config", str(recipe), "--ckpt_path", str(evil)],
+    }
+    for checkpoint in (evil, torn):
+        arguments = [str(checkpoint) if argument == str(evil) else argument for argument in commands[command]]
+        assert main(arguments) == 2
+        assert f"{checkpoint} cannot be read as data" in capsys.readouterr().err
     assert not trap.exists()
 
 
@@ -316,7 +321,8 @@ def test_what_several_devices_cannot_do_is_refused():
 def test_fine_tuning_takes_what_fits_and_classes_by_name(run):
     _, folder = run
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    state, about = read_checkpoint(checkpoint)
+    stored, about = read_checkpoint(checkpoint, "detector")
+    state = detector_state(stored)
     names = ["nine", "zebra", "zero"]
     torch.manual_seed(1)
     detector = mask_rcnn(num_classes=3, canvas=96, **DETECTOR)

@@ -11,7 +11,8 @@ from faster_coco_eval.core import mask as rle_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from botnet.detection.coco import CocoInstances, EvalDataset
+from botnet.detection.coco import CocoInstances
+from botnet.detection.datasets import EvalDataset
 from botnet.detection.masks import encode_mask
 from botnet.detection.results import (
     COCO_NUMBERS,

@@ -9,7 +9,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from botnet.data import generator
-from botnet.detection.coco import CocoInstances, EvalDataset, TrainDataset, load_image, load_placed
+from botnet.detection.coco import CocoInstances
+from botnet.detection.datasets import EvalDataset, TrainDataset
+from botnet.detection.images import load_image, load_placed
 from botnet.detection.masks import compress_mask, decode_mask, encode_mask
 from botnet.detection.transforms import (
     EvalTransform,

@@ -1,0 +1,194 @@
+"""What detectors and classifiers have in common as Lightning modules."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from torch import nn
+
+from botnet.curves import plot_curves
+from botnet.errors import DataError, some
+from botnet.layers import MHSA2d
+from botnet.survival import WholeCheckpointIO
+
+
+class TaskModule(L.LightningModule):
+    """The checks before a run, its optimiser, the files at its end, its checkpoints.
+
+    A subclass says what it is in the attributes, and writes the methods that raise here.
+
+    Args:
+        learning_rate: after the warm-up, for the whole batch over all devices.
+        momentum: of SGD, without Nesterov's form.
+        weight_decay: on the kernels of convolutions and fully connected layers only.
+        init_from: file of weights to start from; a run that goes on does not read it.
+
+    Attributes:
+        kind: what a checkpoint holds: ``detector`` or ``classifier``.
+        monitor: the metric that the best checkpoint has most of.
+        most: greatest value of a metric, for the curves.
+        report: numbers of the last evaluation, by kind of number; on the first device.
+        headline: those that ``metrics.json`` starts with.
+    """
+
+    kind: str
+    monitor: str
+    most: float
+
+    def __init__(
+        self, learning_rate: float, momentum: float, weight_decay: float, init_from: Path | None
+    ) -> None:
+        super().__init__()
+        self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
+        self.init_from = init_from
+        self.report: dict[str, dict[str, Any]] = {}
+        self.headline: dict[str, float] = {}
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network tells apart."""
+        raise NotImplementedError
+
+    def schedule(self, total: int) -> Callable[[int], float]:
+        """The learning rate at each of ``total`` optimiser steps, relative to ``learning_rate``."""
+        raise NotImplementedError
+
+    def scale_batch(self, factor: float) -> None:
+        """Follow a batch ``factor`` times as large by the linear rule."""
+        raise NotImplementedError
+
+    def about(self, data: Any) -> dict[str, Any]:
+        """What a checkpoint says beside the class names, so that it can be used without its recipe."""
+        raise NotImplementedError
+
+    def show(self, console: Console, folder: Path) -> dict[str, Path]:
+        """Print the last evaluation, write its files into a folder; returns them by what they are."""
+        raise NotImplementedError
+
+    # ---- Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        data = getattr(trainer, "datamodule", None)
+        if data is None:
+            raise DataError(
+                "the classes come with the data: trainer.fit(module, CocoDataModule(...)), or ImageDataModule"
+            )
+        if self.num_classes != data.num_classes:
+            raise DataError(
+                f"the {self.kind} has {self.num_classes} classes, the data have {data.num_classes} "
+                f"({some(data.class_names)}); build it with num_classes={data.num_classes}"
+            )
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+            raise DataError(
+                f"{type(trainer.strategy).__name__} splits the {self.kind}, which fits on any device; "
+                "evaluation and checkpoints are made for trainer.strategy ddp"
+            )
+        # In the first batch of an evaluation, and only then, DDP shares the norms' statistics.
+        if trainer.world_size > len(data.val_set):
+            raise DataError(
+                f"{len(data.val_set)} validation images are fewer than {trainer.world_size} devices; each "
+                "needs one"
+            )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(
+            parameter_groups(self.network, self.weight_decay), lr=self.learning_rate, momentum=self.momentum
+        )
+        rate = self.schedule(int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        self._write(Path(self.trainer.default_root_dir))
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == "validate":
+            self._write(Path(self.trainer.default_root_dir) / "validate")
+
+    @rank_zero_only
+    def _write(self, folder: Path) -> None:
+        """Everything that people want to see of the last evaluation, into one folder."""
+        if not self.report:  # the run ended before its first evaluation
+            return
+        console = Console()
+        folder.mkdir(parents=True, exist_ok=True)
+        step: dict[str, Any] = {"epoch": self.current_epoch, "step": self.global_step}
+        written = {"metrics": folder / "metrics.json"}
+        written["metrics"].write_text(json.dumps(step | self.headline | self.report, indent=2))
+        written |= self.show(console, folder)
+        logs = sorted((Path(self.trainer.default_root_dir) / "csv").glob("version_*/metrics.csv"))
+        if logs:
+            written["curves"] = folder / "curves.png"
+            plot_curves(logs, written["curves"], self.most)
+        for what, path in written.items():
+            console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["botnet"] = {"class_names": list(data.class_names)} | self.about(data)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.init_from = None  # it has weights of its own
+        theirs = checkpoint.get("botnet", {}).get("class_names")
+        data = getattr(self._trainer, "datamodule", None)
+        if theirs is not None and data is not None and list(data.class_names) != theirs:
+            raise DataError(
+                f"the checkpoint knows {len(theirs)} classes ({some(theirs)}), the data have "
+                f"{data.num_classes} ({some(data.class_names)}); a run can only go on with the classes it "
+                "was started with; to learn others from it, give it as model.init_args.init_from"
+            )
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay.
+
+    Only the kernels of convolutions and fully connected layers decay; biases, norms, and the projections
+    and tables of the attention do not ([tpu] decays what is named kernel or weight: none of these is).
+    """
+    kernels = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
+    attention = {p for module in model.modules() if isinstance(module, MHSA2d) for p in module.parameters()}
+    decayed = {p for p in kernels if p.requires_grad} - attention
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def read_checkpoint(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint of a :class:`TaskModule`, read as data, and what it says about itself.
+
+    Args:
+        path: ``last.ckpt`` or ``best.ckpt`` of a run.
+        kind: what it must hold: ``detector`` or ``classifier``.
+
+    Returns:
+        The checkpoint; ``class_names`` and what :meth:`TaskModule.about` returned.
+
+    Raises:
+        DataError: no such file, no checkpoint, or one that holds something else.
+    """
+    checkpoint = WholeCheckpointIO().load_checkpoint(path, map_location="cpu", weights_only=True)
+    about = checkpoint.get("botnet") if isinstance(checkpoint, dict) else None
+    if not isinstance(about, dict) or kind not in about:
+        raise DataError(
+            f"{path} does not say which {kind} it holds; only checkpoints of `botnet fit` with a {kind} "
+            "can be read"
+        )
+    return checkpoint, about

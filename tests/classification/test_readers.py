@@ -1,0 +1,155 @@
+"""Every way of storing images in classes, sound and broken."""
+
+import io
+import sys
+import tarfile
+import types
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from torchvision.transforms import v2
+
+from botnet.classification.imagenet import ImageSet
+from botnet.classification.readers import class_names, open_reader
+from botnet.errors import DataError
+from tests.classification.samples import CLASSES, write_images
+
+
+def to_tensor(image):
+    return v2.functional.pil_to_tensor(image)
+
+
+def test_labels_are_folders_in_natural_order(tmp_path):
+    write_images(tmp_path, ("class 10", "class 9", "a"))
+    reader = open_reader(tmp_path)
+    assert class_names(reader) == ["a", "class 9", "class 10"]
+    samples = ImageSet(reader, to_tensor)
+    assert len(samples) == 12
+    for index in range(12):
+        assert class_names(reader)[samples[index][1]] in samples.name(index)
+
+
+def test_files_that_are_no_images_are_counted(tmp_path):
+    write_images(tmp_path)
+    (tmp_path / "red" / "notes.txt").write_text("three reds")
+    (tmp_path / "README").write_text("colours")
+    Image.new("RGB", (8, 8)).save(tmp_path / "red" / "also.WEBP", "webp")
+    reader = open_reader(tmp_path)
+    assert len(reader) == 13
+    assert reader.left_out == 2
+
+
+def as_tar(folder, path, inside=""):
+    with tarfile.open(path, "w") as tar:
+        for file in sorted(folder.rglob("*.png")):
+            tar.add(file, f"{inside}{file.relative_to(folder)}")
+
+
+def as_shards(folder, target, shards=2):
+    target.mkdir()
+    files = sorted(folder.rglob("*.png"))
+    for number in range(shards):
+        with tarfile.open(target / f"{number:04d}.tar", "w") as tar:
+            for index, file in list(enumerate(files))[number::shards]:
+                label = str(CLASSES.index(file.parent.name)).encode()
+                for name, content in ((f"{index:06d}.png", file.read_bytes()), (f"{index:06d}.cls", label)):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    (target / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+
+
+def pixels_by_class(reader):
+    """What a reader gives, whatever its order."""
+    samples = ImageSet(reader, to_tensor)
+    names = class_names(reader)
+    found = [samples[index] for index in range(len(samples))]
+    return sorted((names[label], image.numpy().tobytes()) for image, label in found)
+
+
+def test_every_reader_gives_the_same_images(tmp_path):
+    folder = write_images(tmp_path / "folder")
+    expected = pixels_by_class(open_reader(folder))
+    assert len(expected) == 12
+    as_tar(folder, tmp_path / "whole.tar")
+    assert pixels_by_class(open_reader(tmp_path / "whole.tar", "tar")) == expected
+    (tmp_path / "tars").mkdir()
+    for name in CLASSES:
+        as_tar(folder / name, tmp_path / "tars" / f"{name}.tar")
+    assert pixels_by_class(open_reader(tmp_path / "tars", "tar")) == expected
+    as_shards(folder, tmp_path / "shards")
+    assert pixels_by_class(open_reader(tmp_path / "shards", "wds")) == expected
+
+
+def test_hugging_face_data_sets_by_the_name_of_their_split(tmp_path, monkeypatch):
+    """timm's reader, with a stand-in for the package behind it."""
+    folder = write_images(tmp_path)
+    files = sorted(folder.rglob("*.png"))
+
+    class Split(list):
+        info = types.SimpleNamespace(
+            features={"label": types.SimpleNamespace(names=list(CLASSES))}, splits=None
+        )
+
+        def cast_column(self, *_):
+            return self
+
+    def load_dataset(name, split, **_):
+        assert (name, split) == ("me/colours", "validation")
+        return Split(
+            {"image": {"bytes": f.read_bytes(), "path": f.name}, "label": CLASSES.index(f.parent.name)}
+            for f in files
+        )
+
+    fake = types.ModuleType("datasets")
+    fake.load_dataset, fake.Image = load_dataset, lambda decode: None
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
+    reader = open_reader(Path("validation"), "hfds/me/colours")
+    assert pixels_by_class(reader) == pixels_by_class(open_reader(folder))
+    with pytest.raises(DataError, match="hfds/me/colours, split gone: cannot be opened"):
+        open_reader(Path("gone"), "hfds/me/colours")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds")
+    with pytest.raises(DataError, match="pip install datasets"):
+        open_reader(Path("validation"), "hfds/me/colours")
+
+
+def test_broken_shards_are_refused(tmp_path):
+    as_shards(write_images(tmp_path / "folder"), tmp_path / "shards")
+    (tmp_path / "shards" / "classes.txt").write_text("blue\ngreen\n")
+    with pytest.raises(DataError, match=r"has label 2, outside 0 to 1"):
+        open_reader(tmp_path / "shards", "wds")
+    (tmp_path / "shards" / "classes.txt").write_text("blue\ngreen\nblue\n")
+    with pytest.raises(DataError, match=r"a name stands on two lines"):
+        open_reader(tmp_path / "shards", "wds")
+    with tarfile.open(tmp_path / "lone.tar", "w") as tar:
+        tar.add(tmp_path / "folder" / "red" / "0.png", "7.png")
+    with pytest.raises(DataError, match=r"7 lacks its label"):
+        open_reader(tmp_path / "lone.tar", "wds")
+    (tmp_path / "none.tar").write_bytes(b"no tar at all")
+    with pytest.raises(DataError, match=r"none\.tar: is no shard"):
+        open_reader(tmp_path / "none.tar", "wds")
+    with pytest.raises(DataError, match=r"none\.tar: no tar of class folders"):
+        open_reader(tmp_path / "none.tar", "tar")
+
+
+def test_folders_that_cannot_be_learnt_from_are_refused(tmp_path):
+    folder = write_images(tmp_path / "data")
+    (folder / "yellow").mkdir()
+    with pytest.raises(DataError, match="yellow: a class folder without images"):
+        open_reader(folder)
+    (folder / "yellow").rmdir()
+    Image.new("RGB", (8, 8)).save(folder / "stray.png")
+    with pytest.raises(DataError, match="1 images lie outside the class folders"):
+        open_reader(folder)
+    with pytest.raises(DataError, match=r"1 class \(red\) is nothing to tell apart"):
+        open_reader(write_images(tmp_path / "one", ["red"]))
+    (tmp_path / "void").mkdir()
+    with pytest.raises(DataError, match="no images in class folders"):
+        open_reader(tmp_path / "void")
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_reader(tmp_path / "gone")
+    with pytest.raises(DataError, match="no reader 'zip'"):
+        open_reader(folder, "zip")

@@ -1,0 +1,157 @@
+"""Samples are what the instances file says."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval.core import mask as rle_api
+from PIL import Image
+
+from botnet.detection.coco import CocoInstances
+from botnet.detection.datasets import TrainDataset, collate
+from botnet.detection.masks import encode_mask
+from botnet.detection.transforms import Placement, TrainTransform, denormalise
+from botnet.errors import DataError
+
+
+def test_a_sample_is_what_the_file_says(made):
+    image, target = made.dataset()[0]
+    shown = denormalise(image)[:, :30].permute(1, 2, 0).numpy()
+    assert np.array_equal(shown, np.asarray(Image.open(made.folder / "a.png")))
+    assert image.dtype == torch.float32
+    assert target["boxes"].tolist() == [[10, 5, 30, 25], [0, 0, 4, 6]]
+    assert target["boxes"].dtype == torch.float32
+    assert target["image_id"] == 7
+    assert target["size"] == target["valid"] == (30, 40)
+    assert target["scale"] == (1, 1)
+    square = np.zeros((30, 40), np.uint8)
+    square[5:25, 10:30] = 1
+    assert target["masks"][0] == encode_mask(square)
+    # The file has no areas.
+    assert target["area"].tolist() == [400, rle_api.decode(target["masks"][1]).sum()]
+    assert target["iscrowd"].tolist() == [False, False]
+
+
+def test_a_training_sample_is_what_the_file_says(made):
+    image, target = made.dataset(train=True)[0, 0]
+    shown = denormalise(image)[:, :30].permute(1, 2, 0).numpy()
+    assert np.array_equal(shown, np.asarray(Image.open(made.folder / "a.png")))
+    square = torch.zeros(40, 40, dtype=torch.uint8)
+    square[5:25, 10:30] = 1
+    assert torch.equal(target["masks"][0], square)
+    rows, columns = np.nonzero(target["masks"][1].numpy())
+    corner = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert target["boxes"].tolist() == [[10, 5, 30, 25], corner]
+    assert target["area"].tolist() == target["masks"].sum((1, 2)).tolist()
+    assert target["labels"].tolist() == [2, 1]
+    assert {key: target[key] for key in ("image_id", "size", "valid", "scale")} == {
+        "image_id": 7,
+        "size": (30, 40),
+        "valid": (30, 40),
+        "scale": (1, 1),
+    }
+
+
+def test_the_area_of_the_file_is_kept(made):
+    made.annotation(area=123.5)
+    assert made.target()["area"][2] == 123.5
+
+
+def test_an_image_without_annotations_has_tensors_of_length_zero(made):
+    for train in (True, False):
+        target = made.target(train, index=1)
+        assert target["boxes"].shape == (0, 4)
+        assert target["labels"].dtype == torch.int64
+        assert len(target["labels"]) == len(target["area"]) == len(target["masks"]) == 0
+    assert made.target(train=True, index=1)["masks"].shape == (0, 40, 40)
+
+
+def test_crowd_is_kept_for_scoring_and_left_out_of_training(made):
+    counts = [0, 1200]
+    made.annotation(iscrowd=1, segmentation={"size": [30, 40], "counts": counts})
+    assert made.target()["iscrowd"].tolist() == [False, False, True]
+    assert rle_api.decode(made.target()["masks"][2]).all()
+    assert made.target(train=True)["labels"].tolist() == [2, 1]
+
+
+class RightHalf:
+    """A transform that shows the right half of the pictures."""
+
+    canvas = 40
+
+    def place(self, size, chance):
+        return Placement(size, size, top=0, left=20, valid=(30, 20))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_training_keeps_a_hundred_objects_of_those_that_the_transform_leaves(made, masks):
+    for number in range(150):
+        left, category = (22, 90) if number >= 5 else (1, 3)
+        corner = [left, 2, left + 9, 2, left + 9, 12]
+        made.annotation(id=1000 + number, category_id=category, bbox=[left, 2, 9, 10], segmentation=[corner])
+    samples = TrainDataset(CocoInstances(made.write()), made.folder, RightHalf(), masks=masks)
+    _, target = samples[0, 0]
+    assert {len(target[key]) for key in ("boxes", "labels", "area")} == {100}
+    assert target["labels"].tolist() == [2] * 100
+    assert len(target["masks"]) == 100 if masks else "masks" not in target
+    assert len(made.target()["labels"]) == 152
+
+
+@pytest.mark.parametrize("copy_paste", [0.0, 1.0])
+def test_a_training_sample_depends_on_seed_epoch_and_index_alone(made, copy_paste):
+    def sample(seed, epoch, index):
+        instances, transform = CocoInstances(made.write()), TrainTransform(24, (0.5, 2))
+        image, target = TrainDataset(instances, made.folder, transform, seed=seed, copy_paste=copy_paste)[
+            epoch, index
+        ]
+        return [image, *(target[key] for key in ("boxes", "labels", "masks", "area"))]
+
+    first = sample(0, 0, 0)
+    torch.manual_seed(1)
+    assert all(map(torch.equal, first, sample(0, 0, 0)))
+    others = [sample(0, 0, 1), sample(0, 1, 0), sample(1, 0, 0)]
+    assert not any(torch.equal(first[0], other[0]) for other in others)
+
+
+def test_copy_paste_needs_masks_and_a_probability(made):
+    for arguments in ({"copy_paste": 1.5}, {"copy_paste": 0.5, "masks": False}):
+        with pytest.raises(DataError, match="it is a probability"):
+            made.dataset(train=True, **arguments)
+
+
+def test_boxes_alone_are_enough_without_masks(made):
+    for annotation in made.data["annotations"]:
+        del annotation["segmentation"]
+    for train in (False, True):
+        target = made.target(train, masks=False)
+        assert "masks" not in target
+        assert target["boxes"].tolist() == [[10, 5, 30, 25], [0, 0, 4, 6]]
+        assert target["area"].tolist() == [400, 24]
+    assert made.kinds(masks=False) == {}
+    assert made.kinds() == {("no mask", "error"): 2}
+    with pytest.raises(
+        DataError, match=r"instances.json: annotation 100 of image 7 \(a.png\).*no segmentation"
+    ):
+        made.dataset()
+
+
+def test_files_in_subfolders(made):
+    (made.folder / "deep" / "er").mkdir(parents=True)
+    (made.folder / "a.png").rename(made.folder / "deep" / "er" / "a.png")
+    made.data["images"][0]["file_name"] = "deep/er/a.png"
+    assert made.kinds() == {}
+    assert made.target()["image_id"] == 7
+
+
+def test_a_batch_has_one_canvas(made):
+    samples = made.dataset()
+    images, targets = collate([samples[0], samples[1]])
+    assert torch.equal(images, torch.stack([samples[0][0], samples[1][0]]))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert [target["image_id"] for target in targets] == [7, 12]
+
+
+def test_datasets_travel_to_workers(made):
+    samples = pickle.loads(pickle.dumps(made.dataset()))
+    assert samples[0][1]["labels"].tolist() == [2, 1]
