@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale test recipes-check overfit full-size proof-ddp proof-survival \
+.PHONY: help quickstart quickstart-classify small-scale test test-oldest recipes-check overfit full-size proof-ddp proof-survival \
 	bench-attention bench-backbone bench-data bench-step bench-family
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on pictures of clothes, from nothing"
 	@echo "make small-scale  the same two at more length, three seeds each, as a table"
 	@echo "make test        lint, types and tests"
+	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
 	@echo "make recipes-check  every recipe builds, trains a step and evaluates (COCO_BY=folder of COCO photographs)"
 	@echo "make overfit     learn four photographs by heart (COCO_BY as above)"
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images measured (COCO_BY as above)"
@@ -41,6 +42,16 @@ test: .venv/installed
 	$(BIN)/mypy
 	# Threads that wait must not spin: the tests have to end in time on a busy machine, too.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet uv
+	.venv-oldest/bin/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct \
+		--editable '.[demo,test]'
+	touch $@
+
+test-oldest: .venv-oldest/installed
+	OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest
 
 recipes-check: .venv/installed
 	BOTNET_COCO_BY=$(COCO_BY) OMP_WAIT_POLICY=PASSIVE \
