@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
     digits = commands.add_parser("make-digits", help="make a small COCO-format set of handwritten digits")
     digits.add_argument("directory", type=Path, help="new folder")
-    digits.add_argument("--train", type=int, default=2100, help="training images (2100)")
+    digits.add_argument("--train", type=int, default=1750, help="training images (1750)")
     digits.add_argument("--val", type=int, default=200, help="validation images (200)")
     digits.add_argument("--size", type=int, default=320, help="longer side of the images in pixels (320)")
     digits.add_argument("--seed", type=int, default=0, help="of every random choice (0)")

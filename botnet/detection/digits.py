@@ -50,7 +50,7 @@ SMALL, LARGE = 32**2, 96**2  # mask areas at which COCO parts small, medium and 
 
 
 def make_digits(
-    directory: Path, train: int = 2100, val: int = 200, size: int = 320, seed: int = 0, progress: bool = True
+    directory: Path, train: int = 1750, val: int = 200, size: int = 320, seed: int = 0, progress: bool = True
 ) -> dict:
     """Make a COCO-format set of handwritten digits pasted onto photographs, with exact visible masks.
 
