@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale test test-oldest recipes-check overfit full-size proof-ddp proof-survival \
-	bench-attention bench-backbone bench-data bench-step bench-family
+.PHONY: help quickstart quickstart-classify small-scale test test-oldest recipes-check overfit full-size \
+	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"

@@ -64,9 +64,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint.
+        """Read a checkpoint, onto the CPU whatever device wrote it.
 
         Raises:
             DataError: there is none, it is broken, or it holds more than data where only data are wanted.
@@ -76,9 +76,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such checkpoint; a run keeps its own in checkpoints/") from error
         except Exception as error:  # torch's reader and unpickler have many
+            # Of torch's advice how to run the code all the same, only the first sentence.
+            reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
             raise DataError(
-                f"{path} cannot be read as data ({str(error).splitlines()[0]}); it is broken, or it holds "
-                "code, which is not executed"
+                f"{path} cannot be read as data ({reason}); it is broken, or it holds code, which is not "
+                "executed"
             ) from error
 
 
@@ -148,7 +150,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # From here Lightning would leave out an epoch of a run told in steps, unless this is its end; such a
-        # run goes on from before the epoch's last step.
+        # run goes on from before the epoch's last step. Where that is also its first, better so than never.
         one_step = trainer.num_training_batches <= trainer.accumulate_grad_batches
         if trainer.global_step >= trainer.max_steps or one_step:
             self._save(trainer)

@@ -99,6 +99,16 @@ def test_a_run_told_in_steps_too(hook, step, tmp_path):
     assert differing(learnt(run), learnt(tmp_path / "whole")) == []
 
 
+def test_a_run_told_in_steps_is_kept_even_if_epochs_have_one(tmp_path):
+    last = ["--save_minutes", "10", "--ckpt_path", "last"]
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    stop = end_at("on_train_epoch_start", 2)
+    write_tiny(recipe, run, {"length": 4}, max_steps=3, max_epochs=-1, callbacks=stop)
+    with pytest.raises(Stopped):
+        fit(recipe, *last)
+    assert learnt(run)["global_step"] == 2
+
+
 def test_a_run_that_collects_gradients_is_resumed_between_two_steps(tmp_path):
     batch = ["--global_batch", "8", "--save_minutes", "0", "--ckpt_path", "last"]  # two passes a step
     assert fit(write_tiny(tmp_path / "whole.yaml", tmp_path / "whole"), *batch) == 0
@@ -262,6 +272,14 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(before, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"] * before
     if before:
         assert differing(torch.load(path, weights_only=True), old) == []
+
+
+def test_a_checkpoint_of_a_gpu_is_read_onto_the_cpu(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:  # what torch would write down there
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save({"weight": torch.ones(2)}, tmp_path / "gpu.ckpt")
+    read = WholeCheckpointIO().load_checkpoint(tmp_path / "gpu.ckpt", weights_only=True)
+    assert read["weight"].device.type == "cpu"
 
 
 def test_a_checkpoint_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
