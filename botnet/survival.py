@@ -196,8 +196,8 @@ class StepSeed(Callback):
             "batches in an optimiser step": trainer.accumulate_grad_batches,
         }
         self.batches = int(trainer.num_training_batches)
-        # Between two epochs all of this may change. Where the epoch was interrupted is told by its own length:
-        # with larger batches the new one may be shorter than what was done.
+        # Between two epochs all of this may change. Whether the run stopped between two is told by the length
+        # that the epoch had then: with larger batches it may now be shorter than what was done.
         length = self.interrupted.get("batches", self.batches)
         within = trainer.fit_loop.restarting and 0 <= trainer.fit_loop.batch_idx < length - 1
         for what, now in self.run.items() if within else ():
