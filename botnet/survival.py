@@ -182,6 +182,7 @@ class StepSeed(Callback):
 
     def __init__(self) -> None:
         self.run: dict[str, int] = {}
+        self.batches = 0  # in an epoch
         self.interrupted: dict[str, int] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -192,11 +193,13 @@ class StepSeed(Callback):
             "seed": run_seed(),
             "training samples": len(loader.dataset),  # type: ignore[arg-type]
             "samples at once on all devices": (loader.batch_size or 1) * trainer.world_size,
+            "batches in an optimiser step": trainer.accumulate_grad_batches,
         }
-        # Between two epochs all of this may change.
-        within = (
-            trainer.fit_loop.restarting and 0 <= trainer.fit_loop.batch_idx < trainer.num_training_batches - 1
-        )
+        self.batches = int(trainer.num_training_batches)
+        # Between two epochs all of this may change. Whether the run stopped between two is told by the length
+        # that the epoch had then: with larger batches it may now be shorter than what was done.
+        length = self.interrupted.get("batches", self.batches)
+        within = trainer.fit_loop.restarting and 0 <= trainer.fit_loop.batch_idx < length - 1
         for what, now in self.run.items() if within else ():
             then = self.interrupted.get(what, now)
             if then != now:
@@ -215,7 +218,7 @@ class StepSeed(Callback):
         random.seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.run
+        return self.run | {"batches": self.batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.interrupted = state_dict

@@ -154,6 +154,9 @@ def test_a_run_goes_on_with_the_same_seed_data_and_batch(tmp_path, capsys):
         ({}, ["--seed_everything", "7"], "seed: 0, not 7"),
         ({"length": 25}, [], "training samples: 24, not 25"),
         ({"batch_size": 6}, [], "samples at once on all devices: 4, not 6"),
+        # Three batches an epoch: as many as are done already.
+        ({"batch_size": 8}, [], "samples at once on all devices: 4, not 8"),
+        ({}, ["--global_batch", "8"], "batches in an optimiser step: 1, not 2"),
     ):
         write_tiny(recipe, run, data)
         assert fit(recipe, *more, "--ckpt_path", "last") == 2

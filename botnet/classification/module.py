@@ -112,6 +112,7 @@ class ClassificationModule(TaskModule):
 
     kind, most = "classifier", 100.0
     monitor = "val/top1"  # of the average of the weights where there is one, else of the network
+    schedule_settings = ("warmup_epochs",)
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ class DetectionModule(TaskModule):
 
     kind, most = "detector", 1.0
     monitor = "val/AP"  # of masks, or of boxes where there are none: the best checkpoint has most of it
+    schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at")
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from botnet.errors import DataError
 from botnet.layers import MHSA2d
 from botnet.models.weights import save_weights
 from botnet.module import parameter_groups
+from botnet.training import GlobalBatch
 from tests.classification.samples import CLASSES, write_images, write_recipe
 
 
@@ -257,6 +258,69 @@ def test_a_run_follows_the_schedule(run):
     with (other / "csv" / "version_0" / "metrics.csv").open(newline="") as file:
         rates = [float(row["lr-SGD/pg1"]) for row in csv.DictReader(file) if row["lr-SGD/pg1"]]
     assert rates == pytest.approx([0.0, 0.05 / 1.5, 0.05 * 0.5 * (1 + 0.5)])
+
+
+class Optimisation(L.Callback):
+    """Rate, momentum and decay of every optimiser step; a checkpoint after the second one."""
+
+    def __init__(self, path=None):
+        self.path, self.seen = path, []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        group = optimizer.param_groups[0]
+        self.seen.append([group["lr"], group["momentum"], group["weight_decay"]])
+
+    def on_train_batch_end(self, trainer, *_):
+        if self.path is not None and trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_run_that_goes_on_follows_its_recipe(within, images, tmp_path, capsys):
+    """Not the checkpoint, neither within an epoch nor between two; what changes is said."""
+    path, common = tmp_path / "run.ckpt", {"limit_val_batches": 0}
+    old = {"learning_rate": 0.4, "momentum": 0.9, "weight_decay": 1e-4, "warmup_epochs": 0.0}
+    new = {"learning_rate": 0.004, "momentum": 0.5, "weight_decay": 1e-2, "warmup_epochs": 2.0}
+    trainer = trainer_of(callbacks=[Optimisation(path)], **common)
+    trainer.fit(module_of(**old), data_module(images))
+    if not within:
+        trainer.save_checkpoint(path)
+    assert "recipe" not in capsys.readouterr().out
+    watch = Optimisation()
+    trainer_of(callbacks=[watch], max_epochs=2, **common).fit(
+        module_of(**new), data_module(images), ckpt_path=path
+    )
+    first = 2 if within else 3
+    assert watch.seen == [pytest.approx([0.004 * step / 6, 0.5, 1e-2]) for step in range(first, 6)]
+    said = capsys.readouterr().out
+    assert "learning_rate 0.004 (was 0.4)" in said
+    assert "momentum 0.5 (was 0.9)" in said
+    assert "weight_decay 0.01 (was 0.0001)" in said
+    assert "warmup_epochs 2.0 (was 0.0)" in said
+
+
+def test_a_run_that_goes_on_unchanged_says_nothing(images, tmp_path, capsys):
+    path, watch = tmp_path / "run.ckpt", Optimisation()
+    for callback, more in ((Optimisation(path), {}), (watch, {"ckpt_path": path})):
+        trainer_of(callbacks=[callback], limit_val_batches=0).fit(
+            module_of(warmup_epochs=1.0), data_module(images), **more
+        )
+    assert watch.seen == [pytest.approx([0.4 * 2 / 3, 0.9, 1e-4])]
+    assert "recipe" not in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_with_another_batch_keeps_its_place_in_the_schedule(images, tmp_path, capsys):
+    """One of two epochs done in 3 steps of 4 images; the other takes 6 steps of 2, at half the rate."""
+    path, watch = tmp_path / "run.ckpt", Optimisation()
+    trainer = trainer_of(max_epochs=1, limit_val_batches=0)
+    trainer.fit(module_of(warmup_epochs=2.0), data_module(images))
+    trainer.save_checkpoint(path)
+    callbacks = [watch, GlobalBatch(4, "linear")]
+    trainer_of(callbacks=callbacks, max_epochs=2, limit_val_batches=0).fit(
+        module_of(warmup_epochs=2.0), data_module(images, batch_size=2), ckpt_path=path
+    )
+    assert [rate for rate, *_ in watch.seen] == pytest.approx([0.2 * step / 12 for step in range(6, 12)])
+    assert "learning_rate 0.2 (was 0.4)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["botnet_s1_tiny", "test_vit", "test_efficientnet"])
