@@ -251,7 +251,7 @@ def _predict(options: argparse.Namespace) -> int:
 def _open_classifier(options: argparse.Namespace) -> Any:
     from botnet.classification.evaluate import open_classifier
 
-    return open_classifier(
+    classifier = open_classifier(
         options.model,
         options.weights,
         label_map=options.label_map,
@@ -259,6 +259,9 @@ def _open_classifier(options: argparse.Namespace) -> Any:
         size=options.size,
         device=options.device,
     )
+    size, crop = classifier.preparation["input_size"][-1], classifier.preparation["crop_pct"]
+    print(f"{options.model}: images at {size} px, crop {crop:g}")
+    return classifier
 
 
 def _classify(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int:

@@ -1,7 +1,7 @@
 """What detectors and classifiers have in common as Lightning modules."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class TaskModule(L.LightningModule):
         learning_rate: after the warm-up, for the whole batch over all devices.
         momentum: of SGD, without Nesterov's form.
         weight_decay: on the kernels of convolutions and fully connected layers only.
-        init_from: file of weights to start from; a run that goes on does not read it.
+        init_from: file of weights to start from, or to validate; not read where a checkpoint brings its own.
 
     Attributes:
         kind: what a checkpoint holds: ``detector`` or ``classifier``.
@@ -72,6 +72,10 @@ class TaskModule(L.LightningModule):
         """Follow a batch ``factor`` times as large by the linear rule."""
         raise NotImplementedError
 
+    def start_from(self, path: Path, class_names: Sequence[str]) -> str:
+        """Take the weights of another run for data of these classes; returns what was taken, in words."""
+        raise NotImplementedError
+
     def about(self, data: Any) -> dict[str, Any]:
         """What a checkpoint says beside the class names, so that it can be used without its recipe."""
         raise NotImplementedError
@@ -105,6 +109,23 @@ class TaskModule(L.LightningModule):
                 f"{len(data.val_set)} validation images are fewer than {trainer.world_size} devices; each "
                 "needs one"
             )
+
+    # Both hooks come after a checkpoint was read.
+
+    def on_fit_start(self) -> None:
+        self._initialise()
+
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == "validate":
+            self._initialise()
+
+    def _initialise(self) -> None:
+        if self.init_from is None:
+            return
+        said = self.start_from(Path(self.init_from), self.trainer.datamodule.class_names)  # type: ignore[attr-defined]
+        self.init_from = None  # once: what is trained from it must not be lost in a later validation
+        if self.trainer.is_global_zero:
+            print(said)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(

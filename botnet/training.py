@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 
 from botnet.errors import DataError
@@ -271,6 +271,11 @@ class TrainingCLI(LightningCLI):
             if found is None:  # a job may say so from its first start on
                 rank_zero_info(f"{self.folder} has no checkpoint yet: from the start")
             config.ckpt_path = found and str(found)
+        if not fitting and config.ckpt_path is None and config.get("model.init_args.init_from") is None:
+            rank_zero_warn(
+                "neither --ckpt_path nor --model.init_args.init_from is given: the weights that are measured "
+                "are those that a training would start from, random but for what is pretrained"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")

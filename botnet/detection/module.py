@@ -44,8 +44,8 @@ class DetectionModule(TaskModule):
         warmup_learning_rate: where it starts from.
         decay_at: parts of the run after which the rate falls by ten.
         pictures: validation images that are drawn, truth beside prediction.
-        init_from: checkpoint of another run to start from, whose classes may be others
-            (:func:`initialise`); a run that goes on does not read it.
+        init_from: checkpoint of another run to start from, or to validate, whose classes may be others
+            (:func:`initialise`); not read where a checkpoint of this run is.
     """
 
     kind, most = "detector", 1.0
@@ -86,12 +86,11 @@ class DetectionModule(TaskModule):
     # ---- training
 
     def on_fit_start(self) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.init_from is not None:
-            said = initialise(self.detector, self.init_from, data.class_names)
-            if self.trainer.is_global_zero:
-                print(said)
-        self._introduce(data)
+        super().on_fit_start()
+        self._introduce(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def start_from(self, path: Path, class_names: Sequence[str]) -> str:
+        return initialise(self.detector, path, class_names)
 
     @rank_zero_only
     def _introduce(self, data: Any) -> None:
@@ -138,6 +137,7 @@ class DetectionModule(TaskModule):
     # ---- evaluation
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self.share, self.sheets = [], []
 
     def validation_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> None:

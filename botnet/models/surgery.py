@@ -161,7 +161,9 @@ def _insert_before_last(model: nn.Module, stage: str, kind: str, block: nn.Modul
     # Numbered after its predecessor, so that no other block changes its name (checkpoints keep fitting)
     # and timm's patterns for layer-wise settings count it with that predecessor.
     children = list(_stage(model, stage).named_children())
-    children.insert(-1, (f"{len(children) - 2}_{kind}", block))
+    name = f"{int(children[-1][0]) - 1}_{kind}"
+    before = sum(other.startswith(name) for other, _ in children)
+    children.insert(-1, (f"{name}_{before + 1}" if before else name, block))
     setattr(model, STAGES[stage], nn.Sequential(OrderedDict(children)))
 
 

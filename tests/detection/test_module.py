@@ -398,6 +398,24 @@ def test_fine_tuning_from_the_command_line(run, digits, tmp_path, capsys):
     assert "started from" not in capsys.readouterr().out
 
 
+def test_validation_measures_what_init_from_names(run, digits, tmp_path, capsys):
+    checkpoint = run[1] / "checkpoints" / "last.ckpt"
+    detector = mask_rcnn(num_classes=10, canvas=64, **DETECTOR)
+    module = DetectionModule(detector, pictures=0, init_from=checkpoint)
+    data = CocoDataModule(
+        *(digits / name for name in ("instances_train.json", "train", "instances_val.json", "val")),
+        canvas=64,
+        num_workers=0,
+    )
+    trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer.validate(module, data, verbose=False)
+    stored = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for name, value in detector.state_dict().items():
+        assert torch.equal(value, stored[f"detector.{name}"]), name
+    assert f"started from {checkpoint}" in capsys.readouterr().out
+    assert module.init_from is None  # a validation after a training must not read it again
+
+
 def test_only_kernels_decay():
     detector = mask_rcnn(num_classes=2, canvas=64, **DETECTOR)
     decayed, spared = parameter_groups(detector, 1e-4)

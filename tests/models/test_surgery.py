@@ -10,7 +10,13 @@ from torch import nn
 
 from botnet.layers import MHSA2d
 from botnet.layers.nonlocal_block import NonLocal2d
-from botnet.models import bottleneck_transformer, insert_bot, insert_non_local, load_resnet
+from botnet.models import (
+    bottleneck_transformer,
+    fresh_parameters,
+    insert_bot,
+    insert_non_local,
+    load_resnet,
+)
 from tests.models.helpers import awake
 
 FAMILIES = [
@@ -260,6 +266,17 @@ def test_inserted_block_is_new(net: nn.Module) -> None:
     assert torch.equal(new.bn1.running_var, torch.ones(256))
     net.train()(torch.randn(2, 3, 64, 64)).sum().backward()
     assert new.bn3.weight.grad.abs().sum() > 0
+
+
+def test_inserted_blocks_are_numbered_after_their_predecessor_however_many() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("resnet26")
+        for insert in (insert_bot, insert_non_local, insert_bot, insert_non_local, insert_bot):
+            insert(model)
+    expected = ["0", "0_bot", "0_non_local", "0_bot_2", "0_non_local_2", "0_bot_3", "1"]
+    assert [name for name, _ in model.layer3.named_children()] == expected
+    new = {".".join(name.split(".")[:2]) for name in fresh_parameters(model)}
+    assert new == {f"layer3.{name}" for name in expected[1:-1]}
 
 
 def test_insertion_needs_two_blocks() -> None:
