@@ -95,7 +95,7 @@ class CocoInstances:
                 self.dropped[problem.kind] += 1
             if annotation:
                 annotations[annotation["image_id"]].append(annotation)
-                if annotation.get("segmentation") is None and not self.maskless:
+                if annotation["segmentation"] is None and not self.maskless:
                     image = next(image for image in self.images if image["id"] == annotation["image_id"])
                     self.maskless = _no_mask(annotation, image)
         # As millions of objects they would be copied into every worker, page by page, as soon as their
@@ -106,7 +106,10 @@ class CocoInstances:
         self._packed = np.frombuffer(b"".join(packed), np.uint8)
 
     def annotations_of(self, image_id: int) -> list[dict[str, Any]]:
-        """The COCO annotations of one image, in the file's order, without what was dropped."""
+        """The COCO annotations of one image, in the file's order, without what was dropped.
+
+        ``segmentation`` is None where the file has no mask, and an empty list where all polygons were dropped.
+        """
         row = self._row[image_id]
         return pickle.loads(self._packed[self._ends[row] : self._ends[row + 1]].data)
 
@@ -247,15 +250,13 @@ def _usable(
     if isinstance(segmentation, dict):
         problem = _rle_problem(segmentation, image, record)
         return annotation, [*problems, problem] if problem else problems
-    if segmentation is None:
-        return annotation, problems
+    if segmentation in (None, [], [[]]):  # the ways in which exporters of boxes say that there is no mask
+        return {**annotation, "segmentation": None}, problems
     if not isinstance(segmentation, list):
         message = f"its segmentation is {segmentation!r:.40}, neither polygons nor run lengths; write it anew"
         return None, [_error("malformed record", record, message)]
 
     polygons = []
-    if not segmentation:
-        problems.append(_warning("degenerate polygon", record, "it has no polygon; draw it anew"))
     for polygon in segmentation:
         if not (isinstance(polygon, list) and _are_numbers(polygon)):
             message = f"a polygon is {polygon!r:.40}, not a list of finite numbers; write it anew"
@@ -346,7 +347,7 @@ def check_data(
         if annotation is None or any(problem.severity == "error" for problem in found):
             continue
         image = records[annotation["image_id"]]
-        if annotation.get("segmentation") is None:
+        if annotation["segmentation"] is None:
             problems += [_no_mask(annotation, image)] if masks else []
         elif decode:
             try:

@@ -59,11 +59,6 @@ class CocoDataset(Dataset):
     def _image(self, record: dict[str, Any], placement: Placement, canvas: int) -> Tensor:
         return to_canvas(load_placed(self.folder / record["file_name"], placement), canvas)
 
-    def _annotations(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        annotations = self.instances.annotations_of(record["id"])
-        # An annotation whose polygons were all dropped has a box, but no mask.
-        return [a for a in annotations if a["segmentation"]] if self.masks else annotations
-
 
 class TrainDataset(CocoDataset):
     """Images on the canvas with what it shows of their objects, asked for by (epoch, index).
@@ -76,7 +71,7 @@ class TrainDataset(CocoDataset):
     - ``valid`` (height, width): the part of the canvas that is not padding; ``scale`` (y, x): canvas pixels
       per original pixel.
 
-    Crowd regions and objects that the crop leaves nothing of are left out, and at most 100 objects are kept,
+    Crowd regions, objects without a usable polygon and objects outside the crop are left out, and at most 100 objects are kept,
     as in tensorflow/tpu; images without objects stay in, with tensors of length zero. All that is random is
     drawn from the seed, the epoch and the index.
 
@@ -126,7 +121,7 @@ class TrainDataset(CocoDataset):
         placement = self.transform.place((record["height"], record["width"]), chance)
         image = self._image(record, placement, self.transform.canvas)
         things = []
-        for annotation in self._annotations(record):
+        for annotation in self.instances.annotations_of(record["id"]):
             if not annotation.get("iscrowd") and (thing := self._thing(annotation, record, placement)):
                 things.append(thing)
         return Scene(image, placement.valid, things), placement
@@ -137,6 +132,8 @@ class TrainDataset(CocoDataset):
         label = self._label[annotation["category_id"]]
         if not self.masks:
             return placement.boxed(label, annotation["bbox"])
+        if not annotation["segmentation"]:  # all its polygons were dropped
+            return None
         try:
             return placement.masked(label, annotation["segmentation"])
         except ValueError as error:
@@ -166,6 +163,8 @@ class EvalDataset(CocoDataset):
       (N,) bool, ``area`` (N,) float32 in square pixels (the file's; without it the mask's or the box's);
     - ``image_id``, ``size``, ``valid``, ``scale`` as in :class:`TrainDataset`.
 
+    An object whose polygons were all dropped keeps its box and has an empty mask, as in COCO's own evaluation.
+
     Args:
         instances, images, masks: as in :class:`CocoDataset`.
         transform: the canvas.
@@ -190,7 +189,7 @@ class EvalDataset(CocoDataset):
         return image, self._truth(record) | about
 
     def _truth(self, record: dict[str, Any]) -> dict[str, Any]:
-        annotations = self._annotations(record)
+        annotations = self.instances.annotations_of(record["id"])
         boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32)
         truth: dict[str, Any] = {
             "boxes": box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"),

@@ -1,5 +1,6 @@
 """Samples are what the instances file says."""
 
+import json
 import pickle
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import TrainDataset, collate
 from botnet.detection.masks import encode_mask
+from botnet.detection.results import CocoMetric, coco_results, truth_of
 from botnet.detection.transforms import Placement, TrainTransform, denormalise
 from botnet.errors import DataError
 
@@ -155,3 +157,53 @@ def test_a_batch_has_one_canvas(made):
 def test_datasets_travel_to_workers(made):
     samples = pickle.loads(pickle.dumps(made.dataset()))
     assert samples[0][1]["labels"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("absent", [[], [[]], None], ids=str)
+def test_an_empty_segmentation_is_none(made, absent):
+    """Exporters of boxes write ``[]``; the object stays for Faster R-CNN, and Mask R-CNN is refused."""
+    made.annotation(segmentation=absent)
+    assert made.target(train=True, masks=False)["labels"].tolist() == [2, 1, 2]
+    assert made.target(masks=False)["labels"].tolist() == [2, 1, 2]
+    assert not made.dataset(masks=False).instances.dropped
+    assert made.kinds(masks=False) == {}
+    assert made.kinds() == {("no mask", "error"): 1}
+    for train in (True, False):
+        with pytest.raises(DataError, match=r"annotation 200 of image 7 .*no segmentation.*Faster R-CNN"):
+            made.dataset(train)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "masks"),
+    [([], False), (None, False), ([[50, 5, 70, 5, 70, 25]], True), ([[50, 5, 70, 5, 70, 25]], False)],
+    ids=["empty", "null", "outside, masks", "outside, boxes"],
+)
+def test_scores_are_those_of_pycocotools_where_masks_are_absent(made, segmentation, masks):
+    """The truth as predictions, half of its objects without a mask that could be found."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    for number in range(6):
+        box = [6 * number, 10, 5, 5]
+        polygon = [6 * number, 10, 6 * number + 5, 10, 6 * number + 5, 15, 6 * number, 15]
+        made.annotation(
+            id=300 + number, image_id=12, bbox=box, segmentation=segmentation if number % 2 else [polygon]
+        )
+    for annotation in made.data["annotations"]:
+        annotation |= {"area": 25, "iscrowd": 0}
+    samples, metric, results = made.dataset(masks=masks), CocoMetric(masks), []
+    for _, target in samples:
+        result = {key: target[key] for key in ("boxes", "labels", "masks") if key in target}
+        result["scores"] = torch.linspace(0.9, 0.1, len(target["labels"]))
+        metric.update([result], [truth_of(target)])
+        results += coco_results(result, target["image_id"], samples.instances.category_ids)
+    report = metric.report(samples.instances.class_names)
+
+    theirs = COCO(made.file)
+    for kind, task in (("box", "bbox"), ("mask", "segm"))[: 1 + masks]:
+        evaluation = COCOeval(theirs, theirs.loadRes(json.loads(json.dumps(results))), task)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert report[kind]["AP"] == pytest.approx(evaluation.stats[0])
+        assert (report[kind]["AP"] == pytest.approx(1)) == (kind == "box")
