@@ -71,9 +71,9 @@ class TrainDataset(CocoDataset):
     - ``valid`` (height, width): the part of the canvas that is not padding; ``scale`` (y, x): canvas pixels
       per original pixel.
 
-    Crowd regions, objects without a usable polygon and objects outside the crop are left out, and at most 100 objects are kept,
-    as in tensorflow/tpu; images without objects stay in, with tensors of length zero. All that is random is
-    drawn from the seed, the epoch and the index.
+    Crowd regions, objects without a usable polygon and objects that the crop leaves nothing of are left out,
+    and at most 100 objects are kept, as in tensorflow/tpu; images without objects stay in, with tensors of
+    length zero. All that is random is drawn from the seed, the epoch and the index.
 
     Args:
         instances, images, masks: as in :class:`CocoDataset`.
@@ -163,7 +163,7 @@ class EvalDataset(CocoDataset):
       (N,) bool, ``area`` (N,) float32 in square pixels (the file's; without it the mask's or the box's);
     - ``image_id``, ``size``, ``valid``, ``scale`` as in :class:`TrainDataset`.
 
-    An object whose polygons were all dropped keeps its box and has an empty mask, as in COCO's own evaluation.
+    An object whose polygons were all dropped keeps its box and has an empty mask, as in pycocotools.
 
     Args:
         instances, images, masks: as in :class:`CocoDataset`.
@@ -200,7 +200,9 @@ class EvalDataset(CocoDataset):
         if self.masks:
             truth["masks"] = [self._mask(annotation, record) for annotation in annotations]
             areas = [float(rle_api.area(mask)) for mask in truth["masks"]]
-        areas = [a.get("area", area) for a, area in zip(annotations, areas, strict=True)]
+        areas = [
+            area if a.get("area") is None else a["area"] for a, area in zip(annotations, areas, strict=True)
+        ]
         truth["area"] = torch.tensor(areas, dtype=torch.float32)
         return truth
 
