@@ -99,6 +99,7 @@ class TrainDataset(CocoDataset):
                 "their masks; set one of them otherwise"
             )
         self.transform, self.seed, self.copy_paste = transform, seed, copy_paste
+        self.known_broken = torch.zeros(len(self), dtype=torch.bool)  # images that are not pasted
 
     def __getitem__(self, key: Key) -> tuple[Tensor, dict[str, Any]]:
         epoch, index = key
@@ -106,7 +107,14 @@ class TrainDataset(CocoDataset):
         scene, placement = self._scene(index, chance)
         if self.copy_paste and torch.rand((), generator=chance) < self.copy_paste:
             other = int(torch.randint(len(self), (), generator=chance))
-            scene = copy_paste(scene, self._scene(other, chance)[0], chance)
+            while self.known_broken[other]:
+                other = (other + 1) % len(self)
+            try:
+                pasted, _ = self._scene(other, chance)
+            except DataError as error:
+                error.sample = other
+                raise
+            scene = copy_paste(scene, pasted, chance)
         record = self.instances.images[index]
         about = {
             "image_id": record["id"],

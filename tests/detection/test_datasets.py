@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from faster_coco_eval.core import mask as rle_api
 from PIL import Image
 
+from botnet.data import make_loader
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import TrainDataset, collate
 from botnet.detection.masks import encode_mask
@@ -114,6 +116,22 @@ def test_a_training_sample_depends_on_seed_epoch_and_index_alone(made, copy_past
     assert all(map(torch.equal, first, sample(0, 0, 0)))
     others = [sample(0, 0, 1), sample(0, 1, 0), sample(1, 0, 0)]
     assert not any(torch.equal(first[0], other[0]) for other in others)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_pasted_image_is_to_blame_if_it_is_broken(made, capfd, workers):
+    """Images 7 and 12 are sound, 20 is broken: what it would be pasted onto stays, and gets another one."""
+    made.data["images"].append({"id": 20, "file_name": "c.png", "height": 30, "width": 40})
+    (made.folder / "c.png").write_bytes(b"broken")
+    samples = made.dataset(train=True, copy_paste=1.0)
+    loader = make_loader(samples, 1, workers, collate, train=True, skip_broken=1)
+    for epoch in range(8):
+        loader.sampler.set_epoch(epoch)
+        seen = [target["image_id"] for _, (target,) in loader]
+        # In the place of c.png itself comes the next, a.png.
+        assert Counter(seen) == {7: 2, 12: 1}
+    assert loader.dataset.broken.tolist() == [False, False, True]
+    assert "c.png: cannot be decoded" in capfd.readouterr().err
 
 
 def test_copy_paste_needs_masks_and_a_probability(made):
