@@ -354,18 +354,20 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from botnet.models.complexity import info, paper_table, render_info, render_paper
+    from botnet.models.complexity import info, render_info
+    from botnet.paper.counts import paper_table, render_paper
 
     if options.paper == bool(options.name):
         raise DataError("give the name of a network, or --paper")
     if options.paper:
-        shown = render_paper(paper_table())
+        _show(render_paper(paper_table()))
     else:
         try:
-            shown = render_info(info(options.name, tuple(options.size) if options.size else None))
+            _show(render_info(info(options.name, tuple(options.size) if options.size else None)))
         except ValueError as error:
             raise DataError(str(error)) from error
-    _show(shown)
+        if printed := paper_table(options.name):
+            _show(render_paper(printed))
     return 0
 
 

@@ -10,16 +10,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from botnet.data import generator, run_seed
+from botnet.detection.metric import CocoMetric, metrics_table, truth_of
 from botnet.detection.pictures import draw, side_by_side
 from botnet.detection.rcnn import RCNN
-from botnet.detection.results import (
-    CocoMetric,
-    coco_results,
-    metrics_table,
-    to_original,
-    truth_of,
-    write_results,
-)
+from botnet.detection.results import coco_results, to_original, write_results
 from botnet.detection.transforms import denormalise
 from botnet.distributed import gather_shares
 from botnet.errors import DataError, some
@@ -181,11 +175,11 @@ class DetectionModule(TaskModule):
         if everything is not None and sheets is not None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.sheets = sheets[: self.pictures]
-            metric, self.results = CocoMetric(masks=self.detector.has_masks), []
+            metric, self.results = CocoMetric(data.class_names, masks=self.detector.has_masks), []
             for image_id, result, truth in everything:
-                metric.update([result], [truth])
+                metric.update(result, truth)
                 self.results += coco_results(result, image_id, data.val_instances.category_ids)
-            self.report = metric.report(data.class_names)
+            self.report = metric.report()
         self.share = []
         self.report = self.trainer.strategy.broadcast(self.report)
         for kind, table in self.report.items():

@@ -33,6 +33,7 @@ def bottleneck_transformer(
     s1: bool = False,
     shortcut_act: bool = False,
     img_size: int | tuple[int, int] | None = None,
+    qkv_std: float | Literal["fan_in"] = 0.01,
 ) -> M:
     """Replace the 3x3 convolution of bottleneck blocks by self-attention (Section 3, Table 1), in place.
 
@@ -51,6 +52,7 @@ def bottleneck_transformer(
         img_size: side, or height and width, in pixels of the images that the position tables are made
             for; default what timm's configuration of the model says, else 224. Other sizes work at
             any time, see `MHSA2d`.
+        qkv_std: standard deviation that queries, keys and values start from, see `MHSA2d`. Default 0.01.
 
     Returns:
         The same model. New layers are randomly initialised; `botnet.models.fresh_parameters` lists them.
@@ -80,7 +82,7 @@ def bottleneck_transformer(
 
     sizes = _map_sizes(model, [block.conv2 for block in targets.values()], img_size)
     for block, size in zip(targets.values(), sizes, strict=True):
-        block.conv2 = _attention_for(block.conv2, heads, position, content, size)
+        block.conv2 = _attention_for(block.conv2, heads, position, content, size, qkv_std)
     return model
 
 
@@ -115,13 +117,14 @@ def insert_bot(
     position: Literal["relative", "absolute"] | None = "relative",
     content: bool = True,
     img_size: int | tuple[int, int] | None = None,
+    qkv_std: float | Literal["fan_in"] = 0.01,
 ) -> M:
     """Insert a BoT block before the last block of each stage (Section 4.6, Table 7), in place.
 
     Args:
         model: a ResNet of timm or torchvision with bottleneck blocks.
         stages: which of "c2" ... "c5"; Table 7 has c4 (the default), and c4 with c5.
-        heads, position, content, img_size: as in `bottleneck_transformer`.
+        heads, position, content, img_size, qkv_std: as in `bottleneck_transformer`.
 
     Returns:
         The same model. The new block has the shape of the last one, with attention for its 3x3; its
@@ -142,7 +145,7 @@ def insert_bot(
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(block.bn3.weight)
-        block.conv2 = _attention_for(last.conv2, heads, position, content, size)
+        block.conv2 = _attention_for(last.conv2, heads, position, content, size, qkv_std)
         _insert_before_last(model, stage, "bot", block)
     return model
 
@@ -168,6 +171,7 @@ def _attention_for(
     position: Literal["relative", "absolute"] | None,
     content: bool,
     feat_size: tuple[int, int],
+    qkv_std: float | Literal["fan_in"],
 ) -> MHSA2d:
     attention = MHSA2d(
         conv.in_channels,
@@ -176,6 +180,7 @@ def _attention_for(
         position=position,
         content=content,
         feat_size=feat_size,
+        qkv_std=qkv_std,
     )
     return attention.to(conv.weight).train(conv.training)
 

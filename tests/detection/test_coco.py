@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from botnet.detection.coco import CocoInstances, check_data
-from botnet.detection.results import CocoMetric, truth_of
+from botnet.detection.metric import CocoMetric, truth_of
 from botnet.errors import DataError
 from tests.detection.samples import SQUARE, sound_set
 
@@ -543,9 +543,9 @@ def test_the_check_never_raises_and_what_passes_it_can_be_used(made, data):
         assert torch.isfinite(boxes).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         assert len(target["labels"]) == len(target["area"]) == len(boxes)
-    metric = CocoMetric(masks)
+    metric = CocoMetric(samples.instances.class_names, masks)
     for _, target in made.dataset(masks=masks):
         truth = truth_of(target)
         assert all(torch.isfinite(truth[key]).all() for key in ("boxes", "area"))
-        metric.update([truth | {"scores": torch.ones(len(truth["labels"]))}], [truth])
-    assert metric.report(samples.instances.class_names)["box"]["AP"] <= 1
+        metric.update(truth | {"scores": torch.ones(len(truth["labels"]))}, truth)
+    assert metric.report()["box"]["AP"] <= 1

@@ -14,7 +14,8 @@ from botnet.data import make_loader
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import TrainDataset, collate
 from botnet.detection.masks import encode_mask
-from botnet.detection.results import CocoMetric, coco_results, truth_of
+from botnet.detection.metric import CocoMetric, truth_of
+from botnet.detection.results import coco_results
 from botnet.detection.transforms import Placement, TrainTransform, denormalise
 from botnet.errors import DataError
 
@@ -209,13 +210,14 @@ def test_scores_are_those_of_pycocotools_where_masks_are_absent(made, segmentati
         )
     for annotation in made.data["annotations"]:
         annotation |= {"area": 25, "iscrowd": 0}
-    samples, metric, results = made.dataset(masks=masks), CocoMetric(masks), []
+    samples, results = made.dataset(masks=masks), []
+    metric = CocoMetric(samples.instances.class_names, masks)
     for _, target in samples:
         result = {key: target[key] for key in ("boxes", "labels", "masks") if key in target}
         result["scores"] = torch.linspace(0.9, 0.1, len(target["labels"]))
-        metric.update([result], [truth_of(target)])
+        metric.update(result, truth_of(target))
         results += coco_results(result, target["image_id"], samples.instances.category_ids)
-    report = metric.report(samples.instances.class_names)
+    report = metric.report()
 
     theirs = COCO(made.file)
     for kind, task in (("box", "bbox"), ("mask", "segm"))[: 1 + masks]:
