@@ -16,7 +16,7 @@ import numpy as np
 from rich.progress import track
 
 from botnet.detection.images import find_fault
-from botnet.detection.masks import compress_mask
+from botnet.detection.masks import Rle, compress_mask
 from botnet.errors import DataError
 
 OVERSHOOT = 1.0  # pixels beyond the image that rounding explains
@@ -119,6 +119,23 @@ class CocoInstances:
         row = self._row[image_id]
         return pickle.loads(self._packed[self._ends[row] : self._ends[row + 1]].data)
 
+    def size_of(self, image_id: int) -> tuple[int, int]:
+        """(Height, width) in pixels that the record of an image states: its annotations mean this frame."""
+        image = self.images[self._row[image_id]]
+        return image["height"], image["width"]
+
+    def mask_of(self, annotation: dict[str, Any]) -> Rle:
+        """The mask of an annotation as compressed run lengths, empty where it has none.
+
+        Raises:
+            DataError: run lengths that cannot be decoded.
+        """
+        image = self.images[self._row[annotation["image_id"]]]
+        try:
+            return compress_mask(annotation["segmentation"] or [], image["height"], image["width"])
+        except ValueError as error:
+            raise refusal(self.path, broken_mask(annotation, image, error)) from error
+
 
 def read_images(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Image records, and category names by id, of an instances file or of one without annotations.
@@ -190,7 +207,9 @@ def _wrong_fields(record: Any, needed: dict[str, type]) -> str:
         value = record.get(key)
         if type(value) is not kind:  # True is an int to isinstance
             return f'"{key}" is {short(value)}, not of type {kind.__name__}'
-        if kind is str and re.search("[\ud800-\udfff]", value):  # JSON can say it, but no file or terminal
+        if isinstance(value, str) and re.search(
+            "[\ud800-\udfff]", value
+        ):  # JSON can say it, but no file or terminal
             return f'"{key}" is {short(value)}, which is not valid Unicode'
     return ""
 

@@ -13,7 +13,6 @@ from torchvision.ops import box_convert
 from botnet.data import Key, generator
 from botnet.detection.coco import CocoInstances, broken_mask, folder_problems, image_name, refusal
 from botnet.detection.images import load_placed
-from botnet.detection.masks import Rle, compress_mask
 from botnet.detection.transforms import (
     EvalTransform,
     Placement,
@@ -206,19 +205,13 @@ class EvalDataset(CocoDataset):
         }
         areas = [annotation["bbox"][2] * annotation["bbox"][3] for annotation in annotations]
         if self.masks:
-            truth["masks"] = [self._mask(annotation, record) for annotation in annotations]
+            truth["masks"] = [self.instances.mask_of(annotation) for annotation in annotations]
             areas = [float(rle_api.area(mask)) for mask in truth["masks"]]
         areas = [
             area if a.get("area") is None else a["area"] for a, area in zip(annotations, areas, strict=True)
         ]
         truth["area"] = torch.tensor(areas, dtype=torch.float32)
         return truth
-
-    def _mask(self, annotation: dict[str, Any], record: dict[str, Any]) -> Rle:
-        try:
-            return compress_mask(annotation["segmentation"], record["height"], record["width"])
-        except ValueError as error:
-            raise refusal(self.instances.path, broken_mask(annotation, record, error)) from error
 
 
 def collate(batch: list[tuple[Tensor, dict[str, Any]]]) -> tuple[Tensor, list[dict[str, Any]]]:

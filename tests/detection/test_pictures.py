@@ -1,14 +1,20 @@
 """Pictures: what is drawn where."""
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from PIL import ExifTags, Image
 from torchvision.utils import draw_segmentation_masks
 
 from botnet.curves import plot_curves
+from botnet.detection import predict
+from botnet.detection.coco import CocoInstances
 from botnet.detection.masks import decode_mask, encode_mask
 from botnet.detection.pictures import colour_of, draw
+from botnet.errors import DataError
 
 
 def two_squares():
@@ -64,6 +70,60 @@ def test_drawing_a_mask_takes_little_memory():
     finally:
         tracemalloc.stop()
     assert peak < 150 * 2**20
+
+
+@pytest.mark.parametrize("as_stored", [True, False])
+@pytest.mark.parametrize("kind", ["polygon", "run lengths", "null", "absent"])
+def test_truth_is_drawn_in_the_frame_of_its_record(made, monkeypatch, tmp_path, as_stored, kind):
+    """A picture whose EXIF note turns it, annotated as stored (40 x 30) or as shown (30 x 40)."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 30)).save(made.folder / "a.png", exif=exif)
+    height, width = (30, 40) if as_stored else (40, 30)
+    made.data["images"][0] |= {"height": height, "width": width}
+    mask = np.zeros((height, width), np.uint8)
+    mask[10:25, 5:15] = 1
+    segmentation = {
+        "polygon": [[5, 10, 15, 10, 15, 25, 5, 25]],
+        "run lengths": encode_mask(mask),
+        "null": None,
+    }
+    annotation = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [5, 10, 10, 15]}
+    made.data["annotations"] = [
+        annotation | ({} if kind == "absent" else {"segmentation": segmentation[kind]})
+    ]
+    found = {"boxes": torch.zeros(1, 4), "scores": torch.ones(1), "labels": torch.tensor([1])}
+    sizes, drawn = [], []
+
+    def detect(detector, canvas, path, size):
+        sizes.append(size)
+        return found
+
+    def watched(image, result, *rest):
+        drawn.append((image.shape, result))
+        return draw(image, result, *rest)
+
+    about = {"canvas": 40, "category_ids": [3, 90], "class_names": ["dog", "cat"]}
+    monkeypatch.setattr(predict, "load_detector", lambda path: (torch.nn.Identity(), about))
+    monkeypatch.setattr(predict, "_detect", detect)
+    monkeypatch.setattr(predict, "draw", watched)
+    output = tmp_path / "out"
+    predict.predict(Path(), [made.folder / "a.png"], output, truth=made.write(), device="cpu")
+    assert sizes == [(height, width)]
+    (_, prediction), (shape, truth) = drawn
+    assert prediction is found
+    assert shape == (3, height, width)
+    assert truth["boxes"].tolist() == [[5, 10, 15, 25]]
+    drawn_mask = decode_mask(truth["masks"][0], height, width)
+    np.testing.assert_array_equal(drawn_mask, mask * (kind in ("polygon", "run lengths")))
+    assert (output / "a.png").is_file()
+
+
+def test_a_true_mask_that_cannot_be_decoded_is_named(made):
+    made.annotation(segmentation={"size": [30, 40], "counts": "o"})
+    instances, image = CocoInstances(made.write()), torch.zeros(3, 30, 40, dtype=torch.uint8)
+    with pytest.raises(DataError, match=r"instances\.json: annotation 200 of image 7 .*cannot be decoded"):
+        predict._beside_truth(image, Image.new("RGB", (40, 30)), instances, 7, 0.5)
 
 
 def test_what_scores_too_little_is_not_drawn():
