@@ -115,7 +115,8 @@ class Tolerant(Dataset):
 
     Args:
         dataset: asked for by :data:`Key`; a sample that cannot be read raises
-            :class:`~botnet.errors.DataError`.
+            :class:`~botnet.errors.DataError`. One made of several samples names the broken one in the
+            error's ``sample``, and leaves out those in ``known_broken``, (length,) bool, which is set here.
         limit: different samples that may be replaced in a run, counted over all workers of a device.
     """
 
@@ -128,6 +129,7 @@ class Tolerant(Dataset):
             )
         # In memory that the workers share.
         self.broken = torch.zeros(self.length, dtype=torch.bool).share_memory_()
+        dataset.known_broken = self.broken  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return self.length
@@ -142,8 +144,9 @@ class Tolerant(Dataset):
             try:
                 return self.dataset[epoch, index]
             except DataError as error:
-                known = bool(self.broken[index])
-                self.broken[index] = True
+                broken = index if error.sample is None else error.sample
+                known = bool(self.broken[broken])
+                self.broken[broken] = True
                 count = int(self.broken.sum())
                 if count > self.limit:
                     raise DataError(
@@ -151,7 +154,8 @@ class Tolerant(Dataset):
                     ) from error
                 if not known:
                     print(f"{error}; replaced by another ({count} of at most {self.limit})", file=sys.stderr)
-            index = (index + 1) % self.length
+                if broken == index:
+                    index = (index + 1) % self.length
 
 
 def _outlive_sigterm(worker: int) -> None:

@@ -7,13 +7,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from PIL import Image
 from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from botnet.errors import DataError
+from botnet.images import to_rgb
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 # Length to width from which an image is a strip. Its short side enlarged to the network's size would take
@@ -190,21 +190,19 @@ def class_names(reader: Any) -> list[str]:
 def read_image(file: BinaryIO | Path, name: str) -> Image.Image:
     """A picture of any mode in RGB, as timm decodes it: EXIF notes ignored, transparency dropped.
 
-    16-bit grey is brought to 8 bits; of a strip, more than 16 times as long as wide, the middle is kept.
+    12 and 16-bit grey is brought to 8 bits; of a strip, more than 16 times as long as wide, the middle is
+    kept.
 
     Args:
         file: opened, or its path.
         name: what errors call it.
 
     Raises:
-        DataError: no picture, a broken one, or one so large that it looks like an attack.
+        DataError: no picture, a broken one, grey of 32 bits, or one so large that it looks like an attack.
     """
     try:
         with Image.open(file) as stored:
-            image: Image.Image = stored
-            if image.mode.startswith("I;16"):  # Pillow would cut it off at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("RGB")
+            image = to_rgb(stored, stored)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: too large to decode ({error}); scale it down or remove it") from error
     except Exception as error:  # Pillow's decoders raise almost anything on a broken file

@@ -12,7 +12,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from botnet.attention import attention_picture, watch_attention
 from botnet.detection.coco import CocoInstances, image_problems, read_images
 from botnet.detection.images import load_image, load_placed
-from botnet.detection.masks import compress_mask
 from botnet.detection.module import load_detector
 from botnet.detection.pictures import draw, side_by_side
 from botnet.detection.rcnn import RCNN
@@ -41,7 +40,8 @@ def predict(
         output: folder to make; one picture an image, and ``results_bbox.json`` and ``results_segm.json``
             with every detection, also those too weak to be drawn.
         score: least score that is drawn.
-        truth: instances file; images it knows by name get its ids and are drawn beside its truth.
+        truth: instances file; images it knows by name get its ids and are drawn beside its truth, and an EXIF
+            note that turns one is obeyed or ignored as the size of its record asks.
         attention: whether to draw, in ``output/attention``, what one place of each image attends to.
         pixel: (x, y) of that place in each image's own pixels; default the centre of the image.
         device: "auto" takes an accelerator if there is one.
@@ -65,7 +65,8 @@ def predict(
     (output / "attention" if attention else output).mkdir(parents=True, exist_ok=True)
     records = []
     for path, (image_id, known) in track(list(zip(paths, ids, strict=True)), "predicting"):
-        image = pil_to_tensor(load_image(path))
+        frame = instances.size_of(image_id) if known and instances else None
+        image = pil_to_tensor(load_image(path, frame))
         result = _detect(detector, about["canvas"], path, (image.shape[-2], image.shape[-1]))
         for record in coco_results(result, image_id, about["category_ids"]):
             records.append({**record, "file_name": path.name})
@@ -189,13 +190,11 @@ def _image_ids(paths: list[Path], instances: CocoInstances | None) -> list[tuple
 def _beside_truth(
     image: torch.Tensor, picture: Image.Image, instances: CocoInstances, image_id: int, score: float
 ) -> Image.Image:
-    height, width = image.shape[-2:]
     annotations = instances.annotations_of(image_id)
     x, y, w, h = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).view(-1, 4).unbind(1)
     labels = [instances.category_ids.index(a["category_id"]) + 1 for a in annotations]
     boxes = torch.stack([x, y, x + w, y + h], dim=1)
-    shown = {"boxes": boxes, "labels": labels}
-    if all("segmentation" in a for a in annotations):
-        shown["masks"] = [compress_mask(a["segmentation"], height, width) for a in annotations]
+    masks = [instances.mask_of(annotation) for annotation in annotations]
+    shown = {"boxes": boxes, "labels": labels, "masks": masks}
     left = draw(image, shown, instances.class_names, score)
     return side_by_side(left, picture, ("truth", f"prediction, score of at least {score}"))
