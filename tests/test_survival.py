@@ -36,11 +36,11 @@ def in_a_process(recipe: Path, *more: str) -> subprocess.CompletedProcess:
     )
 
 
-def logged_steps(run: Path) -> list[int]:
+def logged_steps(run: Path, loss: str = "train/loss") -> list[int]:
     steps = []
     for table in sorted(run.glob("csv/version_*/metrics.csv")):
         with table.open(newline="") as file:
-            steps += [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+            steps += [int(row["step"]) for row in csv.DictReader(file) if row[loss]]
     return steps
 
 
@@ -99,14 +99,66 @@ def test_a_run_told_in_steps_too(hook, step, tmp_path):
     assert differing(learnt(run), learnt(tmp_path / "whole")) == []
 
 
-def test_a_run_told_in_steps_is_kept_even_if_epochs_have_one(tmp_path):
+def test_a_run_told_in_steps_does_not_skip_an_epoch(tmp_path):
+    """Epochs of one step: the checkpoint is always from the end of an epoch."""
     last = ["--save_minutes", "10", "--ckpt_path", "last"]
+    length = {"max_steps": 3, "max_epochs": -1}
+    assert fit(write_tiny(tmp_path / "whole.yaml", tmp_path / "whole", {"length": 4}, **length), *last) == 0
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     stop = end_at("on_train_epoch_start", 2)
-    write_tiny(recipe, run, {"length": 4}, max_steps=3, max_epochs=-1, callbacks=stop)
+    write_tiny(recipe, run, {"length": 4}, callbacks=stop, **length)
     with pytest.raises(Stopped):
         fit(recipe, *last)
     assert learnt(run)["global_step"] == 2
+    assert fit(write_tiny(recipe, run, {"length": 4}, **length), *last) == 0
+    assert differing(learnt(run), learnt(tmp_path / "whole")) == []
+
+
+# ---- runs that end before they are complete
+
+
+@pytest.mark.parametrize("step", [4, 6, 9])
+def test_a_run_that_was_stopped_anywhere_goes_on_as_if_it_was_not(step, whole, tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    stop = end_at("on_train_batch_end", step, "stop")  # as max_time does
+    assert fit(write_tiny(recipe, run, callbacks=stop)) == 0
+    assert learnt(run)["global_step"] == step
+    assert fit(write_tiny(recipe, run), "--ckpt_path", "last") == 0
+    assert logged_steps(run, "train/square") == list(range(STEPS))
+    found = learnt(run)
+    found["loops"] = whole["loops"]  # one more validation has been counted
+    assert differing(found, whole) == []
+
+
+@pytest.mark.parametrize(("first", "then"), [
+    ({"max_steps": 4}, {}),
+    ({"max_steps": 4}, {"max_steps": STEPS, "max_epochs": -1}),
+    ({"max_steps": 6}, {"max_steps": STEPS}),
+    ({"max_steps": 100, "max_epochs": 1}, {"max_steps": 100}),  # the epochs end first
+])  # fmt: skip
+def test_the_rest_of_a_run_told_in_steps_is_not_lost(first, then, tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    assert fit(write_tiny(recipe, run, **first)) == 0
+    assert learnt(run)["global_step"] == min(first["max_steps"], 6)
+    assert fit(write_tiny(recipe, run, **then), "--ckpt_path", "last") == 0
+    assert logged_steps(run, "train/square") == list(range(STEPS))
+    assert learnt(run)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 2
+
+
+def test_a_stop_waits_for_the_gradients_of_a_step(tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 1, "stop"))
+    assert fit(recipe, "--global_batch", "8") == 0  # two passes a step: it comes in the first
+    assert learnt(run)["global_step"] == 2
+
+
+def test_early_stopping_within_an_epoch_does_not_end_the_epoch(tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    write_tiny(recipe, run, callbacks=end_at("on_validation_end", 4, "stop"), val_check_interval=2)
+    assert fit(recipe) == 0
+    assert learnt(run)["global_step"] == 4
+    assert fit(write_tiny(recipe, run, val_check_interval=2), "--ckpt_path", "last") == 0
+    assert logged_steps(run, "train/square") == list(range(STEPS))
 
 
 def test_a_run_that_collects_gradients_is_resumed_between_two_steps(tmp_path):

@@ -109,7 +109,8 @@ class EndAt(Callback):
     Args:
         hook: in which.
         step: optimiser steps that are done by then.
-        by: a signal that the process sends itself; None: an exception.
+        by: a signal that the process sends itself; ``stop``: the trainer is asked to stop, as ``max_time``
+            does; None: an exception.
         rank: only on this device; None: on all.
         group: send it to the workers, too.
     """
@@ -127,6 +128,9 @@ class EndAt(Callback):
             if self.by is None:
                 raise Stopped
             self.step = -1
+            if self.by == "stop":
+                trainer.should_stop = True
+                return
             (os.killpg if self.group else os.kill)(os.getpid(), getattr(signal, self.by))
 
 
