@@ -85,9 +85,22 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Where a run goes on: its ``last.ckpt``, or what Lightning saved for SLURM if that is newer."""
+    """Where a run goes on: its ``last.ckpt``, or what Lightning saved for SLURM if that has more steps.
+
+    Raises:
+        DataError: there are several, and one of them cannot be read.
+    """
     found = [*folder.glob("checkpoints/last.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    # Times of modification would not do: copying a folder changes them.
+    return max(found, key=_step_of, default=None) if len(found) > 1 else next(iter(found), None)
+
+
+def _step_of(path: Path) -> int:
+    """The optimiser steps of a checkpoint, of which no tensor is read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except Exception:  # the reader of whole checkpoints knows older formats, and says what is wrong
+        return WholeCheckpointIO().load_checkpoint(path, weights_only=True)["global_step"]
 
 
 def run_ends(trainer: L.Trainer) -> bool:

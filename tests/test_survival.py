@@ -256,16 +256,23 @@ def test_a_job_that_slurm_requeues_goes_on_by_itself(tmp_path, monkeypatch):
     assert learnt(run)["global_step"] == STEPS
 
 
-def test_the_newest_checkpoint(tmp_path):
+def test_the_newest_checkpoint_is_the_one_with_most_steps(tmp_path):
     assert newest_checkpoint(tmp_path) is None
-    last, slurm = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "hpc_ckpt_1.ckpt"
+    last, slurm, second = (
+        tmp_path / name for name in ("checkpoints/last.ckpt", "hpc_ckpt_1.ckpt", "hpc_ckpt_2.ckpt")
+    )
     last.parent.mkdir()
-    for age, path in ((20, last), (10, slurm)):
-        path.touch()
+    for age, path, step in ((20, last, 7), (10, slurm, 5)):
+        torch.save({"global_step": step}, path)
         os.utime(path, (1000 - age, 1000 - age))
-    assert newest_checkpoint(tmp_path) == slurm
-    os.utime(last, (2000, 2000))
+        assert newest_checkpoint(tmp_path) == last
+    torch.save({"global_step": 7}, second)  # after as many steps, last.ckpt is never inside a step
     assert newest_checkpoint(tmp_path) == last
+    torch.save({"global_step": 8}, second)
+    assert newest_checkpoint(tmp_path) == second
+    slurm.write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"hpc_ckpt_1\.ckpt cannot be read"):
+        newest_checkpoint(tmp_path)
 
 
 def test_the_best_of_a_run_stays_its_best_where_the_run_is_moved_to(tmp_path):
