@@ -124,8 +124,8 @@ class LastCheckpoint(Checkpoint):
     step of an epoch is there for a run that is killed in the validation that follows: it goes on with one
     step and the whole validation.
 
-    SIGTERM, with which schedulers announce that a machine will be taken away, ends the run after the step
-    at hand on all devices, or at once in a validation.
+    SIGTERM, with which schedulers announce that a machine will be taken away, ends the run on all devices
+    after the step at hand, or in a validation after the batch at hand.
 
     Args:
         path: the file.
@@ -138,6 +138,7 @@ class LastCheckpoint(Checkpoint):
         self.saved_step = -1
         self.terminated = False
         self.stop_wanted = False
+        self.shared_batches = 0
         self.logs_saved = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -157,7 +158,11 @@ class LastCheckpoint(Checkpoint):
                 progress.completed = progress.processed
             for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
                 part.on_iteration_done()
-        # Lightning's own handler, which is put back after the run, would not wait for the end of the step.
+        self._listen()
+
+    def _listen(self) -> None:
+        # Lightning's own handler would not wait for the end of the step, and would let a validation go on. What
+        # there was before both is put back after the run.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
@@ -185,8 +190,26 @@ class LastCheckpoint(Checkpoint):
         if wish == 2:
             self._stop(trainer)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.terminated:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._listen()
+        # Some devices may have a batch more than others: they agree only in those that all have.
+        self.shared_batches = -_greatest(trainer, -int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx < self.shared_batches and _greatest(trainer, int(self.terminated)):
+            self._stop(trainer)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if _greatest(trainer, int(self.terminated)):
             self._stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -222,6 +245,8 @@ class LastCheckpoint(Checkpoint):
         self.logs_saved = True
 
     def _stop(self, trainer: L.Trainer) -> None:
+        if trainer.state.fn == "validate":
+            raise SIGTERMException("the validation was stopped by SIGTERM; nothing was written")
         kept = f"go on from {self.path} with --ckpt_path last" if self.path.exists() else "no checkpoint yet"
         raise SIGTERMException(f"stopped by SIGTERM at step {trainer.global_step}; {kept}")
 

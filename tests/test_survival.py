@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import botnet.survival
 from botnet.cli import main
 from botnet.errors import DataError
-from botnet.survival import FiniteLoss, WholeCheckpointIO, newest_checkpoint
+from botnet.survival import FiniteLoss, LastCheckpoint, WholeCheckpointIO, newest_checkpoint
 from tests.recipes import write_recipe
 from tests.tiny import Stopped, TinyData, TinyModule, differing, end_at, fit, learnt, write_tiny
 
@@ -417,6 +420,34 @@ def test_sigterm_in_a_validation_ends_it_at_once(whole, tmp_path, capsys):
     assert differing(learnt(run), whole) == []
 
 
+def test_sigterm_ends_the_validate_command(tmp_path, capsys):
+    stop = end_at("on_validation_batch_start", 0, "SIGTERM")
+    recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", callbacks=stop)
+    assert main(["validate", "--config", str(recipe)]) == 143
+    assert "stopped by SIGTERM; nothing was written" in capsys.readouterr().err
+
+
+def test_devices_agree_on_a_stop_only_in_batches_that_all_have(monkeypatch):
+    """Here one of three batches, where another device has two and has received the signal."""
+    asked = []
+
+    def greatest(trainer, value):
+        asked.append(value)
+        return max(value, -2 if value < 0 else len(asked) > 2)
+
+    monkeypatch.setattr(botnet.survival, "_greatest", greatest)
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), num_val_batches=[3], global_step=6)
+    last = LastCheckpoint("last.ckpt")
+    last.on_validation_start(trainer, None)
+    last.on_validation_batch_end(trainer, None, None, None, 0)
+    with pytest.raises(SIGTERMException, match="step 6"):
+        last.on_validation_batch_end(trainer, None, None, None, 1)
+    last.on_validation_batch_end(trainer, None, None, None, 2)
+    assert asked == [-3, 0, 0]
+    with pytest.raises(SIGTERMException):
+        last.on_validation_epoch_end(trainer, None)
+
+
 def test_sigterm_waits_for_the_gradients_of_a_step(tmp_path):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 0, "SIGTERM"))
@@ -502,6 +533,19 @@ def test_one_device_that_gets_sigterm_stops_all_and_all_go_on(tmp_path):
     assert learnt(tmp_path / "run")["global_step"] == 2
     assert in_a_process(write_tiny(recipe, tmp_path / "run", **two), "--ckpt_path", "last").returncode == 0
     assert differing(learnt(tmp_path / "run"), learnt(tmp_path / "whole")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hook", "rank"), [("on_validation_batch_start", 1), ("on_validation_epoch_end", 0)])
+def test_one_device_that_gets_sigterm_in_a_validation_stops_all(hook, rank, tmp_path):
+    """The first has three batches, the second two."""
+    recipe, two = tmp_path / "tiny.yaml", {"devices": 2, "strategy": "ddp"}
+    data = {"batch_size": 1, "length": 8, "val_length": 5}
+    write_tiny(recipe, tmp_path / "run", data, callbacks=end_at(hook, 4, "SIGTERM", rank=rank), **two)
+    stopped = in_a_process(recipe)
+    assert stopped.returncode == 143, stopped.stderr
+    assert stopped.stderr.count("stopped by SIGTERM at step 4") == 2
+    assert "Traceback" not in stopped.stderr
 
 
 @pytest.mark.slow

@@ -49,10 +49,15 @@ class TinyData(L.LightningDataModule):
     num_classes = 3
 
     def __init__(
-        self, length: int = 24, batch_size: int = 4, workers: int = 0, infinite: int | None = None
+        self,
+        length: int = 24,
+        batch_size: int = 4,
+        workers: int = 0,
+        infinite: int | None = None,
+        val_length: int = 6,
     ) -> None:
         super().__init__()
-        self.train_set, self.val_set = Numbers(length, infinite=infinite), Numbers(6)
+        self.train_set, self.val_set = Numbers(length, infinite=infinite), Numbers(val_length)
         self.batch_size, self.workers = batch_size, workers
 
     def _loader(self, dataset: Dataset, train: bool) -> Any:
