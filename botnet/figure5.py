@@ -14,6 +14,7 @@ import matplotlib
 import yaml
 
 from botnet.errors import DataError
+from botnet.inputs import make_folder
 from botnet.models.complexity import info
 from botnet.reproduce import rows
 
@@ -109,11 +110,11 @@ def figure5(out: Path, measured: Path | None = None) -> list[Path]:
         The files written.
 
     Raises:
-        DataError: `measured` is no such file.
+        DataError: `measured` is no such file, or `out` cannot be made.
     """
     networks = read_networks()
     steps = {} if measured is None else read_steps(measured, networks)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     madds = {network.name: network.madds for network in networks}
     label = "multiply-adds for one image, 10⁹: counted for BoTNet and SENet, as printed for the others"
     written = [_draw(networks, madds, label, out / "figure5_madds.png")]

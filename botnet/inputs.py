@@ -47,6 +47,18 @@ def check_unused(output: Path) -> None:
         raise DataError(f"{output} exists and is not an empty folder; name another one by --output")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; one that exists is left as it is.
+
+    Raises:
+        DataError: a file is in the way, or the folder above cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot make this folder ({error.strerror}); name another one") from error
+
+
 def pick_device(name: str) -> torch.device:
     """The named device, or for "auto" the best there is.
 
