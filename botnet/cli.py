@@ -351,9 +351,12 @@ def _report(options: argparse.Namespace) -> int:
         raise DataError("--measured is for botnet report figure5; leave it out")
     from botnet.report import report
 
-    print(report(options.runs, options.out))
+    text, problems = report(options.runs, options.out)
+    print(text)
     print(f"{options.out}: written")
-    return 0
+    for problem in problems:
+        print(f"botnet: left out: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _info(options: argparse.Namespace) -> int:

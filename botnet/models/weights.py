@@ -93,6 +93,8 @@ def _resnet_state(weights: str | Path | WeightsEnum | Mapping[str, Tensor]) -> M
         return weights.get_state_dict(progress=False, check_hash=True)
     if isinstance(weights, str) and timm.is_model(weights):
         return timm.create_model(weights, pretrained=True).state_dict()
+    if isinstance(weights, str) and not Path(weights).is_file():
+        raise FileNotFoundError(f"{weights}: no such file, and no network that timm knows by this name")
     return read_weights(weights)
 
 
@@ -112,7 +114,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, and no network that timm knows by this name")
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
