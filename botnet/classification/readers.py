@@ -1,6 +1,7 @@
 """Images in classes, as they are stored: folders, tars, shards, Hugging Face's data sets."""
 
 import os
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -135,6 +136,7 @@ def _open_folder(root: Path) -> ReaderImageFolder:
             f"{root}: no folder; give a folder of class folders, or another --data.init_args.reader"
         )
     empty, others = [], 0
+    classes: dict[str, str] = {}
     for folder, below, files in os.walk(root, followlinks=True):
         images = 0
         for file in files:
@@ -144,6 +146,8 @@ def _open_folder(root: Path) -> ReaderImageFolder:
             raise DataError(
                 f"{root}: {images} images lie outside the class folders; move each into its class"
             )
+        if images:
+            _note_class(root, classes, Path(folder).name, os.path.relpath(folder, root))
         if not images and not below and Path(folder) != root:
             empty.append(folder)
     if empty:
@@ -164,9 +168,29 @@ def _open_folder(root: Path) -> ReaderImageFolder:
 
 def _open_tar(root: Path) -> ReaderImageInTar:
     try:
-        return ReaderImageInTar(str(root), cache_tarinfo=False)
+        reader: Any = ReaderImageInTar(str(root), cache_tarinfo=False)
     except Exception as error:  # whatever tarfile and timm's search make of a file that is none
         raise DataError(f"{root}: no tar of class folders, and no folder of tars ({error})") from error
+    names = class_names(reader)
+    classes: dict[str, str] = {}
+    for (member, tar, inner), label in zip(reader.samples, reader.targets, strict=True):
+        if names[label] in ("", "."):
+            raise DataError(
+                f"{root}: {member.name} lies in no class folder; put each image into the folder of its class"
+            )
+        folder = posixpath.join(tar or "", inner.name if inner else "", posixpath.dirname(member.path))
+        _note_class(root, classes, names[label], posixpath.normpath(folder))
+    return reader
+
+
+def _note_class(root: Path, classes: dict[str, str], name: str, folder: str) -> None:
+    """Add a class to those found so far. timm would merge two folders of one name without a word."""
+    if classes.setdefault(name, folder) != folder:
+        both = " and ".join(sorted((classes[name], folder)))
+        raise DataError(
+            f"{root}: {both} are both class {name!r}, since a class is called by its last folder; "
+            "rename one of them, or put the images of a class into one folder"
+        )
 
 
 def _open_hugging_face(name: str, split: str) -> Any:

@@ -135,6 +135,38 @@ def test_broken_shards_are_refused(tmp_path):
         open_reader(tmp_path / "none.tar", "tar")
 
 
+def test_classes_of_one_name_in_different_folders_are_refused(tmp_path):
+    """A class is called by its last folder: cat/indoor and dog/indoor would silently become one class."""
+    for parent in ("cat", "dog"):
+        write_images(tmp_path / "data" / parent, ("indoor", f"{parent}s outdoors"), count=1)
+    with pytest.raises(DataError, match="cat/indoor and dog/indoor are both class 'indoor'"):
+        open_reader(tmp_path / "data")
+    as_tar(tmp_path / "data", tmp_path / "whole.tar")
+    with pytest.raises(DataError, match="cat/indoor and dog/indoor are both class 'indoor'"):
+        open_reader(tmp_path / "whole.tar", "tar")
+    (tmp_path / "tars").mkdir()
+    for parent in ("cat", "dog"):
+        as_tar(tmp_path / "data" / parent, tmp_path / "tars" / f"{parent}.tar")
+    with pytest.raises(DataError, match=r"cat\.tar/indoor and dog\.tar/indoor are both class 'indoor'"):
+        open_reader(tmp_path / "tars", "tar")
+    (tmp_path / "data" / "dog" / "indoor").rename(tmp_path / "data" / "dog" / "dogs indoors")
+    assert class_names(open_reader(tmp_path / "data")) == [
+        "cats outdoors",
+        "dogs indoors",
+        "dogs outdoors",
+        "indoor",
+    ]
+
+
+@pytest.mark.parametrize("inside", ["", "./"])
+def test_images_outside_of_the_class_folders_of_a_tar_are_refused(inside, tmp_path):
+    folder = write_images(tmp_path / "data")
+    Image.new("RGB", (8, 8)).save(folder / "stray.png")
+    as_tar(folder, tmp_path / "whole.tar", inside)
+    with pytest.raises(DataError, match=r"stray\.png lies in no class folder"):
+        open_reader(tmp_path / "whole.tar", "tar")
+
+
 def test_folders_that_cannot_be_learnt_from_are_refused(tmp_path):
     folder = write_images(tmp_path / "data")
     (folder / "yellow").mkdir()
