@@ -71,26 +71,36 @@ class ShardReader(Reader):
 
 
 def _shard_samples(shard: Path) -> Iterator[tuple[str, int, int, int]]:
-    images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
+    samples: dict[str, tuple[list[tarfile.TarInfo], list[tarfile.TarInfo]]] = {}  # images, labels of a key
+    numbers: dict[str, int] = {}
     try:
         with tarfile.open(shard, "r:") as members:
             for member in members:
                 folder, _, base = member.name.rpartition("/")
                 key, _, extension = base.partition(".")
                 key = f"{folder}/{key}"
-                if f".{extension.lower()}" in EXTENSIONS:
-                    images[key] = member
-                elif extension == "cls":
-                    labels[key] = int(members.extractfile(member).read())  # type: ignore[union-attr]
+                is_image = f".{extension.lower()}" in EXTENSIONS
+                if member.isdir() or not (is_image or extension == "cls"):
+                    continue
+                samples.setdefault(key, ([], []))[0 if is_image else 1].append(member)
+                if not is_image and member.isfile():
+                    numbers[key] = int(members.extractfile(member).read())  # type: ignore[union-attr]
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(
             f"{shard}: is no shard of images with .cls labels ({error}); give uncompressed WebDataset shards"
         ) from error
-    for key in images.keys() ^ labels.keys():
-        raise DataError(f"{shard}: {key} lacks its {'label, .cls' if key in images else 'image'}; add it")
-    for key, member in images.items():
-        yield member.name, member.offset_data, member.size, labels[key]
+    for key, (images, labels) in samples.items():
+        for what, found in (("image", images), ("label, .cls", labels)):
+            if not found:
+                raise DataError(f"{shard}: {key} lacks its {what}; add it")
+            if len(found) > 1:
+                raise DataError(
+                    f"{shard}: {found[0].name} and {found[1].name} have one key, {key}; "
+                    "keep one of them, or give each sample its own key"
+                )
+            if not found[0].isfile():
+                raise DataError(f"{shard}: {found[0].name} is a link; store the file itself")
+        yield images[0].name, images[0].offset_data, images[0].size, numbers[key]
 
 
 def open_reader(source: Path, reader: str = "folder") -> Any:
