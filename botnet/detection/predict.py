@@ -1,5 +1,6 @@
 """``botnet predict``: objects of any image, drawn and written as COCO results."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,17 @@ def predict(
         output: folder to make; one picture an image, and ``results_bbox.json`` and ``results_segm.json``
             with every detection, also those too weak to be drawn.
         score: least score that is drawn.
-        truth: instances file; images it knows by name get its ids and are drawn beside its truth.
+        truth: instances file; the images that it knows are drawn beside its truth. It knows an image whose
+            path ends in a file name of its records, folders included.
         attention: whether to draw, in ``output/attention``, what one place of each image attends to.
         pixel: (x, y) of that place in each image's own pixels; default the centre of the image.
         device: "auto" takes an accelerator if there is one.
 
     Returns:
-        The records of the files. An image that ``truth`` does not know has the number of its file
-        name as its id where names are numbers, as COCO's are; else its place in the list from 1 on. Each
-        record also holds ``file_name``.
+        The records of the files. Each image has an id of its own: that of ``truth`` if it is known there.
+        The others have the numbers of their file names, as COCO's are, if all of these are numbers, differ
+        and are no ids of ``truth``; else they are counted in their order, starting at 1 or at one above the
+        highest id of ``truth``. Each record also holds ``file_name``.
 
     Raises:
         DataError: nothing to read, an unreadable image or checkpoint, an output folder in use, no attention
@@ -60,6 +63,8 @@ def predict(
     detector, about = load_detector(checkpoint)
     instances = CocoInstances(truth) if truth else None
     ids = _image_ids(paths, instances)
+    if instances and (unknown := sum(not known for _, known in ids)):
+        print(f"{truth} does not know {unknown} of the {len(paths)} images")
     detector = detector.to(pick_device(device))
 
     (output / "attention" if attention else output).mkdir(parents=True, exist_ok=True)
@@ -176,14 +181,33 @@ def _listed_paths(images: list[dict[str, Any]], folders: Sequence[Path], listed_
     return found
 
 
-def _image_ids(paths: list[Path], instances: CocoInstances | None) -> list[tuple[int, bool]]:
-    """Each image's id, and whether the truth knows it."""
-    by_name = {Path(image["file_name"]).name: image["id"] for image in instances.images} if instances else {}
-    numbered = all(path.stem.isdecimal() for path in paths)
-    return [
-        (by_name[path.name], True) if path.name in by_name else (int(path.stem) if numbered else place, False)
-        for place, path in enumerate(paths, start=1)
-    ]
+def _image_ids(paths: Sequence[Path], instances: CocoInstances | None) -> list[tuple[int, bool]]:
+    """Each image's id, no two alike, and whether the truth knows it; :func:`predict` has the rule."""
+    listed: dict[tuple[str, ...], list[int]] = {}
+    for image in instances.images if instances else []:
+        listed.setdefault(Path(image["file_name"]).parts, []).append(image["id"])
+    known = [_listed_id(path, listed) for path in paths]
+    taken = {image_id for ids in listed.values() for image_id in ids}
+    unknown = [path for path, image_id in zip(paths, known, strict=True) if image_id is None]
+    numbers = [int(path.stem) for path in unknown if path.stem.isdecimal()]
+    if len(set(numbers) - taken) < len(unknown):
+        numbers = list(range(max(taken, default=0) + 1, max(taken, default=0) + 1 + len(unknown)))
+    further = iter(numbers)
+    return [(next(further), False) if image_id is None else (image_id, True) for image_id in known]
+
+
+def _listed_id(path: Path, listed: dict[tuple[str, ...], list[int]]) -> int | None:
+    """The id of the longest listed file name that a path ends in; None if there is none."""
+    parts = Path(os.path.abspath(path)).parts
+    for start in range(len(parts)):
+        ids = listed.get(parts[start:], [])
+        if len(ids) > 1:
+            raise DataError(
+                f"{path}: the truth has two images of this file name, {ids[0]} and {ids[1]}; remove one"
+            )
+        if ids:
+            return ids[0]
+    return None
 
 
 def _beside_truth(
