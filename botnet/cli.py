@@ -235,7 +235,7 @@ def _predict(options: argparse.Namespace) -> int:
             options.checkpoint, options.images, options.output, options.images_json, device=options.device
         )
         return 0
-    predict(
+    _, broken = predict(
         options.checkpoint,
         options.images,
         options.output,
@@ -245,7 +245,7 @@ def _predict(options: argparse.Namespace) -> int:
         pixel=pixel,
         device=options.device,
     )
-    return 0
+    return _name_broken(broken)
 
 
 def _open_classifier(options: argparse.Namespace) -> Any:
@@ -267,10 +267,20 @@ def _classify(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int
     if options.truth or options.images_json:
         raise DataError(f"--truth and --images-json are for detectors; {options.model} is a classifier")
     classifier = _open_classifier(options)
-    records = classify(classifier, options.images, options.output, attention=options.attention, pixel=pixel)
+    records, broken = classify(
+        classifier, options.images, options.output, attention=options.attention, pixel=pixel
+    )
     _show(render(records))
-    print(f"{len(records)} images: {options.output / 'predictions.json'}")
-    return 0
+    left_out = f", {len(broken)} left out" if broken else ""
+    print(f"{len(records)} images{left_out}: {options.output / 'predictions.json'}")
+    return _name_broken(broken)
+
+
+def _name_broken(broken: Sequence[DataError]) -> int:
+    """Name the images that a prediction had to leave out; returns its exit status."""
+    for error in broken:
+        print(f"botnet: {error}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _make_digits(options: argparse.Namespace) -> int:

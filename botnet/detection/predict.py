@@ -20,7 +20,7 @@ from botnet.detection.rcnn import RCNN
 from botnet.detection.results import coco_results, to_original, write_results
 from botnet.detection.transforms import EvalTransform, denormalise, to_canvas
 from botnet.errors import DataError
-from botnet.inputs import check_unused, image_paths, pick_device
+from botnet.inputs import check_some_left, check_unused, image_paths, pick_device
 
 
 def predict(
@@ -33,8 +33,10 @@ def predict(
     attention: bool = False,
     pixel: tuple[int, int] | None = None,
     device: str = "auto",
-) -> list[dict]:
+) -> tuple[list[dict], list[DataError]]:
     """Detect objects in images; draw each image and write COCO results files.
+
+    An image that cannot be read, or that lacks ``pixel``, is left out.
 
     Args:
         checkpoint: of ``botnet fit``; it knows its detector, its classes and its canvas.
@@ -52,11 +54,12 @@ def predict(
         The records of the files. Each image has an id of its own: that of ``truth`` if it is known there.
         The others have the numbers of their file names, as COCO's are, if all of these are numbers, differ
         and are no ids of ``truth``; else they are counted in their order, starting at 1 or at one above the
-        highest id of ``truth``. Each record also holds ``file_name``.
+        highest id of ``truth``. Each record also holds ``file_name``. Then, what is wrong with the images
+        that were left out.
 
     Raises:
-        DataError: nothing to read, an unreadable image or checkpoint, an output folder in use, no attention
-            to draw, or a pixel outside of an image.
+        DataError: an image that does not exist, none that can be predicted, an unreadable checkpoint, an
+            output folder in use, or no attention to draw. Nothing is written then.
     """
     paths = image_paths(sources)
     check_unused(output)
@@ -67,25 +70,38 @@ def predict(
         print(f"{truth} does not know {unknown} of the {len(paths)} images")
     detector = detector.to(pick_device(device))
 
-    (output / "attention" if attention else output).mkdir(parents=True, exist_ok=True)
-    records = []
+    if attention:
+        with watch_attention(detector):
+            pass  # an error at once if there is none to draw
+    records: list[dict] = []
+    broken: list[DataError] = []
     for path, (image_id, known) in track(list(zip(paths, ids, strict=True)), "predicting"):
-        image = pil_to_tensor(load_image(path))
-        result = _detect(detector, about["canvas"], path, (image.shape[-2], image.shape[-1]))
+        try:
+            image = pil_to_tensor(load_image(path))
+            size = (image.shape[-2], image.shape[-1])
+            result = _detect(detector, about["canvas"], path, size)
+            picture = draw(image, result, about["class_names"], score)
+            if known and instances:
+                picture = _beside_truth(image, picture, instances, image_id, score)
+            pictures = {f"{path.stem}.png": picture}
+            if attention:
+                sheet = _attention(detector, about["canvas"], path, size, pixel)
+                pictures[f"attention/{path.stem}.png"] = sheet
+        except DataError as error:
+            broken.append(error)
+            continue
         for record in coco_results(result, image_id, about["category_ids"]):
             records.append({**record, "file_name": path.name})
-        picture = draw(image, result, about["class_names"], score)
-        if known and instances:
-            picture = _beside_truth(image, picture, instances, image_id, score)
-        picture.save(output / f"{path.stem}.png")
-        if attention:
-            sheet = _attention(detector, about["canvas"], path, (image.shape[-2], image.shape[-1]), pixel)
-            sheet.save(output / "attention" / path.with_suffix(".png").name)
+        for name, picture in pictures.items():
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(output / name)
+    check_some_left(broken, len(paths))
     files = write_results(output, records)
-    print(f"{len(paths)} images, {len(records)} detections; pictures in {output}")
+    left_out = f", {len(broken)} left out" if broken else ""
+    print(f"{len(paths) - len(broken)} images{left_out}, {len(records)} detections; pictures in {output}")
     for task, path in files.items():
         print(f"COCO results, {task}: {path}")
-    return records
+    return records, broken
 
 
 def predict_coco(
@@ -118,9 +134,14 @@ def predict_coco(
             f"{checkpoint} finds category {strange}, which {images_json} does not have; "
             "give the image list of the data it was trained for"
         )
+    problems: list[str] = []
     for image, path in track(list(zip(images, paths, strict=True)), "checking"):
-        for problem in image_problems(path, image, decode=False):
-            raise DataError(problem.message)
+        problems += [problem.message for problem in image_problems(path, image, decode=True)]
+    if problems:
+        raise DataError(
+            f"{len(problems)} of the {len(images)} images of {images_json} cannot be used, and results must "
+            f"cover every image; the first: {problems[0]}"
+        )
     detector = detector.to(pick_device(device))
     records = []
     for image, path in track(list(zip(images, paths, strict=True)), "predicting"):
