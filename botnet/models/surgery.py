@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
+from timm.layers import FrozenBatchNormAct2d, unfreeze_batch_norm_2d
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from botnet.layers import MHSA2d
 from botnet.layers.nonlocal_block import NonLocal2d
@@ -128,7 +130,8 @@ def insert_bot(
 
     Returns:
         The same model. The new block has the shape of the last one, with attention for its 3x3; its
-        last normalisation starts at zero, so that it passes on its input until it is trained.
+        last normalisation starts at zero, so that it passes on its input until it is trained. All of it is
+        trainable, with plain batch norms, also where the model's own parameters and norms are frozen.
 
     Raises:
         ValueError: the model has no such stage, or a single block in it, or one without a bottleneck.
@@ -139,6 +142,7 @@ def insert_bot(
     for stage, last in lasts.items():
         (size,) = _map_sizes(model, [last.conv2], img_size)
         block: Any = copy.deepcopy(last)
+        _unfreeze_norms(block)
         for module in block.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -146,8 +150,19 @@ def insert_bot(
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(block.bn3.weight)
         block.conv2 = _attention_for(last.conv2, heads, position, content, size, qkv_std)
+        block.requires_grad_(True)  # whatever is frozen around it, a new block has all to learn
         _insert_before_last(model, stage, "bot", block)
     return model
+
+
+def _unfreeze_norms(block: nn.Module) -> None:
+    """Put fresh batch norms in the place of frozen ones, whose weights are buffers that nothing trains."""
+    for name, norm in list(block.named_modules()):
+        if isinstance(norm, FrozenBatchNormAct2d):
+            block.set_submodule(name, unfreeze_batch_norm_2d(norm).to(norm.weight).train(norm.training))
+        elif isinstance(norm, FrozenBatchNorm2d):
+            fresh = nn.BatchNorm2d(len(norm.weight), norm.eps)
+            block.set_submodule(name, fresh.to(norm.weight).train(norm.training))
 
 
 def _last_of_several(model: nn.Module, stage: str) -> nn.Module:
