@@ -75,8 +75,8 @@ def report(folders: Sequence[Path], out: Path) -> tuple[str, list[str]]:
             axes.grid(alpha=0.3)
             # Below: there is an entry for every run.
             legend = axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.13))
-            for text in legend.get_texts():
-                text.set_parse_math(False)  # a folder may have a $ in its name
+            for entry in legend.get_texts():
+                entry.set_parse_math(False)  # a folder may have a $ in its name
             figure.savefig(out / f"{name}.png", dpi=120, bbox_inches="tight")
             lines += ["", f"![{name}]({name}.png)"]
         plt.close(figure)
