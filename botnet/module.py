@@ -35,6 +35,7 @@ class TaskModule(L.LightningModule):
         most: greatest value of a metric, for the curves.
         schedule_settings: arguments that :meth:`schedule` depends on.
         report: numbers of the last evaluation, by kind of number; on the first device.
+        evaluated: epochs and optimiser steps that were done by then; None before the first evaluation.
         headline: those that ``metrics.json`` starts with.
     """
 
@@ -50,6 +51,9 @@ class TaskModule(L.LightningModule):
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.init_from = init_from
         self.report: dict[str, dict[str, Any]] = {}
+        self.evaluated: dict[str, int] | None = None
+        self.loaded: dict[str, int] | None = None  # the same of a checkpoint that is to be validated
+        self.results_folder: Path | None = None  # of a validation; default validate/ in the run's folder
         self.headline: dict[str, float] = {}
         self.total_steps = 0  # optimiser steps of the run
         self.resumed: dict[str, Any] = {}  # settings of the run that a checkpoint comes from
@@ -113,11 +117,19 @@ class TaskModule(L.LightningModule):
     # Both hooks come after a checkpoint was read.
 
     def on_fit_start(self) -> None:
+        self.loaded = None
         self._initialise()
 
     def on_validation_start(self) -> None:
-        if self.trainer.state.fn == "validate":
-            self._initialise()
+        trainer = self.trainer
+        if trainer.state.fn == "fit":
+            epochs = trainer.current_epoch + bool(trainer.is_last_batch)
+            done = {"epoch": epochs, "step": trainer.global_step}
+            self.evaluated = None if trainer.sanity_checking else done
+            return
+        self._initialise()
+        trained = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        self.evaluated, self.loaded = self.loaded or trained, None
 
     def _initialise(self) -> None:
         if self.init_from is None:
@@ -169,22 +181,21 @@ class TaskModule(L.LightningModule):
         }
 
     def on_fit_end(self) -> None:
-        self._write(Path(self.trainer.default_root_dir))
+        self.write(Path(self.trainer.default_root_dir))
 
     def on_validation_end(self) -> None:
         if self.trainer.state.fn == "validate":
-            self._write(Path(self.trainer.default_root_dir) / "validate")
+            self.write(self.results_folder or Path(self.trainer.default_root_dir) / "validate")
 
     @rank_zero_only
-    def _write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         """Everything that people want to see of the last evaluation, into one folder."""
-        if not self.report:  # the run ended before its first evaluation
+        if self.evaluated is None:  # the run ended before its first evaluation
             return
         console = Console()
         folder.mkdir(parents=True, exist_ok=True)
-        step: dict[str, Any] = {"epoch": self.current_epoch, "step": self.global_step}
         written = {"metrics": folder / "metrics.json"}
-        written["metrics"].write_text(json.dumps(step | self.headline | self.report, indent=2))
+        written["metrics"].write_text(json.dumps(self.evaluated | self.headline | self.report, indent=2))
         written |= self.show(console, folder)
         logs = sorted((Path(self.trainer.default_root_dir) / "csv").glob("version_*/metrics.csv"))
         if logs:
@@ -200,6 +211,9 @@ class TaskModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.init_from = None  # it has weights of its own
+        loops = checkpoint.get("loops", {}).get("fit_loop", {})  # not where weights alone were saved
+        over = bool(loops.get("epoch_loop.batch_progress", {}).get("is_last_batch"))
+        self.loaded = {"epoch": checkpoint["epoch"] + over, "step": checkpoint["global_step"]}
         self.resumed = checkpoint.get("botnet", {}).get("settings", {})
         theirs = checkpoint.get("botnet", {}).get("class_names")
         data = getattr(self._trainer, "datamodule", None)

@@ -1,5 +1,6 @@
 """What every training run shares: its folder, its checkpoints and logs, its progress, its command line."""
 
+import json
 import os
 import sys
 import time
@@ -17,7 +18,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 
 from botnet.errors import DataError
-from botnet.survival import FiniteLoss, LastCheckpoint, StepSeed, WholeCheckpointIO, newest_checkpoint
+from botnet.module import TaskModule
+from botnet.survival import (
+    FiniteLoss,
+    LastCheckpoint,
+    StepSeed,
+    WholeCheckpointIO,
+    newest_checkpoint,
+    run_ends,
+)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -157,6 +166,17 @@ def _bases(path: Path) -> list[Path]:
     return chain
 
 
+class FinalValidation(Callback):
+    """Validates after the run's last step, whatever the interval of the validations is."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if run_ends(trainer):
+            trainer.check_val_every_n_epoch, trainer._val_check_time_interval = 1, None
+            trainer.val_check_batch = batch_idx + 1
+
+
 class BestCheckpoint(ModelCheckpoint):
     """``best.ckpt``: that of the validation with the greatest value of what the module monitors.
 
@@ -175,6 +195,15 @@ class BestCheckpoint(ModelCheckpoint):
         if score is not None and Path(path).is_file():
             here = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
             super().load_state_dict(state_dict | here | {"best_k_models": {path: score}})
+
+
+def _holds_metrics_of(trainer: L.Trainer) -> bool:
+    """Whether ``metrics.json`` in the run's folder is of the step that the run has reached."""
+    try:
+        metrics = json.loads((Path(trainer.default_root_dir) / "metrics.json").read_text())
+        return bool(metrics["step"] == trainer.global_step)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _listed(given: Any) -> list[Any]:
@@ -277,6 +306,17 @@ class TrainingCLI(LightningCLI):
                 "are those that a training would start from, random but for what is pretrained"
             )
 
+    def after_fit(self) -> None:
+        module, trainer = self.model, self.trainer
+        if not isinstance(module, TaskModule) or trainer.fast_dev_run:
+            return
+        measured = module.evaluated is not None and module.evaluated["step"] == trainer.global_step
+        if trainer.enable_validation and not measured and not _holds_metrics_of(trainer):
+            # Stopped by max_time; or killed after its last checkpoint, and now there was nothing left to do.
+            rank_zero_info(f"the run ended at step {trainer.global_step}, which was not validated yet")
+            module.results_folder = self.folder
+            trainer.validate(module, self.datamodule, verbose=False)
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
         folder = self.folder
@@ -297,6 +337,7 @@ class TrainingCLI(LightningCLI):
         callbacks: list[Callback] = [
             StepSeed(),
             FiniteLoss(),
+            FinalValidation(),
             RichProgressBar() if Console().is_terminal else LineProgress(),
         ]
         if config.enable_checkpointing is not False:

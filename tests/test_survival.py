@@ -1,6 +1,5 @@
 """Runs that are killed, stopped, starved of space or fed with nonsense, and what becomes of them."""
 
-import csv
 import errno
 import os
 import shutil
@@ -21,7 +20,7 @@ from botnet.cli import main
 from botnet.errors import DataError
 from botnet.survival import FiniteLoss, LastCheckpoint, WholeCheckpointIO, newest_checkpoint
 from tests.recipes import write_recipe
-from tests.tiny import Stopped, TinyData, TinyModule, differing, end_at, fit, learnt, write_tiny
+from tests.tiny import Stopped, TinyData, TinyModule, differing, end_at, fit, learnt, logged_steps, write_tiny
 
 STEPS = 12  # of a whole run of tests.tiny: two epochs of six
 
@@ -37,14 +36,6 @@ def in_a_process(recipe: Path, *more: str) -> subprocess.CompletedProcess:
         timeout=300,
         start_new_session=True,
     )
-
-
-def logged_steps(run: Path, loss: str = "train/loss") -> list[int]:
-    steps = []
-    for table in sorted(run.glob("csv/version_*/metrics.csv")):
-        with table.open(newline="") as file:
-            steps += [int(row["step"]) for row in csv.DictReader(file) if row.get(loss)]
-    return steps
 
 
 # ---- resuming to the bit

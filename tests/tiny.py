@@ -1,5 +1,6 @@
 """A network and data of a moment, for tests of the training itself."""
 
+import csv
 import os
 import signal
 from collections.abc import Callable
@@ -178,6 +179,15 @@ def learnt(run: Path) -> dict[str, Any]:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     kept = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "loops")
     return {key: checkpoint[key] for key in kept}
+
+
+def logged_steps(run: Path, loss: str = "train/loss") -> list[int]:
+    """Steps, in the logs of all starts of a run, that have a value of this name."""
+    steps = []
+    for table in sorted(run.glob("csv/version_*/metrics.csv")):
+        with table.open(newline="") as file:
+            steps += [int(row["step"]) for row in csv.DictReader(file) if row.get(loss)]
+    return steps
 
 
 fit: Callable[..., int] = lambda recipe, *more: main(["fit", "--config", str(recipe), *more])  # noqa: E731

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from PIL import Image
 from timm.data import Mixup
@@ -29,6 +30,7 @@ from botnet.models.weights import save_weights
 from botnet.module import parameter_groups
 from botnet.training import GlobalBatch
 from tests.classification.samples import CLASSES, write_images, write_recipe
+from tests.tiny import Stopped, end_at, logged_steps
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +108,67 @@ def test_validate_gives_the_numbers_of_the_run(run):
     assert main(["validate", "--config", str(recipe), "--ckpt_path", str(checkpoint)]) == 0
     of_run = json.loads((folder / "metrics.json").read_text())
     again = json.loads((folder / "validate" / "metrics.json").read_text())
-    assert again["ema"] == of_run["ema"]
-    assert again["model"] == of_run["model"]
+    assert again == of_run  # the epoch and the step of the checkpoint, too
+
+
+@pytest.mark.parametrize(
+    ("trainer", "epoch", "validated"),
+    [
+        ({"max_epochs": 3, "check_val_every_n_epoch": 2}, 3, [5, 8]),
+        ({"max_epochs": 2, "check_val_every_n_epoch": 5}, 2, [5]),
+        ({"max_epochs": 2, "check_val_every_n_epoch": None, "val_check_interval": 4}, 2, [3, 5]),
+        ({"max_epochs": 2, "max_steps": 4, "check_val_every_n_epoch": 2}, 1, [3]),
+    ],
+)
+def test_the_end_of_a_run_is_validated_whatever_the_interval(trainer, epoch, validated, images, tmp_path):
+    run = tmp_path / "run"
+    recipe = yaml.safe_load(write_recipe(tmp_path / "recipe.yaml", images, run).read_text())
+    recipe["trainer"] |= trainer
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["fit", "--config", str(tmp_path / "recipe.yaml")]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["epoch"], metrics["step"]) == (epoch, validated[-1] + 1)
+    assert logged_steps(run, "val/top1") == validated
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] - 1 in validated
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "by", "epoch"),
+    [
+        ("on_train_end", 3, None, 1),  # killed when its last checkpoint was written, but not its metrics
+        ("on_train_batch_end", 2, "stop", 0),  # as max_time does
+    ],
+)
+def test_metrics_are_those_of_the_last_step(hook, step, by, epoch, images, tmp_path):
+    run = tmp_path / "run"
+    path = write_recipe(tmp_path / "recipe.yaml", images, run)
+    recipe = yaml.safe_load(path.read_text())
+    recipe["trainer"] |= {"check_val_every_n_epoch": 5}
+    stopped = {**recipe, "trainer": recipe["trainer"] | {"callbacks": end_at(hook, step, by)}}
+    path.write_text(yaml.safe_dump(stopped))
+    if by is None:
+        with pytest.raises(Stopped):
+            main(["fit", "--config", str(path)])
+        assert not (run / "metrics.json").exists()
+        path.write_text(yaml.safe_dump(recipe))
+        assert main(["fit", "--config", str(path), "--ckpt_path", "last"]) == 0
+    else:
+        assert main(["fit", "--config", str(path)]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["epoch"], metrics["step"]) == (epoch, step)
+    assert (run / "pictures").is_dir()
+    assert not (run / "validate").exists()
+
+
+def test_the_numbers_of_a_sanity_check_are_nobodys(images, tmp_path):
+    module = module_of()
+    trainer = trainer_of(
+        default_root_dir=tmp_path, num_sanity_val_steps=2, check_val_every_n_epoch=5, max_epochs=1
+    )
+    trainer.fit(module, data_module(images))
+    assert module.evaluated is None
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_the_classifier_comes_back_from_its_checkpoint(run, images):
