@@ -95,6 +95,21 @@ def test_refuses_what_it_cannot_read(weights, tmp_path, capsys):
     assert "botnet50" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--format", "coco"],
+        ["--format", "pictures"],
+        ["--score", "0"],
+        ["--truth", "truth.json"],
+        ["--images-json", "listed.json"],
+    ],
+)
+def test_refuses_what_is_for_detectors(option, capsys):
+    assert main(["predict", NETWORK, "a.png", *option]) == 2
+    assert f"{option[0]} is for detectors, and {NETWORK} is no checkpoint of one" in capsys.readouterr().err
+
+
 def test_a_broken_image_costs_only_itself(weights, tmp_path, capsys):
     folder, out = tmp_path / "images", tmp_path / "out"
     folder.mkdir()

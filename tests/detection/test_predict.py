@@ -143,3 +143,16 @@ def test_results_for_the_server_want_every_image_whole(detector, folder, tmp_pat
     Image.new("RGB", (9, 9)).save(folder / "a.png")
     assert main([*call, "--format", "coco", "--images-json", str(listed)]) == 2
     assert "2 of the 2 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--attention"], ["--truth", "t.json"], ["--score", "0"]])
+def test_results_for_the_server_are_not_drawn(option, detector, folder, capsys):
+    call = ["predict", str(detector), str(folder), "--format", "coco", "--images-json", "listed.json"]
+    assert main([*call, *option]) == 2
+    assert f"{option[0]} is for pictures, and --format coco draws none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--crop", "--size", "--weights", "--label-map"])
+def test_refuses_what_is_for_classifiers(option, detector, folder, capsys):
+    assert main(["predict", str(detector), str(folder), option, "1"]) == 2
+    assert f"{option} is for classifiers; {detector} is a detector" in capsys.readouterr().err
