@@ -219,7 +219,7 @@ def _predict(options: argparse.Namespace) -> int:
     pixel = tuple(options.pixel) if options.pixel else None
     if is_classifier(options.model):
         for_detectors = ("format", "images_json", "score", "truth")
-        _refuse(options, for_detectors, f"is for detectors; {options.model} is a classifier")
+        _refuse(options, for_detectors, f"is for detectors, and {options.model} is no checkpoint of one")
         return _classify(options, pixel)
     options.checkpoint = Path(options.model)
     for_classifiers = ("weights", "label_map", "crop", "size")
@@ -250,7 +250,8 @@ def _predict(options: argparse.Namespace) -> int:
 def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
     """Refuse options that were given but would be ignored."""
     for name in names:
-        if getattr(options, name) not in (None, False):
+        given = getattr(options, name)
+        if given is not None and given is not False:  # a score of 0 is given, too
             raise DataError(f"--{name.replace('_', '-')} {why}; leave it out")
 
 

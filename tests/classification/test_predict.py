@@ -100,14 +100,14 @@ def test_refuses_what_it_cannot_read(weights, tmp_path, capsys):
     [
         ["--format", "coco"],
         ["--format", "pictures"],
-        ["--score", "0.5"],
+        ["--score", "0"],
         ["--truth", "truth.json"],
         ["--images-json", "listed.json"],
     ],
 )
 def test_refuses_what_is_for_detectors(option, capsys):
     assert main(["predict", NETWORK, "a.png", *option]) == 2
-    assert f"{option[0]} is for detectors; {NETWORK} is a classifier" in capsys.readouterr().err
+    assert f"{option[0]} is for detectors, and {NETWORK} is no checkpoint of one" in capsys.readouterr().err
 
 
 def test_a_broken_image_costs_only_itself(weights, tmp_path, capsys):

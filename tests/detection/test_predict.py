@@ -145,7 +145,7 @@ def test_results_for_the_server_want_every_image_whole(detector, folder, tmp_pat
     assert "2 of the 2 images" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [["--attention"], ["--truth", "t.json"], ["--score", "0.9"]])
+@pytest.mark.parametrize("option", [["--attention"], ["--truth", "t.json"], ["--score", "0"]])
 def test_results_for_the_server_are_not_drawn(option, detector, folder, capsys):
     call = ["predict", str(detector), str(folder), "--format", "coco", "--images-json", "listed.json"]
     assert main([*call, *option]) == 2
