@@ -11,6 +11,10 @@ from PIL import Image
 
 from botnet.errors import DataError
 
+# What counts as an image in a folder. Pillow also has names of files that it only writes (PDF) or only
+# recognises (MPEG, HDF5), and EPS, which is a program.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
 
 def image_paths(sources: Sequence[Path]) -> list[Path]:
     """The images among files and folders, of which no two have one stem.
@@ -21,11 +25,12 @@ def image_paths(sources: Sequence[Path]) -> list[Path]:
     Raises:
         DataError: one that does not exist, a folder without images, or two files of one stem.
     """
-    known = set(Image.registered_extensions())
+    extensions = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
     paths: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found = sorted(path for path in source.iterdir() if path.suffix.lower() in known)
+            files = (path for path in source.iterdir() if not path.is_dir())
+            found = sorted(path for path in files if path.suffix.lower() in extensions)
             if not found:
                 raise DataError(f"{source} holds no image; name a folder with images, or the images")
             paths += found
@@ -38,6 +43,21 @@ def image_paths(sources: Sequence[Path]) -> list[Path]:
         if (other := stems.setdefault(path.stem, path)) != path:
             raise DataError(f"{path} and {other} would be drawn into the same file; predict them apart")
     return list(stems.values())
+
+
+def check_some_left(broken: Sequence[DataError], images: int) -> None:
+    """Refuse a prediction that has no image left.
+
+    Args:
+        broken: what is wrong with the images that were left out.
+        images: how many there were in all.
+
+    Raises:
+        DataError: all were left out; what is wrong with the first of them.
+    """
+    if len(broken) == images:
+        others = f"; no other of the {images} images can be predicted either" if images > 1 else ""
+        raise DataError(f"{broken[0]}{others}")
 
 
 def check_unused(output: Path) -> None:

@@ -85,20 +85,47 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Where a run goes on: its ``last.ckpt``, or what Lightning saved for SLURM if that is newer."""
+    """Where a run goes on: its ``last.ckpt``, or what Lightning saved for SLURM if that has more steps.
+
+    Raises:
+        DataError: there are several, and one of them cannot be read.
+    """
     found = [*folder.glob("checkpoints/last.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    # Times of modification would not do: copying a folder changes them.
+    return max(found, key=_step_of, default=None) if len(found) > 1 else next(iter(found), None)
+
+
+def _step_of(path: Path) -> int:
+    """The optimiser steps of a checkpoint, of which no tensor is read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except Exception:  # the reader of whole checkpoints knows older formats, and says what is wrong
+        return WholeCheckpointIO().load_checkpoint(path, weights_only=True)["global_step"]
+
+
+def run_ends(trainer: L.Trainer) -> bool:
+    """Whether the batch that was just trained on is the run's last one.
+
+    True at ``max_steps``, at the end of epoch ``max_epochs``, and where a stop was asked for, as ``max_time``
+    and early stopping do. Not foreseen: a stop that is asked for at the end of an epoch.
+    """
+    loop = trainer.fit_loop
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return True
+    if trainer.should_stop and loop._can_stop_early:
+        return True
+    return trainer.is_last_batch and loop.epoch_progress.current.ready == trainer.max_epochs
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``: from time to time, before an epoch's last step, at its end, and on SIGTERM.
+    """Keeps ``last.ckpt``: from time to time, before and at an epoch's end, at the run's end, and on SIGTERM.
 
     Always between two optimiser steps, so that no half-collected gradient is lost. The one before the last
     step of an epoch is there for a run that is killed in the validation that follows: it goes on with one
     step and the whole validation.
 
-    SIGTERM, with which schedulers announce that a machine will be taken away, ends the run after the step
-    at hand on all devices, or at once in a validation.
+    SIGTERM, with which schedulers announce that a machine will be taken away, ends the run on all devices
+    after the step at hand, or in a validation after the batch at hand.
 
     Args:
         path: the file.
@@ -108,7 +135,10 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, path: Path, minutes: float = 10.0) -> None:
         self.path, self.minutes = Path(path), minutes
         self.saved_at = 0.0
+        self.saved_step = -1
         self.terminated = False
+        self.stop_wanted = False
+        self.shared_batches = 0
         self.logs_saved = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -118,8 +148,21 @@ class LastCheckpoint(Checkpoint):
                     partial.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.saved_at = time.monotonic()
-        # Lightning's own handler, which is put back after the run, would not wait for the end of the step.
+        self.saved_at, self.stop_wanted = time.monotonic(), False
+        loop = trainer.fit_loop
+        epochs = loop.epoch_progress
+        if loop.restarting and epochs.current.processed == epochs.current.ready:
+            # The checkpoint is from the end of an epoch. With max_steps, Lightning would take the next epoch
+            # for this one, and skip it.
+            for progress in (epochs.total, epochs.current):
+                progress.completed = progress.processed
+            for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
+                part.on_iteration_done()
+        self._listen()
+
+    def _listen(self) -> None:
+        # Lightning's own handler would not wait for the end of the step, and would let a validation go on. What
+        # there was before both is put back after the run.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
@@ -134,9 +177,12 @@ class LastCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done, total, passes = batch_idx + 1, trainer.num_training_batches, trainer.accumulate_grad_batches
-        if done < total and done % passes:
+        between_steps = done >= total or done % passes == 0
+        self._hold_stop(trainer, until=between_steps)
+        if not between_steps:
             return
         due = time.monotonic() - self.saved_at >= 60 * self.minutes or done == (total - 1) // passes * passes
+        due |= run_ends(trainer)
         wish = _greatest(trainer, 2 if self.terminated else int(due))
         # After the last step of an epoch Lightning could not resume before the validation.
         if wish and done < total:
@@ -144,23 +190,53 @@ class LastCheckpoint(Checkpoint):
         if wish == 2:
             self._stop(trainer)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.terminated:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._listen()
+        # Some devices may have a batch more than others: they agree only in those that all have.
+        self.shared_batches = -_greatest(trainer, -int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx < self.shared_batches and _greatest(trainer, int(self.terminated)):
             self._stop(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # From here Lightning would leave out an epoch of a run told in steps, unless this is its end; such a
-        # run goes on from before the epoch's last step. Where that is also its first, better so than never.
-        one_step = trainer.num_training_batches <= trainer.accumulate_grad_batches
-        if trainer.global_step >= trainer.max_steps or one_step:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if _greatest(trainer, int(self.terminated)):
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.is_last_batch:
+            return
+        # Early stopping may end the run here, in the middle of an epoch.
+        between_steps = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._hold_stop(trainer, until=between_steps)
+        if run_ends(trainer) and self.saved_step != trainer.global_step:
             self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Where the run ends within an epoch, a checkpoint from here would claim that the epoch is over.
+        if trainer.is_last_batch:
+            self._save(trainer)
+
+    def _hold_stop(self, trainer: L.Trainer, until: bool) -> None:
+        """Let a stop that was asked for wait for the end of the optimiser step."""
+        self.stop_wanted |= trainer.should_stop
+        trainer.should_stop = self.stop_wanted and until
 
     def _save(self, trainer: L.Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         trainer.save_checkpoint(self.path, weights_only=False)
         self._save_logs(trainer)
-        self.saved_at, self.logs_saved = time.monotonic(), False
+        self.saved_at, self.saved_step, self.logs_saved = time.monotonic(), trainer.global_step, False
 
     def _save_logs(self, trainer: L.Trainer) -> None:
         """What is logged up to a checkpoint is not logged again by the run that goes on from it."""
@@ -169,6 +245,8 @@ class LastCheckpoint(Checkpoint):
         self.logs_saved = True
 
     def _stop(self, trainer: L.Trainer) -> None:
+        if trainer.state.fn == "validate":
+            raise SIGTERMException("the validation was stopped by SIGTERM; nothing was written")
         kept = f"go on from {self.path} with --ckpt_path last" if self.path.exists() else "no checkpoint yet"
         raise SIGTERMException(f"stopped by SIGTERM at step {trainer.global_step}; {kept}")
 
@@ -182,6 +260,7 @@ class StepSeed(Callback):
 
     def __init__(self) -> None:
         self.run: dict[str, int] = {}
+        self.batches = 0  # in an epoch
         self.interrupted: dict[str, int] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -192,11 +271,13 @@ class StepSeed(Callback):
             "seed": run_seed(),
             "training samples": len(loader.dataset),  # type: ignore[arg-type]
             "samples at once on all devices": (loader.batch_size or 1) * trainer.world_size,
+            "batches in an optimiser step": trainer.accumulate_grad_batches,
         }
-        # Between two epochs all of this may change.
-        within = (
-            trainer.fit_loop.restarting and 0 <= trainer.fit_loop.batch_idx < trainer.num_training_batches - 1
-        )
+        self.batches = int(trainer.num_training_batches)
+        # Between two epochs all of this may change. Whether the run stopped between two is told by the length
+        # that the epoch had then: with larger batches it may now be shorter than what was done.
+        length = self.interrupted.get("batches", self.batches)
+        within = trainer.fit_loop.restarting and 0 <= trainer.fit_loop.batch_idx < length - 1
         for what, now in self.run.items() if within else ():
             then = self.interrupted.get(what, now)
             if then != now:
@@ -215,7 +296,7 @@ class StepSeed(Callback):
         random.seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.run
+        return self.run | {"batches": self.batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.interrupted = state_dict

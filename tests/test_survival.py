@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import botnet.survival
 from botnet.cli import main
 from botnet.errors import DataError
-from botnet.survival import FiniteLoss, WholeCheckpointIO, newest_checkpoint
+from botnet.survival import FiniteLoss, LastCheckpoint, WholeCheckpointIO, newest_checkpoint
 from tests.recipes import write_recipe
 from tests.tiny import Stopped, TinyData, TinyModule, differing, end_at, fit, learnt, write_tiny
 
@@ -36,11 +39,11 @@ def in_a_process(recipe: Path, *more: str) -> subprocess.CompletedProcess:
     )
 
 
-def logged_steps(run: Path) -> list[int]:
+def logged_steps(run: Path, loss: str = "train/loss") -> list[int]:
     steps = []
     for table in sorted(run.glob("csv/version_*/metrics.csv")):
         with table.open(newline="") as file:
-            steps += [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+            steps += [int(row["step"]) for row in csv.DictReader(file) if row[loss]]
     return steps
 
 
@@ -99,14 +102,66 @@ def test_a_run_told_in_steps_too(hook, step, tmp_path):
     assert differing(learnt(run), learnt(tmp_path / "whole")) == []
 
 
-def test_a_run_told_in_steps_is_kept_even_if_epochs_have_one(tmp_path):
+def test_a_run_told_in_steps_does_not_skip_an_epoch(tmp_path):
+    """Epochs of one step: the checkpoint is always from the end of an epoch."""
     last = ["--save_minutes", "10", "--ckpt_path", "last"]
+    length = {"max_steps": 3, "max_epochs": -1}
+    assert fit(write_tiny(tmp_path / "whole.yaml", tmp_path / "whole", {"length": 4}, **length), *last) == 0
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     stop = end_at("on_train_epoch_start", 2)
-    write_tiny(recipe, run, {"length": 4}, max_steps=3, max_epochs=-1, callbacks=stop)
+    write_tiny(recipe, run, {"length": 4}, callbacks=stop, **length)
     with pytest.raises(Stopped):
         fit(recipe, *last)
     assert learnt(run)["global_step"] == 2
+    assert fit(write_tiny(recipe, run, {"length": 4}, **length), *last) == 0
+    assert differing(learnt(run), learnt(tmp_path / "whole")) == []
+
+
+# ---- runs that end before they are complete
+
+
+@pytest.mark.parametrize("step", [4, 6, 9])
+def test_a_run_that_was_stopped_anywhere_goes_on_as_if_it_was_not(step, whole, tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    stop = end_at("on_train_batch_end", step, "stop")  # as max_time does
+    assert fit(write_tiny(recipe, run, callbacks=stop)) == 0
+    assert learnt(run)["global_step"] == step
+    assert fit(write_tiny(recipe, run), "--ckpt_path", "last") == 0
+    assert logged_steps(run, "train/square") == list(range(STEPS))
+    found = learnt(run)
+    found["loops"] = whole["loops"]  # one more validation has been counted
+    assert differing(found, whole) == []
+
+
+@pytest.mark.parametrize(("first", "then"), [
+    ({"max_steps": 4}, {}),
+    ({"max_steps": 4}, {"max_steps": STEPS, "max_epochs": -1}),
+    ({"max_steps": 6}, {"max_steps": STEPS}),
+    ({"max_steps": 100, "max_epochs": 1}, {"max_steps": 100}),  # the epochs end first
+])  # fmt: skip
+def test_the_rest_of_a_run_told_in_steps_is_not_lost(first, then, tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    assert fit(write_tiny(recipe, run, **first)) == 0
+    assert learnt(run)["global_step"] == min(first["max_steps"], 6)
+    assert fit(write_tiny(recipe, run, **then), "--ckpt_path", "last") == 0
+    assert logged_steps(run, "train/square") == list(range(STEPS))
+    assert learnt(run)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 2
+
+
+def test_a_stop_waits_for_the_gradients_of_a_step(tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 1, "stop"))
+    assert fit(recipe, "--global_batch", "8") == 0  # two passes a step: it comes in the first
+    assert learnt(run)["global_step"] == 2
+
+
+def test_early_stopping_within_an_epoch_does_not_end_the_epoch(tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    write_tiny(recipe, run, callbacks=end_at("on_validation_end", 4, "stop"), val_check_interval=2)
+    assert fit(recipe) == 0
+    assert learnt(run)["global_step"] == 4
+    assert fit(write_tiny(recipe, run, val_check_interval=2), "--ckpt_path", "last") == 0
+    assert logged_steps(run, "train/square") == list(range(STEPS))
 
 
 def test_a_run_that_collects_gradients_is_resumed_between_two_steps(tmp_path):
@@ -154,6 +209,9 @@ def test_a_run_goes_on_with_the_same_seed_data_and_batch(tmp_path, capsys):
         ({}, ["--seed_everything", "7"], "seed: 0, not 7"),
         ({"length": 25}, [], "training samples: 24, not 25"),
         ({"batch_size": 6}, [], "samples at once on all devices: 4, not 6"),
+        # Three batches an epoch: as many as are done already.
+        ({"batch_size": 8}, [], "samples at once on all devices: 4, not 8"),
+        ({}, ["--global_batch", "8"], "batches in an optimiser step: 1, not 2"),
     ):
         write_tiny(recipe, run, data)
         assert fit(recipe, *more, "--ckpt_path", "last") == 2
@@ -204,16 +262,23 @@ def test_a_job_that_slurm_requeues_goes_on_by_itself(tmp_path, monkeypatch):
     assert learnt(run)["global_step"] == STEPS
 
 
-def test_the_newest_checkpoint(tmp_path):
+def test_the_newest_checkpoint_is_the_one_with_most_steps(tmp_path):
     assert newest_checkpoint(tmp_path) is None
-    last, slurm = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "hpc_ckpt_1.ckpt"
+    last, slurm, second = (
+        tmp_path / name for name in ("checkpoints/last.ckpt", "hpc_ckpt_1.ckpt", "hpc_ckpt_2.ckpt")
+    )
     last.parent.mkdir()
-    for age, path in ((20, last), (10, slurm)):
-        path.touch()
+    for age, path, step in ((20, last, 7), (10, slurm, 5)):
+        torch.save({"global_step": step}, path)
         os.utime(path, (1000 - age, 1000 - age))
-    assert newest_checkpoint(tmp_path) == slurm
-    os.utime(last, (2000, 2000))
+        assert newest_checkpoint(tmp_path) == last
+    torch.save({"global_step": 7}, second)  # after as many steps, last.ckpt is never inside a step
     assert newest_checkpoint(tmp_path) == last
+    torch.save({"global_step": 8}, second)
+    assert newest_checkpoint(tmp_path) == second
+    slurm.write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"hpc_ckpt_1\.ckpt cannot be read"):
+        newest_checkpoint(tmp_path)
 
 
 def test_the_best_of_a_run_stays_its_best_where_the_run_is_moved_to(tmp_path):
@@ -358,6 +423,34 @@ def test_sigterm_in_a_validation_ends_it_at_once(whole, tmp_path, capsys):
     assert differing(learnt(run), whole) == []
 
 
+def test_sigterm_ends_the_validate_command(tmp_path, capsys):
+    stop = end_at("on_validation_batch_start", 0, "SIGTERM")
+    recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", callbacks=stop)
+    assert main(["validate", "--config", str(recipe)]) == 143
+    assert "stopped by SIGTERM; nothing was written" in capsys.readouterr().err
+
+
+def test_devices_agree_on_a_stop_only_in_batches_that_all_have(monkeypatch):
+    """Here one of three batches, where another device has two and has received the signal."""
+    asked = []
+
+    def greatest(trainer, value):
+        asked.append(value)
+        return max(value, -2 if value < 0 else len(asked) > 2)
+
+    monkeypatch.setattr(botnet.survival, "_greatest", greatest)
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), num_val_batches=[3], global_step=6)
+    last = LastCheckpoint("last.ckpt")
+    last.on_validation_start(trainer, None)
+    last.on_validation_batch_end(trainer, None, None, None, 0)
+    with pytest.raises(SIGTERMException, match="step 6"):
+        last.on_validation_batch_end(trainer, None, None, None, 1)
+    last.on_validation_batch_end(trainer, None, None, None, 2)
+    assert asked == [-3, 0, 0]
+    with pytest.raises(SIGTERMException):
+        last.on_validation_epoch_end(trainer, None)
+
+
 def test_sigterm_waits_for_the_gradients_of_a_step(tmp_path):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 0, "SIGTERM"))
@@ -443,6 +536,19 @@ def test_one_device_that_gets_sigterm_stops_all_and_all_go_on(tmp_path):
     assert learnt(tmp_path / "run")["global_step"] == 2
     assert in_a_process(write_tiny(recipe, tmp_path / "run", **two), "--ckpt_path", "last").returncode == 0
     assert differing(learnt(tmp_path / "run"), learnt(tmp_path / "whole")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hook", "rank"), [("on_validation_batch_start", 1), ("on_validation_epoch_end", 0)])
+def test_one_device_that_gets_sigterm_in_a_validation_stops_all(hook, rank, tmp_path):
+    """The first has three batches, the second two."""
+    recipe, two = tmp_path / "tiny.yaml", {"devices": 2, "strategy": "ddp"}
+    data = {"batch_size": 1, "length": 8, "val_length": 5}
+    write_tiny(recipe, tmp_path / "run", data, callbacks=end_at(hook, 4, "SIGTERM", rank=rank), **two)
+    stopped = in_a_process(recipe)
+    assert stopped.returncode == 143, stopped.stderr
+    assert stopped.stderr.count("stopped by SIGTERM at step 4") == 2
+    assert "Traceback" not in stopped.stderr
 
 
 @pytest.mark.slow

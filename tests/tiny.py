@@ -49,10 +49,15 @@ class TinyData(L.LightningDataModule):
     num_classes = 3
 
     def __init__(
-        self, length: int = 24, batch_size: int = 4, workers: int = 0, infinite: int | None = None
+        self,
+        length: int = 24,
+        batch_size: int = 4,
+        workers: int = 0,
+        infinite: int | None = None,
+        val_length: int = 6,
     ) -> None:
         super().__init__()
-        self.train_set, self.val_set = Numbers(length, infinite=infinite), Numbers(6)
+        self.train_set, self.val_set = Numbers(length, infinite=infinite), Numbers(val_length)
         self.batch_size, self.workers = batch_size, workers
 
     def _loader(self, dataset: Dataset, train: bool) -> Any:
@@ -109,7 +114,8 @@ class EndAt(Callback):
     Args:
         hook: in which.
         step: optimiser steps that are done by then.
-        by: a signal that the process sends itself; None: an exception.
+        by: a signal that the process sends itself; ``stop``: the trainer is asked to stop, as ``max_time``
+            does; None: an exception.
         rank: only on this device; None: on all.
         group: send it to the workers, too.
     """
@@ -127,6 +133,9 @@ class EndAt(Callback):
             if self.by is None:
                 raise Stopped
             self.step = -1
+            if self.by == "stop":
+                trainer.should_stop = True
+                return
             (os.killpg if self.group else os.kill)(os.getpid(), getattr(signal, self.by))
 
 
