@@ -274,6 +274,8 @@ def test_unsafe_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such file, and no network that timm knows"):
         load_resnet(timm.create_model("botnet_tiny"), "gone.pth")
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such file$"):
+        read_weights("gone.pth")
     whole = tmp_path / "whole.safetensors"
     save_file({"weight": torch.ones(100)}, whole)
     for name, content in {

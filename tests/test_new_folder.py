@@ -1,0 +1,56 @@
+"""Folders that are filled whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from botnet.errors import DataError
+from botnet.inputs import new_folder
+
+
+def fill(directory: Path) -> None:
+    with new_folder(directory) as whole:
+        (whole / "part").mkdir()
+        (whole / "part" / "a").touch()
+        (whole / "b").touch()
+
+
+@pytest.mark.parametrize("way", ["new", "empty", "link", "dangling link", "working directory"])
+def test_a_folder_is_filled(way, tmp_path, monkeypatch):
+    target = directory = tmp_path / "deep" / "set"
+    if way not in ("new", "dangling link"):
+        target.mkdir(parents=True)
+    if "link" in way:
+        directory = tmp_path / "link"
+        directory.symlink_to(target)
+    if way == "working directory":
+        monkeypatch.chdir(target)
+        directory = Path()
+    fill(directory)
+    assert sorted(os.listdir(directory)) == sorted(os.listdir(target)) == ["b", "part"]
+    assert (target / "part" / "a").is_file()
+    assert os.listdir(target.parent) == ["set"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_error_leaves_nothing_behind(exists, tmp_path):
+    directory = tmp_path / "set"
+    if exists:
+        directory.mkdir()
+    with pytest.raises(FileExistsError), new_folder(directory) as whole:
+        (whole / "a").touch()
+        (whole / "a").mkdir()
+    assert list(tmp_path.rglob("*")) == [directory] * exists
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file: cannot make this folder"):
+        fill(tmp_path / "file" / "set")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that even root cannot write")
+def test_a_folder_that_cannot_be_written_is_named():
+    with pytest.raises(DataError, match="/proc: cannot write into this folder"):
+        fill(Path("/proc/set"))
