@@ -161,8 +161,8 @@ class LastCheckpoint(Checkpoint):
         self._listen()
 
     def _listen(self) -> None:
-        # Lightning's own handler would not wait for the end of the step, and would let a validation go on. What
-        # there was before both is put back after the run.
+        # Lightning's own handler would not wait for the end of the step, and not end a validation. After the
+        # run Lightning puts back what there was before.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
