@@ -61,7 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--format",
         choices=("pictures", "coco"),
-        default="pictures",
         help="coco: results files for COCO's server, no pictures (pictures)",
     )
     predict.add_argument(
@@ -70,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for --format coco: instances or image_info file that lists the images",
     )
     predict.add_argument("--output", type=Path, default=Path("predictions"), help="new folder (predictions)")
-    predict.add_argument("--score", type=float, default=0.5, help="least score that is drawn (0.5)")
+    predict.add_argument("--score", type=float, help="least score that is drawn (0.5)")
     predict.add_argument("--truth", type=Path, help="instances file, drawn beside the predictions")
     predict.add_argument("--device", default="auto", help="cpu, cuda, ... (the best there is)")
     predict.set_defaults(run=_predict)
@@ -219,39 +218,46 @@ def _predict(options: argparse.Namespace) -> int:
         raise DataError("--pixel names a place for --attention; give both")
     pixel = tuple(options.pixel) if options.pixel else None
     if is_classifier(options.model):
+        for_detectors = ("format", "images_json", "score", "truth")
+        _refuse(options, for_detectors, f"is for detectors; {options.model} is a classifier")
         return _classify(options, pixel)
     options.checkpoint = Path(options.model)
-    for option in ("weights", "label_map", "crop", "size"):
-        if getattr(options, option) is not None:
-            raise DataError(f"--{option.replace('_', '-')} is for classifiers; {options.model} is a detector")
+    for_classifiers = ("weights", "label_map", "crop", "size")
+    _refuse(options, for_classifiers, f"is for classifiers; {options.model} is a detector")
     from botnet.detection.predict import predict, predict_coco
 
     if (options.format == "coco") != bool(options.images_json):
         raise DataError("--format coco and --images-json belong together: the list gives the images' ids")
-    if options.images_json and (options.truth or options.attention):
-        raise DataError("--format coco draws nothing; leave --truth and --attention away")
     if options.format == "coco":
+        _refuse(options, ("score", "truth", "attention"), "is for pictures, and --format coco draws none")
         predict_coco(
             options.checkpoint, options.images, options.output, options.images_json, device=options.device
         )
         return 0
-    predict(
+    _, broken = predict(
         options.checkpoint,
         options.images,
         options.output,
-        score=options.score,
+        score=0.5 if options.score is None else options.score,
         truth=options.truth,
         attention=options.attention,
         pixel=pixel,
         device=options.device,
     )
-    return 0
+    return _name_broken(broken)
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuse options that were given but would be ignored."""
+    for name in names:
+        if getattr(options, name) not in (None, False):
+            raise DataError(f"--{name.replace('_', '-')} {why}; leave it out")
 
 
 def _open_classifier(options: argparse.Namespace) -> Any:
     from botnet.classification.evaluate import open_classifier
 
-    return open_classifier(
+    classifier = open_classifier(
         options.model,
         options.weights,
         label_map=options.label_map,
@@ -259,18 +265,29 @@ def _open_classifier(options: argparse.Namespace) -> Any:
         size=options.size,
         device=options.device,
     )
+    size, crop = classifier.preparation["input_size"][-1], classifier.preparation["crop_pct"]
+    print(f"{options.model}: images at {size} px, crop {crop:g}")
+    return classifier
 
 
 def _classify(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int:
     from botnet.classification.predict import classify, render
 
-    if options.truth or options.images_json:
-        raise DataError(f"--truth and --images-json are for detectors; {options.model} is a classifier")
     classifier = _open_classifier(options)
-    records = classify(classifier, options.images, options.output, attention=options.attention, pixel=pixel)
+    records, broken = classify(
+        classifier, options.images, options.output, attention=options.attention, pixel=pixel
+    )
     _show(render(records))
-    print(f"{len(records)} images: {options.output / 'predictions.json'}")
-    return 0
+    left_out = f", {len(broken)} left out" if broken else ""
+    print(f"{len(records)} images{left_out}: {options.output / 'predictions.json'}")
+    return _name_broken(broken)
+
+
+def _name_broken(broken: Sequence[DataError]) -> int:
+    """Name the images that a prediction had to leave out; returns its exit status."""
+    for error in broken:
+        print(f"botnet: {error}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _make_digits(options: argparse.Namespace) -> int:
@@ -348,24 +365,29 @@ def _report(options: argparse.Namespace) -> int:
         raise DataError("--measured is for botnet report figure5; leave it out")
     from botnet.report import report
 
-    print(report(options.runs, options.out))
+    text, problems = report(options.runs, options.out)
+    print(text)
     print(f"{options.out}: written")
-    return 0
+    for problem in problems:
+        print(f"botnet: left out: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _info(options: argparse.Namespace) -> int:
-    from botnet.models.complexity import info, paper_table, render_info, render_paper
+    from botnet.models.complexity import info, render_info
+    from botnet.paper.counts import paper_table, render_paper
 
     if options.paper == bool(options.name):
         raise DataError("give the name of a network, or --paper")
     if options.paper:
-        shown = render_paper(paper_table())
+        _show(render_paper(paper_table()))
     else:
         try:
-            shown = render_info(info(options.name, tuple(options.size) if options.size else None))
+            _show(render_info(info(options.name, tuple(options.size) if options.size else None)))
         except ValueError as error:
             raise DataError(str(error)) from error
-    _show(shown)
+        if printed := paper_table(options.name):
+            _show(render_paper(printed))
     return 0
 
 

@@ -44,10 +44,10 @@ def generator(seed: int, epoch: int, index: int) -> torch.Generator:
 
 
 class EpochSampler(Sampler[Key]):
-    """A new order in every epoch, of which each device takes its share; what does not divide is left out.
+    """A new order in every epoch, of which each device takes its share, in whole optimiser steps.
 
-    The order is that of one device, dealt out in turn: step by step, several devices see the images that a
-    single one with the whole batch would.
+    The order is that of one device, dealt out in turn: step by step, several devices and passes see the
+    images that a single one with the whole batch would. What does not fill a step is left out.
 
     Args:
         length: samples of the data set.
@@ -55,11 +55,14 @@ class EpochSampler(Sampler[Key]):
         batch_size: of each device.
         rank: of this device, from 0.
         world_size: devices.
+        passes: batches of each device in an optimiser step.
     """
 
-    def __init__(self, length: int, seed: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, length: int, seed: int, batch_size: int, rank: int = 0, world_size: int = 1, passes: int = 1
+    ) -> None:
         self.length, self.seed, self.batch_size = length, seed, batch_size
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.passes = rank, world_size, passes
         self.epoch = 0
         self.first_batch = 0  # that is still to be seen in this epoch
 
@@ -68,7 +71,8 @@ class EpochSampler(Sampler[Key]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length // (self.batch_size * self.world_size) * self.batch_size
+        share = self.batch_size * self.passes  # of each device in a step
+        return self.length // (share * self.world_size) * share
 
     def __iter__(self) -> Iterator[Key]:
         order = self._order()
@@ -111,7 +115,8 @@ class Tolerant(Dataset):
 
     Args:
         dataset: asked for by :data:`Key`; a sample that cannot be read raises
-            :class:`~botnet.errors.DataError`.
+            :class:`~botnet.errors.DataError`. One made of several samples names the broken one in the
+            error's ``sample``, and leaves out those in ``known_broken``, (length,) bool, which is set here.
         limit: different samples that may be replaced in a run, counted over all workers of a device.
     """
 
@@ -124,6 +129,7 @@ class Tolerant(Dataset):
             )
         # In memory that the workers share.
         self.broken = torch.zeros(self.length, dtype=torch.bool).share_memory_()
+        dataset.known_broken = self.broken  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return self.length
@@ -138,8 +144,9 @@ class Tolerant(Dataset):
             try:
                 return self.dataset[epoch, index]
             except DataError as error:
-                known = bool(self.broken[index])
-                self.broken[index] = True
+                broken = index if error.sample is None else error.sample
+                known = bool(self.broken[broken])
+                self.broken[broken] = True
                 count = int(self.broken.sum())
                 if count > self.limit:
                     raise DataError(
@@ -147,7 +154,8 @@ class Tolerant(Dataset):
                     ) from error
                 if not known:
                     print(f"{error}; replaced by another ({count} of at most {self.limit})", file=sys.stderr)
-            index = (index + 1) % self.length
+                if broken == index:
+                    index = (index + 1) % self.length
 
 
 def _outlive_sigterm(worker: int) -> None:
@@ -222,24 +230,27 @@ def make_loader(
         collate: a batch from a list of samples.
         trainer: whose devices share the samples, and which knows where a resumed run stopped; None: alone,
             from the start.
-        train: a new order in every epoch, and whole batches only; otherwise every sample exactly once.
+        train: a new order in every epoch, and whole optimiser steps only; otherwise every sample exactly
+            once.
         skip_broken: different samples that may be unreadable, on each device, and are replaced by others;
             only in training, where they do not falsify a result. 0: the first ends the run.
 
     Raises:
-        DataError: fewer samples than one batch over all devices (``train``); when iterated: more samples
-            than ``skip_broken`` cannot be read.
+        DataError: fewer samples than one optimiser step (``train``); when iterated: more samples than
+            ``skip_broken`` cannot be read.
     """
     length = len(dataset)  # type: ignore[arg-type]
     rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     sampler: Sampler
     if train:
-        if length < batch_size * world_size:
+        passes = trainer.accumulate_grad_batches if trainer else 1
+        if length < batch_size * world_size * passes:
             raise DataError(
-                f"{length} training samples are fewer than one batch of {world_size} x {batch_size}; lower "
-                "data.batch_size"
+                f"{length} training samples are fewer than one optimiser step of {world_size} x {batch_size} "
+                f"x {passes} (devices x data.batch_size x passes); lower data.batch_size, or global_batch "
+                "where a step has several passes"
             )
-        sampler = EpochSampler(length, run_seed(), batch_size, rank, world_size)
+        sampler = EpochSampler(length, run_seed(), batch_size, rank, world_size, passes)
         if skip_broken:
             dataset = Tolerant(dataset, skip_broken)
     else:

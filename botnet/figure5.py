@@ -14,11 +14,14 @@ import matplotlib
 import yaml
 
 from botnet.errors import DataError
+from botnet.inputs import make_folder
 from botnet.models.complexity import info
 from botnet.reproduce import rows
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 
 HERE = Path(__file__).parent
 OURS = "Srinivas et al. 2021 (arXiv:2101.11605): main text and, quoted by later papers, appendix"
@@ -30,6 +33,17 @@ MARKERS = {
     "DeiT": "D",
     "ViT": "P",
 }
+# Where a name may stand beside its point, best first: offset in typographic points, alignment.
+SIDES = [
+    ((-4, 5), "right", "bottom"),
+    ((4, -5), "left", "top"),
+    ((7, 0), "left", "center"),
+    ((-7, 0), "right", "center"),
+    ((0, 7), "center", "bottom"),
+    ((0, -7), "center", "top"),
+    ((4, 5), "left", "bottom"),
+    ((-4, -5), "right", "top"),
+]
 
 
 @dataclass(frozen=True)
@@ -109,11 +123,11 @@ def figure5(out: Path, measured: Path | None = None) -> list[Path]:
         The files written.
 
     Raises:
-        DataError: `measured` is no such file.
+        DataError: `measured` is no such file, or `out` cannot be made.
     """
     networks = read_networks()
     steps = {} if measured is None else read_steps(measured, networks)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     madds = {network.name: network.madds for network in networks}
     label = "multiply-adds for one image, 10⁹: counted for BoTNet and SENet, as printed for the others"
     written = [_draw(networks, madds, label, out / "figure5_madds.png")]
@@ -172,7 +186,7 @@ def _draw(networks: Sequence[Network], costs: dict[str, float], label: str, path
     """One plot: a colour and a line a family along its own Pareto front, and the front of all."""
     shown = [network for network in networks if network.name in costs]
     points = {network.name: (costs[network.name], network.top1) for network in shown}
-    figure, axes = plt.subplots(figsize=(9, 6.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 6.5), dpi=130, layout="constrained")
     front = [points[name] for name in pareto_front(points)]
     axes.plot(*zip(*front, strict=True), color="0.8", linewidth=7, solid_capstyle="round", zorder=0)
     axes.plot([], [], color="0.8", linewidth=7, label="Pareto front of all")
@@ -183,25 +197,47 @@ def _draw(networks: Sequence[Network], costs: dict[str, float], label: str, path
         axes.plot(*zip(*own.values(), strict=True), marker, color=f"C{colour}", label=family, markersize=7)
         best = [own[name] for name in pareto_front(own)]
         axes.plot(*zip(*best, strict=True), "-", color=f"C{colour}", linewidth=1.2)
-        below = family in ("SENet", "DeiT", "ViT")  # where families run close, their names part
-        for name, point in own.items():
-            axes.annotate(
-                name,
-                point,
-                (4, -12) if below else (-4, 7),
-                textcoords="offset points",
-                fontsize=8,
-                color=f"C{colour}",
-                ha="left" if below else "right",
-            )
     axes.set_xscale("log")
     axes.set(xlabel=label, ylabel="ImageNet top-1 accuracy (%), as the papers report it: not measured here")
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.09)  # for the names at the right
     figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=130)
+    colours = {network.name: f"C{[*MARKERS].index(network.family)}" for network in shown}
+    _name_points(axes, points, colours)
+    figure.savefig(path)
     plt.close(figure)
     return path
+
+
+def _name_points(axes: Axes, points: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
+    """Write each name beside its point, where it covers as little as possible of lines, points and names."""
+    figure = axes.figure
+    figure.canvas.draw()  # the layout decides where everything is
+    scale = figure.dpi / 72  # pixels a typographic point
+    lines = [
+        (line.get_transform().transform_path(line.get_path()), scale * line.get_linewidth() / 2)
+        for line in axes.lines
+        if line.get_linestyle() != "None"
+    ]
+    places = axes.transData.transform([*points.values()])
+    taken = [Bbox([place, place]).padded(4 * scale) for place in places]  # the markers
+
+    def covered(box: Bbox) -> int:
+        corners = [axes.bbox.contains(*corner) for corner in box.corners()]
+        crossed = [path.intersects_bbox(box.padded(width), filled=False) for path, width in lines]
+        return box.count_overlaps(taken) + sum(crossed) + corners.count(False)
+
+    for name, point in points.items():
+        text = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize=8, color=colours[name])
+        found: list[tuple[int, Bbox, dict[str, Any]]] = []
+        for position, ha, va in SIDES:
+            side = {"position": position, "ha": ha, "va": va}
+            text.set(**side)
+            box = text.get_window_extent()
+            found.append((covered(box), box, side))
+        _, box, side = min(found, key=lambda place: place[0])
+        text.set(**side)
+        taken.append(box.padded(3 * scale))
 
 
 def _table(networks: Sequence[Network], costs: dict[str, dict[str, float]]) -> list[list[Any]]:

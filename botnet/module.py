@@ -1,7 +1,7 @@
 """What detectors and classifiers have in common as Lightning modules."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ class TaskModule(L.LightningModule):
         learning_rate: after the warm-up, for the whole batch over all devices.
         momentum: of SGD, without Nesterov's form.
         weight_decay: on the kernels of convolutions and fully connected layers only.
-        init_from: file of weights to start from; a run that goes on does not read it.
+        init_from: file of weights to start from, or to validate; not read where a checkpoint brings its own.
 
     Attributes:
         kind: what a checkpoint holds: ``detector`` or ``classifier``.
         monitor: the metric that the best checkpoint has most of.
         most: greatest value of a metric, for the curves.
+        schedule_settings: arguments that :meth:`schedule` depends on.
         report: numbers of the last evaluation, by kind of number; on the first device.
         headline: those that ``metrics.json`` starts with.
     """
@@ -40,6 +41,7 @@ class TaskModule(L.LightningModule):
     kind: str
     monitor: str
     most: float
+    schedule_settings: tuple[str, ...]
 
     def __init__(
         self, learning_rate: float, momentum: float, weight_decay: float, init_from: Path | None
@@ -49,6 +51,8 @@ class TaskModule(L.LightningModule):
         self.init_from = init_from
         self.report: dict[str, dict[str, Any]] = {}
         self.headline: dict[str, float] = {}
+        self.total_steps = 0  # optimiser steps of the run
+        self.resumed: dict[str, Any] = {}  # settings of the run that a checkpoint comes from
 
     @property
     def network(self) -> nn.Module:
@@ -66,6 +70,10 @@ class TaskModule(L.LightningModule):
 
     def scale_batch(self, factor: float) -> None:
         """Follow a batch ``factor`` times as large by the linear rule."""
+        raise NotImplementedError
+
+    def start_from(self, path: Path, class_names: Sequence[str]) -> str:
+        """Take the weights of another run for data of these classes; returns what was taken, in words."""
         raise NotImplementedError
 
     def about(self, data: Any) -> dict[str, Any]:
@@ -102,13 +110,63 @@ class TaskModule(L.LightningModule):
                 "needs one"
             )
 
+    # Both hooks come after a checkpoint was read.
+
+    def on_fit_start(self) -> None:
+        self._initialise()
+
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == "validate":
+            self._initialise()
+
+    def _initialise(self) -> None:
+        if self.init_from is None:
+            return
+        said = self.start_from(Path(self.init_from), self.trainer.datamodule.class_names)  # type: ignore[attr-defined]
+        self.init_from = None  # once: what is trained from it must not be lost in a later validation
+        if self.trainer.is_global_zero:
+            print(said)
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(
             parameter_groups(self.network, self.weight_decay), lr=self.learning_rate, momentum=self.momentum
         )
-        rate = self.schedule(int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        self.total_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule(self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        # Optimiser and schedule of a checkpoint come with the settings they had; those of the recipe count.
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        schedule: Any = self.lr_schedulers()
+        now, then = self._settings(), self.resumed
+        if now["steps_per_epoch"] and then.get("steps_per_epoch"):
+            # With another batch the same part of the run is another number of steps.
+            schedule.last_epoch = round(
+                schedule.last_epoch * now["steps_per_epoch"] / then["steps_per_epoch"]
+            )
+        factor = schedule.lr_lambdas[0](schedule.last_epoch)
+        schedule.base_lrs = [self.learning_rate] * len(schedule.base_lrs)
+        groups = parameter_groups(self.network, self.weight_decay)
+        for group, own in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"], group["initial_lr"] = self.learning_rate * factor, self.learning_rate
+            group["momentum"], group["weight_decay"] = self.momentum, own["weight_decay"]
+        changed = [
+            f"{name} {value} (was {then[name]})"
+            for name, value in now.items()
+            if then.get(name, value) != value
+        ]
+        if changed and self.trainer.is_global_zero:
+            print(f"the recipe differs from the checkpoint, and counts: {', '.join(changed)}")
+
+    def _settings(self) -> dict[str, Any]:
+        """What a run is optimised with."""
+        names = ("learning_rate", "momentum", "weight_decay", *self.schedule_settings)
+        in_epochs = self.trainer.max_steps == -1 and self.trainer.max_epochs
+        return {name: getattr(self, name) for name in names} | {
+            "total_steps": self.total_steps,
+            "steps_per_epoch": self.total_steps // self.trainer.max_epochs if in_epochs else None,
+        }
 
     def on_fit_end(self) -> None:
         self._write(Path(self.trainer.default_root_dir))
@@ -137,10 +195,12 @@ class TaskModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint["botnet"] = {"class_names": list(data.class_names)} | self.about(data)
+        about = {"class_names": list(data.class_names), "settings": self._settings()}
+        checkpoint["botnet"] = about | self.about(data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.init_from = None  # it has weights of its own
+        self.resumed = checkpoint.get("botnet", {}).get("settings", {})
         theirs = checkpoint.get("botnet", {}).get("class_names")
         data = getattr(self._trainer, "datamodule", None)
         if theirs is not None and data is not None and list(data.class_names) != theirs:

@@ -1,14 +1,17 @@
 """Runs beside the paper: one Markdown table, and its plots of AP against epochs, jitter and multiply-adds."""
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
 
 from botnet.errors import DataError
+from botnet.inputs import make_folder
 from botnet.models.complexity import info
-from botnet.reproduce import Measured, Row, read_run, rows
+from botnet.reproduce import Measured, Row, read_run, rows, shown
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -24,39 +27,72 @@ NUMBERS = {
     "top1": "top-1",
     "top5": "top-5",
 }
+MARKERS = "s^vD<>pP*X"  # of runs
 
 
-def report(folders: Sequence[Path], out: Path) -> str:
-    """Write ``report.md`` and the plots; returns the Markdown.
+def report(folders: Sequence[Path], out: Path) -> tuple[str, list[str]]:
+    """Write ``report.md`` and the plots that have a run in them.
 
     Args:
         folders: of runs.
         out: folder for the report.
 
+    Returns:
+        The Markdown, and what is wrong with each folder that is left out.
+
     Raises:
-        DataError: a folder holds no run.
+        DataError: no folder holds a run that can be read, or ``out`` cannot be made.
     """
-    runs = {folder: read_run(folder) for folder in folders}
-    done = [run for run in runs.values() if run is not None]
     known = rows()
+    done: list[Measured] = []
+    waiting: list[str] = []
+    problems: list[str] = []
+    for folder in dict.fromkeys(folders):
+        try:
+            run = read_run(folder)
+            if run is None:
+                waiting.append(str(folder))
+            else:
+                _check_row(run, known)
+                done.append(run)
+        except DataError as error:
+            problems.append(str(error))
+    if problems and not done and not waiting:
+        raise DataError("; ".join(problems))
+    make_folder(out)
     lines = [*_table(done, known)]
-    waiting = [str(folder) for folder, run in runs.items() if run is None]
+    if any(run.row and run.faster_rcnn for run in done):
+        lines += ["", "The paper's numbers are of Mask R-CNN; Faster R-CNN is not compared with them."]
     if waiting:
         lines += ["", f"Not evaluated yet, {len(waiting)}: {', '.join(waiting)}."]
-    out.mkdir(parents=True, exist_ok=True)
+    if problems:
+        lines += ["", f"Left out, {len(problems)}:", "", *(f"- {problem}" for problem in problems)]
     coco = [row for row in known.values() if row.family == "coco"]
-    for name, draw in PLOTS.items() if any("box" in run.numbers for run in done) else ():
+    for name, draw in PLOTS.items():
         figure, axes = plt.subplots(figsize=(7, 4.5))
-        draw(axes, coco, done)
-        axes.set_ylabel("box AP, COCO val2017 (%)")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-        figure.savefig(out / f"{name}.png", dpi=120, bbox_inches="tight")
+        if draw(axes, coco, done):
+            axes.set_ylabel("box AP, COCO val2017 (%)")
+            axes.grid(alpha=0.3)
+            # Below: there is an entry for every run.
+            legend = axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.13))
+            for entry in legend.get_texts():
+                entry.set_parse_math(False)  # a folder may have a $ in its name
+            figure.savefig(out / f"{name}.png", dpi=120, bbox_inches="tight")
+            lines += ["", f"![{name}]({name}.png)"]
         plt.close(figure)
-        lines += ["", f"![{name}]({name}.png)"]
     text = "\n".join(lines) + "\n"
     (out / "report.md").write_text(text)
-    return text
+    return text, problems
+
+
+def _check_row(run: Measured, known: dict[str, Row]) -> None:
+    """Refuse a run of an unknown row, or one that has measured something else than its row."""
+    if run.row is None:
+        return
+    if run.row not in known:
+        raise DataError(f"{run.folder}: reproduces row {run.row!r}, which the paper's tables do not have")
+    if not run.numbers.keys() & known[run.row].facts.keys():
+        raise DataError(f"{run.folder}: its metrics.json has none of the numbers of its row {run.row}")
 
 
 def _table(runs: list[Measured], known: dict[str, Row]) -> list[str]:
@@ -66,17 +102,19 @@ def _table(runs: list[Measured], known: dict[str, Row]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for run in runs:
-        if run.row is not None and run.row not in known:
-            raise DataError(f"{run.folder}: reproduces row {run.row!r}, which the paper's tables do not have")
-        paper = known[run.row].facts if run.row else {}
+        facts = known[run.row].facts if run.row else {}
+        paper = {} if run.faster_rcnn else facts
+        row = f"{run.row} (Faster R-CNN)" if run.row and run.faster_rcnn else run.row or ""
+        epoch = f"{run.epoch} of {run.epochs}" if run.epochs > 0 else str(run.epoch)
+        folder = str(run.folder).replace("|", r"\|")
         for key, name in NUMBERS.items():
-            if key not in run.numbers or (paper and key not in paper):
+            if key not in run.numbers or (facts and key not in facts):
                 continue
-            printed = f"{paper[key]:.1f}" if paper else ""
-            difference = f"{run.numbers[key] - paper[key]:+.1f}" if paper else ""
+            measured, printed = run.numbers[key], paper.get(key)
+            difference = "" if measured is None or printed is None else f"{measured - printed:+.1f}"
             lines.append(
-                f"| {run.folder} | {run.row or ''} | {run.epoch} of {run.epochs} | {name} | "
-                f"{run.numbers[key]:.1f} | {printed} | {difference} |"
+                f"| {folder} | {row} | {epoch} | {name} | {shown(measured)} | "
+                f"{'' if printed is None else shown(printed)} | {difference} |"
             )
     return lines
 
@@ -86,29 +124,42 @@ def _against(
     tables: Sequence[str],
     label: str,
     line: Callable[[dict[str, Any]], str] = lambda facts: facts["name"],
-) -> Callable[[Axes, list[Row], list[Measured]], None]:
+) -> Callable[[Axes, list[Row], list[Measured]], bool]:
     """A plot of box AP against a setting: the paper's rows of some tables, and every run of one of them.
 
-    ``line`` names the line that a row is a point of.
+    ``line`` names the line that a row is a point of. Nothing is drawn without a run; the return value says
+    whether there was one.
     """
 
-    def draw(axes: Axes, printed: list[Row], runs: list[Measured]) -> None:
+    def draw(axes: Axes, printed: list[Row], runs: list[Measured]) -> bool:
         chosen = {row.id: row for row in printed if row.id.split("/")[0] in tables}
-        measured = {run.row: run for run in runs if run.row in chosen and "box" in run.numbers}
+        measured = [
+            (run, ap) for run in runs if run.row in chosen and (ap := run.numbers.get("box")) is not None
+        ]
+        if not measured:
+            return False
         for colour, name in enumerate(dict.fromkeys(line(row.facts) for row in chosen.values())):
-            mine = [row for row in chosen.values() if line(row.facts) == name]
-            points = [(setting(row.facts), row.facts["box"]) for row in mine]  # the tables' order
-            axes.plot(
-                *zip(*points, strict=True), "o--", color=f"C{colour}", mfc="none", label=f"{name}, paper"
-            )
-            own = [
-                (x, measured[row.id].numbers["box"])
-                for (x, _), row in zip(points, mine, strict=True)
-                if row.id in measured
-            ]
-            if own:
-                axes.plot(*zip(*own, strict=True), "s-", color=f"C{colour}", label=f"{name}, measured")
+            # In the tables' order.
+            at = {row.id: setting(row.facts) for row in chosen.values() if line(row.facts) == name}
+            style: dict[str, Any] = {"color": f"C{colour}"}
+            points = [chosen[row].facts["box"] for row in at]
+            axes.plot([*at.values()], points, "o--", mfc="none", label=f"{name}, paper", **style)
+            own: dict[str, list[float]] = {}
+            markers = cycle(MARKERS)
+            for run, ap in measured:
+                if run.row not in at:
+                    continue
+                kind, face = ("Faster", "none") if run.faster_rcnn else ("Mask", style["color"])
+                text = f"{name}, {kind} R-CNN: {run.folder}"
+                axes.plot(at[run.row], ap, next(markers), mfc=face, label=text, **style)
+                if not run.faster_rcnn:
+                    own.setdefault(run.row, []).append(ap)
+            means = [(at[row], fmean(own[row])) for row in at if row in own]
+            if len(means) > 1:
+                text = f"{name}, mean of the Mask R-CNN runs"
+                axes.plot(*zip(*means, strict=True), "-", label=text, **style)
         axes.set_xlabel(label)
+        return True
 
     return draw
 

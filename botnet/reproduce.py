@@ -1,6 +1,7 @@
 """The rows of the paper's tables: what it reports, which recipe trains it, what a run of one's own gave."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -55,7 +56,8 @@ class Measured:
         folder: the run's.
         row: id of the row that it reproduces, if it says one.
         epoch, epochs: evaluated after, of how many.
-        numbers: in percent, named as in ``paper.yaml``: box, mask, box50, ..., top1, top5.
+        numbers: in percent, named as in ``paper.yaml``: box, mask, box50, ..., top1, top5; None where there
+            was nothing to measure.
         config: the run's whole configuration.
     """
 
@@ -63,8 +65,13 @@ class Measured:
     row: str | None
     epoch: int
     epochs: int
-    numbers: dict[str, float]
+    numbers: dict[str, float | None]
     config: dict[str, Any]
+
+    @property
+    def faster_rcnn(self) -> bool:
+        """Whether it is a detector without masks; the paper's numbers are of Mask R-CNN."""
+        return "box" in self.numbers and "mask" not in self.numbers
 
 
 def rows() -> dict[str, Row]:
@@ -135,23 +142,33 @@ def read_run(folder: Path) -> Measured | None:
         config = yaml.safe_load(config_file.read_text())
         metrics = json.loads(metrics_file.read_text())
         epochs = int(config["trainer"]["max_epochs"] or 0)
-        numbers = _numbers(metrics)
-        return Measured(folder, config.get("row"), int(metrics["epoch"]), epochs, numbers, config)
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise DataError(f"{folder}: its config.yaml or metrics.json is broken ({error})") from error
+        row = config.get("row")
+        if not isinstance(row, str | None):
+            raise TypeError(f"row: {row!r} is not the name of a row")
+        return Measured(folder, row, int(metrics["epoch"]), epochs, _numbers(metrics), config)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, yaml.YAMLError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{folder}: its config.yaml or metrics.json is broken ({reason})") from error
 
 
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
     """What ``metrics.json`` says, in percent and in the names of ``paper.yaml``."""
-    found = {}
+    found: dict[str, float | None] = {}
     for kind in ("box", "mask"):
         for name, suffix in (("AP", ""), ("AP50", "50"), ("AP75", "75")):
             if kind in metrics:
-                found[kind + suffix] = 100 * metrics[kind][name]
+                found[kind + suffix] = _percent(metrics[kind][name], 100)
     for name in ("top1", "top5"):
         if name in metrics:
-            found[name] = metrics[name]
+            found[name] = _percent(metrics[name], 1)
     return found
+
+
+def _percent(value: Any, scale: float) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    # COCO's AP is -1 where there is no object to find.
+    return scale * value if math.isfinite(value) and value >= 0 else None
 
 
 def overview(runs: Path) -> list[Table]:
@@ -162,6 +179,7 @@ def overview(runs: Path) -> list[Table]:
     imagenet.add_column("paper, top-1 / top-5")
     for table in (coco, imagenet):
         table.add_column("yours")
+        table.caption_justify = "left"
     for row in rows().values():
         facts = row.facts
         if row.family == "coco":
@@ -171,21 +189,31 @@ def overview(runs: Path) -> list[Table]:
         else:
             setting = [facts["name"], str(facts["epochs"]), str(facts["image_size"])]
             numbers, table = ("top1", "top5"), imagenet
-        table.add_row(row.id, *setting, _pair(facts, numbers), _yours(runs / row.id, numbers))
+        table.add_row(row.id, *setting, _pair(facts, numbers), _yours(runs / row.id, numbers, table))
         faster = runs / (row.id + FASTER)
         if faster.is_dir():
-            table.add_row(row.id + FASTER, *[""] * len(setting), "", _yours(faster, numbers))
+            table.add_row(row.id + FASTER, *[""] * len(setting), "", _yours(faster, numbers, table))
     return [coco, imagenet]
 
 
-def _yours(folder: Path, numbers: Sequence[str]) -> str:
+def _yours(folder: Path, numbers: Sequence[str], table: Table) -> str:
+    """A run's cell; why it cannot be read goes under the table."""
     if not (folder / "config.yaml").is_file():
         return ""
-    run = read_run(folder)
+    try:
+        run = read_run(folder)
+    except DataError as error:
+        table.caption = f"{table.caption}\n{error}" if table.caption else str(error)
+        return "broken"
     if run is None:
         return "started"
     return _pair(run.numbers, numbers) + ("" if run.epoch >= run.epochs else f" ({run.epoch}/{run.epochs})")
 
 
 def _pair(values: dict[str, Any], names: Sequence[str]) -> str:
-    return " / ".join(f"{values[name]:.1f}" for name in names if name in values)
+    return " / ".join(shown(values.get(name)) for name in names)
+
+
+def shown(number: float | None) -> str:
+    """A number of the tables, or a dash where there is none."""
+    return "-" if number is None else f"{number:.1f}"

@@ -13,6 +13,7 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -117,6 +118,16 @@ def run_ends(trainer: L.Trainer) -> bool:
     return trainer.is_last_batch and loop.epoch_progress.current.ready == trainer.max_epochs
 
 
+def _validates_next(trainer: L.Trainer) -> bool:
+    """Whether a validation is scheduled after this batch, apart from one that a stop brings about."""
+    loop, stop = trainer.fit_loop, trainer.should_stop
+    trainer.should_stop = False
+    try:
+        return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+    finally:
+        trainer.should_stop = stop
+
+
 class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``: from time to time, before and at an epoch's end, at the run's end, and on SIGTERM.
 
@@ -140,6 +151,7 @@ class LastCheckpoint(Checkpoint):
         self.stop_wanted = False
         self.shared_batches = 0
         self.logs_saved = True
+        self.validation_due = False  # after the step of the checkpoint
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
@@ -147,22 +159,35 @@ class LastCheckpoint(Checkpoint):
                 for partial in leftover.glob("*" + PARTIAL):
                     partial.unlink(missing_ok=True)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"validation_due": self.validation_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validation_due = state_dict["validation_due"]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_at, self.stop_wanted = time.monotonic(), False
         loop = trainer.fit_loop
+        if self.validation_due:
+            # Lightning takes a validation that followed the checkpoint's step for done, unless it had begun.
+            validation = loop.epoch_loop.val_loop
+            validation.batch_progress.reset_on_run()
+            validation._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+            loop.epoch_loop._batches_that_stepped -= 1  # it is counted again after the validation
+            self.validation_due = False
         epochs = loop.epoch_progress
-        if loop.restarting and epochs.current.processed == epochs.current.ready:
+        if loop.restarting and epochs.current.processed == epochs.current.ready:  # type: ignore[attr-defined]
             # The checkpoint is from the end of an epoch. With max_steps, Lightning would take the next epoch
             # for this one, and skip it.
             for progress in (epochs.total, epochs.current):
-                progress.completed = progress.processed
+                progress.completed = progress.processed  # type: ignore[attr-defined]
             for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
                 part.on_iteration_done()
         self._listen()
 
     def _listen(self) -> None:
-        # Lightning's own handler would not wait for the end of the step, and not end a validation. After the
-        # run Lightning puts back what there was before.
+        # Lightning's own handler would not wait for the end of the step, and would let a validation go on.
+        # What there was before both is put back after the run.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
@@ -186,6 +211,7 @@ class LastCheckpoint(Checkpoint):
         wish = _greatest(trainer, 2 if self.terminated else int(due))
         # After the last step of an epoch Lightning could not resume before the validation.
         if wish and done < total:
+            self.validation_due = _validates_next(trainer)
             self._save(trainer)
         if wish == 2:
             self._stop(trainer)
@@ -193,6 +219,8 @@ class LastCheckpoint(Checkpoint):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._listen()
+        if self.validation_due and not trainer.sanity_checking:
+            self.validation_due, self.saved_step = False, -1  # the checkpoint of this step is outdated
         # Some devices may have a batch more than others: they agree only in those that all have.
         self.shared_batches = -_greatest(trainer, -int(sum(trainer.num_val_batches)))
 
@@ -260,6 +288,7 @@ class StepSeed(Callback):
 
     def __init__(self) -> None:
         self.run: dict[str, int] = {}
+        self.batches = 0  # in an epoch
         self.interrupted: dict[str, int] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -270,11 +299,13 @@ class StepSeed(Callback):
             "seed": run_seed(),
             "training samples": len(loader.dataset),  # type: ignore[arg-type]
             "samples at once on all devices": (loader.batch_size or 1) * trainer.world_size,
+            "batches in an optimiser step": trainer.accumulate_grad_batches,
         }
-        # Between two epochs all of this may change.
-        within = (
-            trainer.fit_loop.restarting and 0 <= trainer.fit_loop.batch_idx < trainer.num_training_batches - 1
-        )
+        self.batches = int(trainer.num_training_batches)
+        # Between two epochs all of this may change. Whether the run stopped between two is told by the length
+        # that the epoch had then: with larger batches it may now be shorter than what was done.
+        length = self.interrupted.get("batches", self.batches)
+        within = trainer.fit_loop.restarting and 0 <= trainer.fit_loop.batch_idx < length - 1
         for what, now in self.run.items() if within else ():
             then = self.interrupted.get(what, now)
             if then != now:
@@ -293,7 +324,7 @@ class StepSeed(Callback):
         random.seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.run
+        return self.run | {"batches": self.batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.interrupted = state_dict

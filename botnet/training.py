@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 
 from botnet.errors import DataError
@@ -72,8 +72,8 @@ class GlobalBatch(Callback):
     Args:
         images: an optimiser step, over all devices.
         rule: ``accumulate``: as many passes a step as it takes, each with its own batch statistics;
-            ``linear``: the batch that the devices hold, the learning rate scaled with it and the warm-up
-            stretched to as many images (Goyal et al. 2017).
+            ``linear``: what the devices hold, times ``trainer.accumulate_grad_batches``, the learning rate
+            scaled with it and the warm-up stretched to as many images (Goyal et al. 2017).
     """
 
     def __init__(self, images: int, rule: Literal["accumulate", "linear"] = "accumulate") -> None:
@@ -83,7 +83,7 @@ class GlobalBatch(Callback):
         if stage != "fit":
             return
         devices, each = trainer.world_size, trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        at_once = devices * each
+        at_once, passes = devices * each, trainer.accumulate_grad_batches
         said = f"{devices} device{'s' * (devices > 1)} x {each} images"
         if self.rule == "accumulate":
             if self.images % at_once:
@@ -92,19 +92,24 @@ class GlobalBatch(Callback):
                     f"batch_size so that {devices} x data.batch_size divides {self.images}, or say "
                     "--batch_rule linear"
                 )
-            trainer.accumulate_grad_batches = self.images // at_once
-            if trainer.accumulate_grad_batches > 1:
-                said += f" x {trainer.accumulate_grad_batches} passes (norms see {at_once} at a time at most)"
-            said = f"a step has {self.images} images: {said}"
-        else:
-            factor = at_once / self.images
-            pl_module.scale_batch(factor)
-            said = f"a step has {at_once} images: {said}"
-            if factor != 1:
-                said += (
-                    f", not the recipe's {self.images}: by the linear rule, {factor:g} times its learning "
-                    "rate, and a warm-up over as many images"
+            needed = self.images // at_once
+            if passes not in (1, needed):
+                raise DataError(
+                    f"with trainer.accumulate_grad_batches {passes} and {said} a step has {at_once * passes} "
+                    f"images, not {self.images}; leave it out: global_batch sets it to {needed}"
                 )
+            trainer.accumulate_grad_batches = passes = needed
+        images = at_once * passes
+        if passes > 1:
+            said += f" x {passes} passes (norms see {at_once} at a time at most)"
+        said = f"a step has {images} images: {said}"
+        if images != self.images:
+            factor = images / self.images
+            pl_module.scale_batch(factor)
+            said += (
+                f", not the recipe's {self.images}: by the linear rule, {factor:g} times its learning "
+                "rate, and a warm-up over as many images"
+            )
         if trainer.is_global_zero:
             print(said)
 
@@ -266,6 +271,11 @@ class TrainingCLI(LightningCLI):
             if found is None:  # a job may say so from its first start on
                 rank_zero_info(f"{self.folder} has no checkpoint yet: from the start")
             config.ckpt_path = found and str(found)
+        if not fitting and config.ckpt_path is None and config.get("model.init_args.init_from") is None:
+            rank_zero_warn(
+                "neither --ckpt_path nor --model.init_args.init_from is given: the weights that are measured "
+                "are those that a training would start from, random but for what is pretrained"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")

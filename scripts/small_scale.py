@@ -54,7 +54,7 @@ def main() -> None:
 
     import timm
 
-    from botnet.models.complexity import COMPLETE, multiply_adds
+    from botnet.models.complexity import multiply_adds, total
 
     results = {name: [] for name in NETWORKS}
     for seed in range(args.seeds):
@@ -66,7 +66,7 @@ def main() -> None:
     for name, runs in results.items():
         model = timm.create_model(name, num_classes=10, img_size=64)
         params = sum(p.numel() for p in model.parameters())
-        madds = sum(n for (_, kind), n in multiply_adds(model, (64, 64)).items() if kind in COMPLETE)
+        madds = total(multiply_adds(model, (64, 64)))
         top1 = [run["top1"] for run in runs]
         spread = statistics.stdev(top1) if len(top1) > 1 else 0.0
         print(

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-import botnet
 from botnet.attention import attention_picture, watch_attention
 from botnet.cli import main
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
 from tests.classification.test_evaluate import picture, weights_file
+from tests.detection.samples import write_detector
 from tests.layers import oracle
 
 
@@ -112,14 +112,7 @@ def test_the_command_draws_every_image(pixel, tmp_path):
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    """A checkpoint as a run leaves it, of a detector that has learnt nothing."""
-    torch.manual_seed(0)
-    built = botnet.mask_rcnn("botnet_tiny", num_classes=2, canvas=128)
-    path = tmp_path_factory.mktemp("detector") / "last.ckpt"
-    about = {"detector": built.spec, "class_names": ["a", "b"], "category_ids": [1, 2], "canvas": 128}
-    weights = {f"detector.{name}": tensor for name, tensor in built.state_dict().items()}
-    torch.save({"botnet": about, "state_dict": weights}, path)
-    return path
+    return write_detector(tmp_path_factory.mktemp("detector") / "last.ckpt")
 
 
 def test_detectors_show_theirs_on_the_canvas(detector, tmp_path, capsys):
@@ -143,3 +136,4 @@ def test_a_pixel_out_of_sight_ends_the_command(tmp_path, capsys):
     call = ["predict", "botnet_tiny", str(tmp_path / "a.jpg"), "--weights", str(weights), "--attention"]
     assert main([*call, "--pixel", "1", "1", "--size", "96", "--output", str(tmp_path / "out")]) == 2
     assert "does not see (1, 1)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -121,6 +121,7 @@ def test_predict_draws_and_writes_results(checkpoint, digits, tmp_path, capsys):
     call = ["predict", str(checkpoint), str(digits / "val"), str(tmp_path / "grey.png")]
     truth = ["--truth", str(digits / "instances_val.json")]
     assert main([*call, "--output", str(output), *truth, "--score", "0.1"]) == 0
+    assert "does not know 1 of the 5 images" in capsys.readouterr().out
     drawn = sorted(path.name for path in output.glob("*.png"))
     assert drawn == ["000001.png", "000002.png", "000003.png", "000004.png", "grey.png"]
     widths = {name: Image.open(output / name).width for name in drawn}

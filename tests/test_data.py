@@ -53,6 +53,24 @@ def test_devices_together_see_step_by_step_what_one_sees():
     assert set(seen) <= {(0, index) for index in range(23)}
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_passes_together_see_step_by_step_what_one_sees_at_once(devices):
+    passes = 6 // devices
+    alone = batches(EpochSampler(47, seed=5, batch_size=12))
+    shares = [batches(EpochSampler(47, 5, 2, rank, devices, passes)) for rank in range(devices)]
+    assert len(alone) == 3  # 47 // 12, the other eleven are left out
+    assert all(len(share) == 3 * passes for share in shares)
+    for step, whole in enumerate(alone):
+        turns = range(step * passes, (step + 1) * passes)
+        assert [key for turn in turns for share in shares for key in share[turn]] == whole
+
+
+def test_an_epoch_of_coco_has_as_many_steps_with_passes_as_without():
+    images = 117_266  # of train2017 with objects
+    assert len(EpochSampler(images, 0, 64)) // 64 == 1832
+    assert len(EpochSampler(images, 0, 4, passes=16)) // 4 == 1832 * 16
+
+
 def test_every_epoch_has_its_own_order_which_comes_again():
     sampler = EpochSampler(50, seed=5, batch_size=5)
     first = list(sampler)
@@ -68,11 +86,12 @@ def test_every_epoch_has_its_own_order_which_comes_again():
 
 
 @pytest.mark.parametrize(
-    ("length", "batch", "devices", "samples"), [(23, 2, 3, 6), (24, 4, 2, 12), (5, 4, 2, 0)]
+    ("length", "batch", "devices", "passes", "samples"),
+    [(23, 2, 3, 1, 6), (24, 4, 2, 1, 12), (5, 4, 2, 1, 0), (23, 2, 3, 2, 4), (23, 2, 3, 4, 0)],
 )
-def test_length_of_an_epoch(length, batch, devices, samples):
+def test_length_of_an_epoch(length, batch, devices, passes, samples):
     for rank in range(devices):
-        sampler = EpochSampler(length, 0, batch, rank, devices)
+        sampler = EpochSampler(length, 0, batch, rank, devices, passes)
         assert len(sampler) == samples == len(list(sampler))
 
 
@@ -94,9 +113,14 @@ def test_evaluation_sees_every_sample_once(length, devices):
 # ---- loader
 
 
-def trainer(batch=-1, rank=0, devices=1):
+def trainer(batch=-1, rank=0, devices=1, passes=1):
     """As much of a trainer as the loader asks: the last batch that is done."""
-    return SimpleNamespace(global_rank=rank, world_size=devices, fit_loop=SimpleNamespace(batch_idx=batch))
+    return SimpleNamespace(
+        global_rank=rank,
+        world_size=devices,
+        accumulate_grad_batches=passes,
+        fit_loop=SimpleNamespace(batch_idx=batch),
+    )
 
 
 def loaded(loader, epoch=0):
@@ -161,6 +185,8 @@ def test_fewer_samples_than_a_batch_over_all_devices_are_refused():
     make_loader(Numbers(7), 4, 0, default_collate, train=True)
     with pytest.raises(DataError, match=r"7 training samples .* 2 x 4"):
         make_loader(Numbers(7), 4, 0, default_collate, trainer(devices=2), train=True)
+    with pytest.raises(DataError, match=r"7 training samples .* 1 x 4 x 2"):
+        make_loader(Numbers(7), 4, 0, default_collate, trainer(passes=2), train=True)
 
 
 def test_a_worker_outlives_one_sigterm_and_not_two():

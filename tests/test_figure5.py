@@ -2,10 +2,13 @@
 
 import csv
 import json
+from itertools import combinations, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
+from matplotlib import pyplot as plt
 from PIL import Image
 
 import botnet  # noqa: F401 - registers the networks with timm
@@ -101,6 +104,26 @@ def test_pictures_and_table(measured, tmp_path, capsys):
     assert t7["ms an image, float32, batch 2, CPU: on the Pareto front"] == "1"
     assert rows["B7-RA"]["ms an image, float32, batch 2, CPU: on the Pareto front"] == "0"
     assert rows["T3"]["ms an image, float32, batch 2, CPU"] == ""
+
+
+def test_no_name_lies_under_a_line(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    figure5(tmp_path)
+    monkeypatch.undo()
+    axes = drawn[0].axes[0]
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert boxes.keys() == {network.name for network in read_networks()}
+    for line in axes.lines:
+        corners = line.get_transform().transform(line.get_xydata())
+        if line.get_linestyle() != "None":  # what lies between them, a pixel or less apart
+            corners = [a + (b - a) * t for a, b in pairwise(corners) for t in np.linspace(0, 1, 1000)]
+        for name, box in boxes.items():
+            assert not any(box.contains(x, y) for x, y in corners), name
+    for (name, one), (other, two) in combinations(boxes.items(), 2):
+        assert not one.overlaps(two), (name, other)
+    assert all(axes.bbox.contains(*corner) for box in boxes.values() for corner in box.corners())
+    plt.close(drawn[0])
 
 
 @pytest.mark.parametrize("content", [None, "nonsense", "[1]", '{"case": {"seconds": {"T7": []}}}'])

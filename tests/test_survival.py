@@ -43,7 +43,7 @@ def logged_steps(run: Path, loss: str = "train/loss") -> list[int]:
     steps = []
     for table in sorted(run.glob("csv/version_*/metrics.csv")):
         with table.open(newline="") as file:
-            steps += [int(row["step"]) for row in csv.DictReader(file) if row[loss]]
+            steps += [int(row["step"]) for row in csv.DictReader(file) if row.get(loss)]
     return steps
 
 
@@ -114,6 +114,30 @@ def test_a_run_told_in_steps_does_not_skip_an_epoch(tmp_path):
         fit(recipe, *last)
     assert learnt(run)["global_step"] == 2
     assert fit(write_tiny(recipe, run, {"length": 4}, **length), *last) == 0
+    assert differing(learnt(run), learnt(tmp_path / "whole")) == []
+
+
+@pytest.mark.parametrize(
+    ("hook", "by"), [("on_validation_batch_start", None), ("on_train_batch_end", "SIGTERM")]
+)
+@pytest.mark.parametrize("step", [2, 8])
+def test_a_validation_within_an_epoch_is_repeated(step, hook, by, tmp_path):
+    """It follows the very step of the checkpoint."""
+    often = {"val_check_interval": 2}
+    every = ["--save_minutes", "0"]
+    assert fit(write_tiny(tmp_path / "whole.yaml", tmp_path / "whole", **often)) == 0
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    write_tiny(recipe, run, callbacks=end_at(hook, step, by), **often)
+    if by is None:
+        with pytest.raises(Stopped):
+            fit(recipe, *every)
+    else:
+        assert fit(recipe, *every) == 143
+    assert learnt(run)["global_step"] == step
+    assert fit(write_tiny(recipe, run, **often), *every, "--ckpt_path", "last") == 0
+    validated = logged_steps(tmp_path / "whole", "val/score")
+    assert len(validated) == 6
+    assert logged_steps(run, "val/score") == validated
     assert differing(learnt(run), learnt(tmp_path / "whole")) == []
 
 
@@ -209,6 +233,9 @@ def test_a_run_goes_on_with_the_same_seed_data_and_batch(tmp_path, capsys):
         ({}, ["--seed_everything", "7"], "seed: 0, not 7"),
         ({"length": 25}, [], "training samples: 24, not 25"),
         ({"batch_size": 6}, [], "samples at once on all devices: 4, not 6"),
+        # Three batches an epoch: as many as are done already.
+        ({"batch_size": 8}, [], "samples at once on all devices: 4, not 8"),
+        ({}, ["--global_batch", "8"], "batches in an optimiser step: 1, not 2"),
     ):
         write_tiny(recipe, run, data)
         assert fit(recipe, *more, "--ckpt_path", "last") == 2

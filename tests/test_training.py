@@ -11,7 +11,7 @@ from botnet.detection import RCNN, DetectionModule
 from botnet.errors import DataError
 from botnet.training import GlobalBatch, LineProgress, with_bases
 from tests.recipes import DETECTOR
-from tests.tiny import TinyModule, fit, write_tiny
+from tests.tiny import TinyModule, fit, learnt, write_tiny
 
 # ---- recipes that build on recipes
 
@@ -84,11 +84,11 @@ def test_what_is_no_recipe_is_left_to_the_parser(tmp_path):
 # ---- the batch of the recipe on other machines
 
 
-def devices(count, each):
+def devices(count, each, passes=1):
     return SimpleNamespace(
         world_size=count,
         datamodule=SimpleNamespace(batch_size=each),
-        accumulate_grad_batches=1,
+        accumulate_grad_batches=passes,
         is_global_zero=True,
     )
 
@@ -112,6 +112,13 @@ def test_a_batch_that_does_not_come_out_even_is_refused(images, count, each):
         GlobalBatch(images).setup(devices(count, each), TinyModule(), "fit")
 
 
+def test_an_epoch_ends_with_a_whole_step(tmp_path):
+    # 10 samples in steps of 4, as 2 passes of 2: two steps; the other two samples are left out.
+    recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", {"length": 10, "batch_size": 2})
+    assert fit(recipe, "--global_batch", "4") == 0
+    assert learnt(tmp_path / "run")["global_step"] == 2 * 2
+
+
 def test_the_linear_rule(capsys):
     # 2 devices x 4 images instead of 64: an eighth of the rate, eight times the warm-up.
     trainer, module = devices(2, 4), TinyModule()
@@ -125,11 +132,22 @@ def test_the_linear_rule(capsys):
     assert "a warm-up over as many images" in said
 
 
-def test_the_linear_rule_says_nothing_of_a_batch_that_is_kept(capsys):
-    trainer, module = devices(8, 8), TinyModule()
+@pytest.mark.parametrize(("count", "each", "passes"), [(8, 8, 1), (2, 8, 4)])
+def test_the_linear_rule_says_nothing_of_a_batch_that_is_kept(count, each, passes, capsys):
+    trainer, module = devices(count, each, passes), TinyModule()
     GlobalBatch(64, "linear").setup(trainer, module, "fit")
     assert module.scaled == 1
-    assert "linear" not in capsys.readouterr().out
+    assert trainer.accumulate_grad_batches == passes
+    said = capsys.readouterr().out
+    assert "a step has 64 images" in said
+    assert ("passes" in said) == (passes > 1)
+    assert "linear" not in said
+
+
+def test_passes_that_contradict_the_batch_are_refused():
+    with pytest.raises(DataError, match=r"accumulate_grad_batches 4 .* 32 images, not 64"):
+        GlobalBatch(64).setup(devices(1, 8, passes=4), TinyModule(), "fit")
+    GlobalBatch(64).setup(devices(1, 8, passes=8), TinyModule(), "fit")
 
 
 def test_validation_has_no_batch_to_keep():

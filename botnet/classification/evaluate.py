@@ -74,8 +74,9 @@ def open_classifier(
         model: a name that timm knows, this project's included, or a checkpoint of ``botnet fit``.
         weights: .safetensors, or a .pth of tensors, for a name; without, timm fetches its own.
         label_map: JSON or text, see :func:`read_label_map`; default what the checkpoint or ImageNet says.
-        crop: part of the short side that the centre crop keeps; default the network's own.
-        size: side in pixels of what the network is given; default its own.
+        crop: part of the short side that the centre crop keeps; default that of the checkpoint, or timm's for
+            testing the network, else for training it.
+        size: side in pixels of what the network is given; default likewise.
         device: "auto" takes an accelerator if there is one.
 
     Raises:
@@ -98,7 +99,8 @@ def open_classifier(
         network = _build(model, weights)
     asked = {"crop_pct": crop, "img_size": size}
     own |= {key: value for key, value in asked.items() if value is not None}
-    preparation = resolve_data_config(own, model=network)
+    # Published accuracies are at the test size, which for many networks is not that of training.
+    preparation = resolve_data_config(own, model=network, use_test_size=True)
     if size is not None and hasattr(network, "set_input_size"):  # transformers, whose tokens are counted
         network.set_input_size(img_size=(size, size))  # type: ignore[operator]
     chosen = pick_device(device)

@@ -17,6 +17,7 @@ from PIL import Image
 from rich.progress import track
 
 from botnet.errors import DataError
+from botnet.inputs import new_folder
 
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("usr/share/datasets/fashion-mnist")  # below /, or below an unpacked package
@@ -41,7 +42,7 @@ def make_images(
     """Write Fashion-MNIST as class folders of PNGs: ``train/CLASS/`` and ``val/CLASS/``.
 
     Args:
-        directory: made by this call.
+        directory: made or, if empty, filled by this call.
         train, val: images, the first of the authors' training and test files.
         source: folder of the four files as their authors publish them (train-images-idx3-ubyte.gz, ...);
             default those of Debian's package, installed or else fetched by apt-get.
@@ -65,10 +66,8 @@ def make_images(
             )
         return {"directory": directory, "made": False} | settings
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
+    with new_folder(directory) as whole, tempfile.TemporaryDirectory() as scratch:
         files = Path(source) if source is not None else _from_debian(Path(scratch))
-        whole = Path(scratch) / directory.name  # renamed at the end: a broken run leaves no half set behind
         for split, count in (("train", train), ("val", val)):
             images, labels = (
                 read_idx(files / f"{FILES[split]}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")
@@ -84,9 +83,6 @@ def make_images(
                 path = whole / split / NAMES[labels[index]] / f"{index:05d}.png"
                 Image.fromarray(images[index]).save(path, compress_level=1)
         (whole / "settings.json").write_text(json.dumps(settings))
-        if directory.exists():
-            directory.rmdir()  # empty, as seen above
-        os.rename(whole, directory)
     return {"directory": directory, "made": True} | settings
 
 

@@ -1,7 +1,7 @@
 """Training and evaluation of classifiers with Lightning (paper, Section 4.7)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from torchvision.transforms.v2.functional import to_pil_image
 
 from botnet.classification.pictures import draw_sheet
-from botnet.errors import DataError
+from botnet.errors import DataError, some
 from botnet.models.weights import read_weights
 from botnet.models.zoo import NETWORKS
 from botnet.module import TaskModule, read_checkpoint
@@ -93,9 +93,9 @@ class ClassificationModule(TaskModule):
         num_classes: comes from the data.
         image_size: side in pixels; comes from the data.
         model_kwargs: timm's further arguments of the network, such as ``pretrained: true``.
-        init_from: file to start from, of the same network: a checkpoint of ``botnet fit`` or a file of
-            tensors. A classifier of another number of classes starts anew. A run that goes on does not
-            read it.
+        init_from: file to start from, or to validate, of the same network: a checkpoint of ``botnet fit`` or
+            a file of tensors, whose classes may be others (:func:`start_from`); not read where a checkpoint
+            of this run is.
         learning_rate: after the warm-up, for the whole batch over all devices.
         momentum: of SGD, without Nesterov's form.
         weight_decay: on the kernels of convolutions and fully connected layers only.
@@ -112,6 +112,7 @@ class ClassificationModule(TaskModule):
 
     kind, most = "classifier", 100.0
     monitor = "val/top1"  # of the average of the weights where there is one, else of the network
+    schedule_settings = ("warmup_epochs",)
 
     def __init__(
         self,
@@ -182,18 +183,23 @@ class ClassificationModule(TaskModule):
                 f"mixup and cutmix pair the images of a batch, and {data.batch_size} is odd; "
                 "set an even data.batch_size"
             )
-        if self.init_from is not None and not self.trainer.ckpt_path:
-            start_from(self.model, Path(self.init_from))
-            if self.ema is not None:
-                self.ema.module.load_state_dict(self.model.state_dict())
         if self.compiles:
             self.model.compile()  # in place: the names of its parameters stay
 
     # ---- training
 
-    @rank_zero_only
     def on_fit_start(self) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        super().on_fit_start()
+        self._introduce(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def start_from(self, path: Path, class_names: Sequence[str]) -> str:
+        said = start_from(self.model, path, class_names)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.model.state_dict())
+        return said
+
+    @rank_zero_only
+    def _introduce(self, data: Any) -> None:
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         size = self.spec["image_size"]
         print(f"{self.spec['name']}: {parameters:.1f} M parameters, {data.num_classes} classes, {size} px")
@@ -242,6 +248,7 @@ class ClassificationModule(TaskModule):
     # ---- evaluation
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         for metric in self.metrics.values():
             metric.reset()  # type: ignore[operator]
         self.shown = []
@@ -322,40 +329,77 @@ def accuracy_table(report: dict[str, dict[str, Any]]) -> Table:
 # ---- weights of earlier runs
 
 
-def start_from(model: nn.Module, path: Path) -> None:
+def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:
     """Load weights of the same network, from a checkpoint of ``botnet fit`` or a file of tensors.
 
-    Position tables are resized; a classifier of another number of classes is left as it is, aloud.
+    Position tables are resized. A checkpoint names its classes: the classifier's rows are taken by name, and
+    those of classes it does not know start anew. A file of tensors does not: its classifier is taken as it is
+    if it has as many classes, else it starts anew.
+
+    Args:
+        model: whose weights are replaced.
+        path: the file.
+        class_names: of the model's outputs.
+
+    Returns:
+        What was taken and what was not, in words.
 
     Raises:
         DataError: the file cannot be read as data, or is of another network.
     """
-    state = dict(_weights(path))
-    heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    theirs: list[str] | None = None
+    try:
+        checkpoint, about = read_checkpoint(path, "classifier")
+        state, theirs = _network_state(checkpoint["state_dict"]), about["class_names"]
+    except DataError:  # not a checkpoint that names its classes
+        try:
+            state = _network_state(read_weights(path))
+        except (FileNotFoundError, ValueError) as error:
+            raise DataError(str(error)) from error
     own = model.state_dict()
-    for head in (heads,) if isinstance(heads, str) else heads:
-        names = [f"{head}.{part}" for part in ("weight", "bias") if f"{head}.{part}" in state]
-        if any(name not in own or state[name].shape != own[name].shape for name in names):
-            print(f"{path}: its classifier has {len(state[names[0]])} classes; this one starts anew")
-            state |= {name: own[name] for name in names if name in own}
+    heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    names = [
+        name
+        for head in ((heads,) if isinstance(heads, str) else heads)
+        for name in (f"{head}.weight", f"{head}.bias")
+        if name in state and name in own
+    ]
+    if theirs is not None:
+        common = [name for name in class_names if name in theirs]
+        new = [class_names.index(name) for name in common]
+        old = [theirs.index(name) for name in common]
+        for name in names:
+            if own[name].shape[1:] == state[name].shape[1:]:
+                rows = own[name].clone()
+                rows[new] = state[name][old].to(rows)
+                state[name] = rows
+        others = [name for name in class_names if name not in theirs]
+        said = f"{len(common)} of {len(class_names)} classes known"
+        said += f"; the others start anew: {some(others)}" if others else ""
+    elif any(state[name].shape != own[name].shape for name in names):
+        said = f"its classifier has {len(state[names[0]])} classes; this one starts anew"
+        state |= {name: own[name] for name in names}
+    else:
+        said = f"its {len(class_names)} classes, which it does not name, are taken in their order"
+    _load(model, state, path)
+    return f"started from {path}: {said}"
+
+
+def _network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's tensors by its own names: the average of the weights where a checkpoint has one."""
+    for prefix in ("ema.module.", "model."):
+        found = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+        if found:
+            return found
+    return dict(state)
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise DataError(f"{path}: not the weights of this {type(model).__name__}: {reason[:300]}") from error
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    """A file's tensors by the network's own names: the average of the weights where a checkpoint has one."""
-    try:
-        state = read_weights(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise DataError(str(error)) from error
-    for prefix in ("ema.module.", "model."):
-        found = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-        if found:
-            return found
-    return state
 
 
 def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -372,7 +416,7 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         DataError: as :func:`botnet.module.read_checkpoint`.
     """
-    _, about = read_checkpoint(path, "classifier")
+    checkpoint, about = read_checkpoint(path, "classifier")
     model = create_classifier(**about["classifier"])
-    start_from(model, Path(path))
+    _load(model, _network_state(checkpoint["state_dict"]), path)
     return model.eval(), {key: about[key] for key in ("class_names", "evaluation")}

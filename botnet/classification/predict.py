@@ -15,7 +15,7 @@ from botnet.attention import attention_picture, watch_attention
 from botnet.classification.evaluate import Classifier
 from botnet.classification.readers import read_image
 from botnet.errors import DataError
-from botnet.inputs import check_unused, image_paths
+from botnet.inputs import check_some_left, check_unused, image_paths
 
 
 def classify(
@@ -25,8 +25,10 @@ def classify(
     *,
     attention: bool = False,
     pixel: tuple[int, int] | None = None,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[DataError]]:
     """Classify images one by one and write ``predictions.json``.
+
+    An image that cannot be read, or of which the network does not see ``pixel``, is left out.
 
     Args:
         classifier: from :func:`botnet.classification.evaluate.open_classifier`.
@@ -37,25 +39,33 @@ def classify(
 
     Returns:
         For each image its ``file`` and its ``classes``: up to five, the likeliest first, with ``class``,
-        ``index`` and ``score``.
+        ``index`` and ``score``. Then, what is wrong with the images that were left out.
 
     Raises:
-        DataError: nothing to read, an unreadable image, an output folder in use, no attention to draw, or a
-            pixel outside of what the network sees of an image.
+        DataError: an image that does not exist, none that can be classified, an output folder in use, or no
+            attention to draw. Nothing is written then.
     """
     paths = image_paths(sources)
     check_unused(output)
-    (output / "attention" if attention else output).mkdir(parents=True, exist_ok=True)
-    records = []
+    if attention:
+        with watch_attention(classifier.model):
+            pass  # an error at once if there is none to draw
+    records: list[dict[str, Any]] = []
+    broken: list[DataError] = []
     for path in track(paths, f"classifying with {classifier.name}"):
-        image = read_image(path, str(path))
+        try:
+            image = read_image(path, str(path))
+            y, x = _seen_place(path, image, pixel, classifier.preparation) if pixel else (0.5, 0.5)
+        except DataError as error:
+            broken.append(error)
+            continue
         prepared = classifier.transform(image)
         if attention:
-            y, x = (0.5, 0.5) if pixel is None else _seen_place(path, image, pixel, classifier.preparation)
             with watch_attention(classifier.model) as watched:
                 logits = _run(classifier, prepared)
                 weights, cell = watched.weights(y, x)
             picture = attention_picture(_shown(prepared, classifier), weights, cell)
+            (output / "attention").mkdir(parents=True, exist_ok=True)
             picture.save(output / "attention" / f"{path.stem}.png")
         else:
             logits = _run(classifier, prepared)
@@ -65,8 +75,10 @@ def classify(
             for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
         ]
         records.append({"file": str(path), "classes": classes})
+    check_some_left(broken, len(paths))
+    output.mkdir(parents=True, exist_ok=True)
     (output / "predictions.json").write_text(json.dumps(records, indent=1))
-    return records
+    return records, broken
 
 
 @torch.inference_mode()

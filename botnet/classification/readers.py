@@ -1,19 +1,20 @@
 """Images in classes, as they are stored: folders, tars, shards, Hugging Face's data sets."""
 
 import os
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from PIL import Image
 from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from botnet.errors import DataError
+from botnet.images import to_rgb
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 # Length to width from which an image is a strip. Its short side enlarged to the network's size would take
@@ -70,26 +71,36 @@ class ShardReader(Reader):
 
 
 def _shard_samples(shard: Path) -> Iterator[tuple[str, int, int, int]]:
-    images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
+    samples: dict[str, tuple[list[tarfile.TarInfo], list[tarfile.TarInfo]]] = {}  # images, labels of a key
+    numbers: dict[str, int] = {}
     try:
         with tarfile.open(shard, "r:") as members:
             for member in members:
                 folder, _, base = member.name.rpartition("/")
                 key, _, extension = base.partition(".")
                 key = f"{folder}/{key}"
-                if f".{extension.lower()}" in EXTENSIONS:
-                    images[key] = member
-                elif extension == "cls":
-                    labels[key] = int(members.extractfile(member).read())  # type: ignore[union-attr]
+                is_image = f".{extension.lower()}" in EXTENSIONS
+                if member.isdir() or not (is_image or extension == "cls"):
+                    continue
+                samples.setdefault(key, ([], []))[0 if is_image else 1].append(member)
+                if not is_image and member.isfile():
+                    numbers[key] = int(members.extractfile(member).read())  # type: ignore[union-attr]
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(
             f"{shard}: is no shard of images with .cls labels ({error}); give uncompressed WebDataset shards"
         ) from error
-    for key in images.keys() ^ labels.keys():
-        raise DataError(f"{shard}: {key} lacks its {'label, .cls' if key in images else 'image'}; add it")
-    for key, member in images.items():
-        yield member.name, member.offset_data, member.size, labels[key]
+    for key, (images, labels) in samples.items():
+        for what, found in (("image", images), ("label, .cls", labels)):
+            if not found:
+                raise DataError(f"{shard}: {key} lacks its {what}; add it")
+            if len(found) > 1:
+                raise DataError(
+                    f"{shard}: {found[0].name} and {found[1].name} have one key, {key}; "
+                    "keep one of them, or give each sample its own key"
+                )
+            if not found[0].isfile():
+                raise DataError(f"{shard}: {found[0].name} is a link; store the file itself")
+        yield images[0].name, images[0].offset_data, images[0].size, numbers[key]
 
 
 def open_reader(source: Path, reader: str = "folder") -> Any:
@@ -135,6 +146,7 @@ def _open_folder(root: Path) -> ReaderImageFolder:
             f"{root}: no folder; give a folder of class folders, or another --data.init_args.reader"
         )
     empty, others = [], 0
+    classes: dict[str, str] = {}
     for folder, below, files in os.walk(root, followlinks=True):
         images = 0
         for file in files:
@@ -144,6 +156,8 @@ def _open_folder(root: Path) -> ReaderImageFolder:
             raise DataError(
                 f"{root}: {images} images lie outside the class folders; move each into its class"
             )
+        if images:
+            _note_class(root, classes, Path(folder).name, os.path.relpath(folder, root))
         if not images and not below and Path(folder) != root:
             empty.append(folder)
     if empty:
@@ -164,9 +178,29 @@ def _open_folder(root: Path) -> ReaderImageFolder:
 
 def _open_tar(root: Path) -> ReaderImageInTar:
     try:
-        return ReaderImageInTar(str(root), cache_tarinfo=False)
+        reader: Any = ReaderImageInTar(str(root), cache_tarinfo=False)
     except Exception as error:  # whatever tarfile and timm's search make of a file that is none
         raise DataError(f"{root}: no tar of class folders, and no folder of tars ({error})") from error
+    names = class_names(reader)
+    classes: dict[str, str] = {}
+    for (member, tar, inner), label in zip(reader.samples, reader.targets, strict=True):
+        if names[label] in ("", "."):
+            raise DataError(
+                f"{root}: {member.name} lies in no class folder; put each image into the folder of its class"
+            )
+        folder = posixpath.join(tar or "", inner.name if inner else "", posixpath.dirname(member.path))
+        _note_class(root, classes, names[label], posixpath.normpath(folder))
+    return reader
+
+
+def _note_class(root: Path, classes: dict[str, str], name: str, folder: str) -> None:
+    """Add a class to those found so far. timm would merge two folders of one name without a word."""
+    if classes.setdefault(name, folder) != folder:
+        both = " and ".join(sorted((classes[name], folder)))
+        raise DataError(
+            f"{root}: {both} are both class {name!r}, since a class is called by its last folder; "
+            "rename one of them, or put the images of a class into one folder"
+        )
 
 
 def _open_hugging_face(name: str, split: str) -> Any:
@@ -190,21 +224,19 @@ def class_names(reader: Any) -> list[str]:
 def read_image(file: BinaryIO | Path, name: str) -> Image.Image:
     """A picture of any mode in RGB, as timm decodes it: EXIF notes ignored, transparency dropped.
 
-    16-bit grey is brought to 8 bits; of a strip, more than 16 times as long as wide, the middle is kept.
+    12 and 16-bit grey is brought to 8 bits; of a strip, more than 16 times as long as wide, the middle is
+    kept.
 
     Args:
         file: opened, or its path.
         name: what errors call it.
 
     Raises:
-        DataError: no picture, a broken one, or one so large that it looks like an attack.
+        DataError: no picture, a broken one, grey of 32 bits, or one so large that it looks like an attack.
     """
     try:
         with Image.open(file) as stored:
-            image: Image.Image = stored
-            if image.mode.startswith("I;16"):  # Pillow would cut it off at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("RGB")
+            image = to_rgb(stored, stored)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: too large to decode ({error}); scale it down or remove it") from error
     except Exception as error:  # Pillow's decoders raise almost anything on a broken file

@@ -2,21 +2,27 @@
 
 import json
 import math
+import os
 import pickle
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short  # of any value, however long or deep
 from typing import Any
 
 import numpy as np
 from rich.progress import track
 
 from botnet.detection.images import find_fault
-from botnet.detection.masks import decode_mask
+from botnet.detection.masks import Rle, compress_mask
 from botnet.errors import DataError
 
 OVERSHOOT = 1.0  # pixels beyond the image that rounding explains
+FAR = 10  # times the image's longer side beyond it: a coordinate there would cost gigabytes to rasterise
+MOST_PIXELS = 2**31 - 1  # of an image: run lengths are 32-bit numbers
+MOST_AREA = 1e10  # square pixels: COCO's evaluation leaves out what is larger
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class CocoInstances:
                 self.dropped[problem.kind] += 1
             if annotation:
                 annotations[annotation["image_id"]].append(annotation)
-                if annotation.get("segmentation") is None and not self.maskless:
+                if annotation["segmentation"] is None and not self.maskless:
                     image = next(image for image in self.images if image["id"] == annotation["image_id"])
                     self.maskless = _no_mask(annotation, image)
         # As millions of objects they would be copied into every worker, page by page, as soon as their
@@ -106,9 +112,29 @@ class CocoInstances:
         self._packed = np.frombuffer(b"".join(packed), np.uint8)
 
     def annotations_of(self, image_id: int) -> list[dict[str, Any]]:
-        """The COCO annotations of one image, in the file's order, without what was dropped."""
+        """The COCO annotations of one image, in the file's order, without what was dropped.
+
+        ``segmentation`` is None where the file has no mask, and empty where all polygons were dropped.
+        """
         row = self._row[image_id]
         return pickle.loads(self._packed[self._ends[row] : self._ends[row + 1]].data)
+
+    def size_of(self, image_id: int) -> tuple[int, int]:
+        """(Height, width) in pixels that the record of an image states: its annotations mean this frame."""
+        image = self.images[self._row[image_id]]
+        return image["height"], image["width"]
+
+    def mask_of(self, annotation: dict[str, Any]) -> Rle:
+        """The mask of an annotation as compressed run lengths, empty where it has none.
+
+        Raises:
+            DataError: run lengths that cannot be decoded.
+        """
+        image = self.images[self._row[annotation["image_id"]]]
+        try:
+            return compress_mask(annotation["segmentation"] or [], image["height"], image["width"])
+        except ValueError as error:
+            raise refusal(self.path, broken_mask(annotation, image, error)) from error
 
 
 def read_images(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
@@ -133,7 +159,7 @@ def _read(path: Path, keys: Sequence[str] = ("images", "annotations", "categorie
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); give the path of an instances file"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no JSON ({error}); give a COCO instances file") from error
     for key in keys:
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
@@ -143,7 +169,7 @@ def _read(path: Path, keys: Sequence[str] = ("images", "annotations", "categorie
 
 def _table_problems(data: dict[str, Any]) -> Iterator[Problem]:
     """Problems of the categories and of the image records."""
-    for key, needed in (("categories", {"id": int, "name": str}), ("images", _IMAGE_FIELDS)):
+    for key, needed in (("categories", _CATEGORY_FIELDS), ("images", _IMAGE_FIELDS)):
         name = {"categories": "category", "images": "image"}[key]
         if not data[key]:
             yield _error(f"no {key}", key, f"the list is empty; every data set needs at least one {name}")
@@ -158,14 +184,17 @@ def _table_problems(data: dict[str, Any]) -> Iterator[Problem]:
                 )
             else:
                 seen.add(record["id"])
-                if key == "images" and not (record["height"] > 0 and record["width"] > 0):
+                if key == "images" and not _has_pixels(record):
+                    height, width = record["height"], record["width"]
                     yield _error(
-                        "empty image",
+                        "huge image" if min(height, width) > 0 else "empty image",
                         image_name(record),
-                        f"its size, {record['height']} x {record['width']}, must be positive; correct it",
+                        f"its size, {short(height)} x {short(width)}, must be positive and of at most "
+                        f"{MOST_PIXELS} pixels; correct it",
                     )
 
 
+_CATEGORY_FIELDS: dict[str, type] = {"id": int, "name": str}
 _IMAGE_FIELDS: dict[str, type] = {"id": int, "file_name": str, "height": int, "width": int}
 _ANNOTATION_FIELDS: dict[str, type] = {"id": int, "image_id": int, "category_id": int, "bbox": list}
 
@@ -173,10 +202,41 @@ _ANNOTATION_FIELDS: dict[str, type] = {"id": int, "image_id": int, "category_id"
 def _wrong_fields(record: Any, needed: dict[str, type]) -> str:
     """What a record lacks, in words; empty if nothing."""
     if not isinstance(record, dict):
-        return f"is {record!r:.40}, not an object"
+        return f"is {short(record)}, not an object"
     for key, kind in needed.items():
-        if not isinstance(record.get(key), kind):
-            return f'"{key}" is {record.get(key)!r:.40}, not of type {kind.__name__}'
+        value = record.get(key)
+        if type(value) is not kind:  # True is an int to isinstance
+            return f'"{key}" is {short(value)}, not of type {kind.__name__}'
+        if isinstance(value, str) and re.search(
+            "[\ud800-\udfff]", value
+        ):  # JSON can say it, but no file or terminal
+            return f'"{key}" is {short(value)}, which is not valid Unicode'
+    return ""
+
+
+def _has_pixels(image: dict[str, Any]) -> bool:
+    height, width = image["height"], image["width"]
+    return height > 0 and width > 0 and height * width <= MOST_PIXELS
+
+
+def _sound_images(data: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The image records without fault, by id."""
+    return {
+        image["id"]: image
+        for image in data["images"]
+        if not _wrong_fields(image, _IMAGE_FIELDS) and _has_pixels(image)
+    }
+
+
+def _wrong_numbers(annotation: dict[str, Any]) -> str:
+    """What is wrong with the numbers of an annotation, in words; empty if nothing."""
+    bbox, area, crowd = annotation["bbox"], annotation.get("area"), annotation.get("iscrowd")
+    if not (len(bbox) == 4 and _are_numbers(bbox)):
+        return f'"bbox" is {short(bbox)}, not four finite numbers'
+    if area is not None and not (_are_numbers([area]) and 0 <= area <= MOST_AREA):
+        return f'"area" is {short(area)}, not a number from 0 to {MOST_AREA:.0e}'
+    if crowd not in (None, 0, 1):
+        return f'"iscrowd" is {short(crowd)}, neither 0 nor 1'
     return ""
 
 
@@ -190,13 +250,11 @@ def _annotations(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any] | None, 
 
     Image records that are malformed are passed over: their annotations count as annotations of no image.
     """
-    images = {image["id"]: image for image in data["images"] if not _wrong_fields(image, _IMAGE_FIELDS)}
-    categories = {category.get("id") for category in data["categories"] if isinstance(category, dict)}
+    images = _sound_images(data)
+    categories = {c["id"] for c in data["categories"] if not _wrong_fields(c, _CATEGORY_FIELDS)}
     seen = set()
     for index, annotation in enumerate(data["annotations"]):
-        wrong = _wrong_fields(annotation, _ANNOTATION_FIELDS)
-        if not wrong and not (len(annotation["bbox"]) == 4 and _are_numbers(annotation["bbox"])):
-            wrong = f'"bbox" is {annotation["bbox"]!r:.60}, not four finite numbers'
+        wrong = _wrong_fields(annotation, _ANNOTATION_FIELDS) or _wrong_numbers(annotation)
         if wrong:
             record = f"annotations[{index}]"
             yield None, [_error("malformed record", record, f"{wrong}; write the record anew")]
@@ -220,7 +278,10 @@ def _annotations(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any] | None, 
 
 def _are_numbers(values: list) -> bool:
     # A sum is not finite where any term is not: far cheaper than asking each.
-    return all(type(value) in (int, float) for value in values) and math.isfinite(sum(values))
+    try:
+        return all(type(value) in (int, float) for value in values) and math.isfinite(sum(values))
+    except OverflowError:  # an integer beyond all floating-point numbers
+        return False
 
 
 def _usable(
@@ -240,6 +301,11 @@ def _usable(
         return None, [_warning("outside image", record, message)]
 
     problems = []
+    if _far((x, y, x + w, y + h), width, height):
+        message = (
+            f"its box [{x}, {y}, {w}, {h}] reaches far beyond the {width} x {height} image; write it anew"
+        )
+        return None, [_error("malformed record", record, message)]
     if _beyond((x, y, x + w, y + h), width, height):
         message = f"its box [{x}, {y}, {w}, {h}] reaches beyond the {width} x {height} image; trim it"
         problems.append(_warning("beyond image", record, message))
@@ -247,18 +313,18 @@ def _usable(
     if isinstance(segmentation, dict):
         problem = _rle_problem(segmentation, image, record)
         return annotation, [*problems, problem] if problem else problems
-    if segmentation is None:
-        return annotation, problems
+    if segmentation in (None, [], [[]]):  # the ways in which exporters of boxes say that there is no mask
+        return {**annotation, "segmentation": None}, problems
     if not isinstance(segmentation, list):
-        message = f"its segmentation is {segmentation!r:.40}, neither polygons nor run lengths; write it anew"
+        message = (
+            f"its segmentation is {short(segmentation)}, neither polygons nor run lengths; write it anew"
+        )
         return None, [_error("malformed record", record, message)]
 
     polygons = []
-    if not segmentation:
-        problems.append(_warning("degenerate polygon", record, "it has no polygon; draw it anew"))
     for polygon in segmentation:
         if not (isinstance(polygon, list) and _are_numbers(polygon)):
-            message = f"a polygon is {polygon!r:.40}, not a list of finite numbers; write it anew"
+            message = f"a polygon is {short(polygon)}, not a list of finite numbers; write it anew"
             return None, [_error("malformed record", record, message)]
         if len(polygon) < 6 or len(polygon) % 2:
             message = (
@@ -273,6 +339,9 @@ def _usable(
             message = f"a polygon lies outside the {width} x {height} image; it is left out: move it"
             problems.append(_warning("outside image", record, message))
             continue
+        if _far(extent, width, height):
+            message = f"a polygon reaches far beyond the {width} x {height} image; write it anew"
+            return None, [_error("malformed record", record, message)]
         if _beyond(extent, width, height):
             message = f"a polygon reaches beyond the {width} x {height} image; trim it"
             problems.append(_warning("beyond image", record, message))
@@ -280,25 +349,36 @@ def _usable(
     return {**annotation, "segmentation": polygons}, problems
 
 
-def _beyond(extent: tuple[float, float, float, float], width: int, height: int) -> bool:
+Extent = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _beyond(extent: Extent, width: int, height: int, by: float = OVERSHOOT) -> bool:
     left, top, right, bottom = extent
-    return min(left, top) < -OVERSHOOT or right > width + OVERSHOOT or bottom > height + OVERSHOOT
+    return min(left, top) < -by or right > width + by or bottom > height + by
+
+
+def _far(extent: Extent, width: int, height: int) -> bool:
+    return _beyond(extent, width, height, FAR * max(width, height))
 
 
 def _rle_problem(rle: dict[str, Any], image: dict[str, Any], record: str) -> Problem | None:
-    counts, size = rle.get("counts"), [image["height"], image["width"]]
+    counts, size, found = rle.get("counts"), [image["height"], image["width"]], rle.get("size")
     if not isinstance(counts, list | str):
         return _error("broken mask", record, 'its run lengths lack "counts"; write the mask anew')
-    if rle.get("size") != size:
+    if found != size or not all(type(side) is int for side in found):
         message = (
-            f"its mask is of size {rle.get('size')}, its image of {size} (height, width); write the mask anew"
+            f"its mask is of size {short(found)}, its image of {size} (height, width); write the mask anew"
         )
         return _error("broken mask", record, message)
-    if isinstance(counts, list) and not (_are_numbers(counts) and sum(counts) == math.prod(size)):
-        message = (
-            f"its run lengths do not add up to the image's {math.prod(size)} pixels; write the mask anew"
-        )
-        return _error("broken mask", record, message)
+    if isinstance(counts, list):
+        if not all(type(count) is int and count >= 0 for count in counts):
+            message = f"its run lengths are {short(counts)}, not whole numbers from 0; write the mask anew"
+            return _error("broken mask", record, message)
+        if sum(counts) != math.prod(size):
+            message = (
+                f"its run lengths do not add up to the image's {math.prod(size)} pixels; write the mask anew"
+            )
+            return _error("broken mask", record, message)
     return None
 
 
@@ -340,17 +420,17 @@ def check_data(
     except DataError as error:
         return [_error("unreadable file", path.name, str(error))]
     problems = list(_table_problems(data))
-    records = {image["id"]: image for image in data["images"] if not _wrong_fields(image, _IMAGE_FIELDS)}
+    records = _sound_images(data)
     for annotation, found in _annotations(data):
         problems += found
         if annotation is None or any(problem.severity == "error" for problem in found):
             continue
         image = records[annotation["image_id"]]
-        if annotation.get("segmentation") is None:
+        if annotation["segmentation"] is None:
             problems += [_no_mask(annotation, image)] if masks else []
         elif decode:
             try:
-                decode_mask(annotation["segmentation"], image["height"], image["width"])
+                compress_mask(annotation["segmentation"], image["height"], image["width"])
             except ValueError as error:
                 problems.append(broken_mask(annotation, image, error))
     missing = list(folder_problems(list(records.values()), folder))
@@ -359,17 +439,17 @@ def check_data(
         return problems
     for image in track(records.values(), "images", disable=not progress):
         file = folder / image["file_name"]
-        if file.is_file():
+        if os.path.isfile(file):
             problems += image_problems(file, image, decode)
     return problems
 
 
 def folder_problems(images: list[dict[str, Any]], folder: Path) -> Iterator[Problem]:
     """Images whose files are missing; one problem alone if the folder has no image at all."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path's, it takes a name that is too long
         yield _error("no images in folder", str(folder), "no such folder; give the folder of the images")
         return
-    missing = [image for image in images if not (folder / image["file_name"]).is_file()]
+    missing = [image for image in images if not os.path.isfile(folder / image["file_name"])]
     if images and len(missing) == len(images):
         yield _error(
             "no images in folder",

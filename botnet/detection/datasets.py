@@ -13,7 +13,6 @@ from torchvision.ops import box_convert
 from botnet.data import Key, generator
 from botnet.detection.coco import CocoInstances, broken_mask, folder_problems, image_name, refusal
 from botnet.detection.images import load_placed
-from botnet.detection.masks import Rle, compress_mask
 from botnet.detection.transforms import (
     EvalTransform,
     Placement,
@@ -59,11 +58,6 @@ class CocoDataset(Dataset):
     def _image(self, record: dict[str, Any], placement: Placement, canvas: int) -> Tensor:
         return to_canvas(load_placed(self.folder / record["file_name"], placement), canvas)
 
-    def _annotations(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        annotations = self.instances.annotations_of(record["id"])
-        # An annotation whose polygons were all dropped has a box, but no mask.
-        return [a for a in annotations if a["segmentation"]] if self.masks else annotations
-
 
 class TrainDataset(CocoDataset):
     """Images on the canvas with what it shows of their objects, asked for by (epoch, index).
@@ -76,9 +70,9 @@ class TrainDataset(CocoDataset):
     - ``valid`` (height, width): the part of the canvas that is not padding; ``scale`` (y, x): canvas pixels
       per original pixel.
 
-    Crowd regions and objects that the crop leaves nothing of are left out, and at most 100 objects are kept,
-    as in tensorflow/tpu; images without objects stay in, with tensors of length zero. All that is random is
-    drawn from the seed, the epoch and the index.
+    Crowd regions, objects without a usable polygon and objects that the crop leaves nothing of are left out,
+    and at most 100 objects are kept, as in tensorflow/tpu; images without objects stay in, with tensors of
+    length zero. All that is random is drawn from the seed, the epoch and the index.
 
     Args:
         instances, images, masks: as in :class:`CocoDataset`.
@@ -104,6 +98,7 @@ class TrainDataset(CocoDataset):
                 "their masks; set one of them otherwise"
             )
         self.transform, self.seed, self.copy_paste = transform, seed, copy_paste
+        self.known_broken = torch.zeros(len(self), dtype=torch.bool)  # images that are not pasted
 
     def __getitem__(self, key: Key) -> tuple[Tensor, dict[str, Any]]:
         epoch, index = key
@@ -111,7 +106,14 @@ class TrainDataset(CocoDataset):
         scene, placement = self._scene(index, chance)
         if self.copy_paste and torch.rand((), generator=chance) < self.copy_paste:
             other = int(torch.randint(len(self), (), generator=chance))
-            scene = copy_paste(scene, self._scene(other, chance)[0], chance)
+            while self.known_broken[other]:
+                other = (other + 1) % len(self)
+            try:
+                pasted, _ = self._scene(other, chance)
+            except DataError as error:
+                error.sample = other
+                raise
+            scene = copy_paste(scene, pasted, chance)
         record = self.instances.images[index]
         about = {
             "image_id": record["id"],
@@ -126,7 +128,7 @@ class TrainDataset(CocoDataset):
         placement = self.transform.place((record["height"], record["width"]), chance)
         image = self._image(record, placement, self.transform.canvas)
         things = []
-        for annotation in self._annotations(record):
+        for annotation in self.instances.annotations_of(record["id"]):
             if not annotation.get("iscrowd") and (thing := self._thing(annotation, record, placement)):
                 things.append(thing)
         return Scene(image, placement.valid, things), placement
@@ -137,6 +139,8 @@ class TrainDataset(CocoDataset):
         label = self._label[annotation["category_id"]]
         if not self.masks:
             return placement.boxed(label, annotation["bbox"])
+        if not annotation["segmentation"]:  # all its polygons were dropped
+            return None
         try:
             return placement.masked(label, annotation["segmentation"])
         except ValueError as error:
@@ -166,6 +170,8 @@ class EvalDataset(CocoDataset):
       (N,) bool, ``area`` (N,) float32 in square pixels (the file's; without it the mask's or the box's);
     - ``image_id``, ``size``, ``valid``, ``scale`` as in :class:`TrainDataset`.
 
+    An object whose polygons were all dropped keeps its box and has an empty mask, as in pycocotools.
+
     Args:
         instances, images, masks: as in :class:`CocoDataset`.
         transform: the canvas.
@@ -190,7 +196,7 @@ class EvalDataset(CocoDataset):
         return image, self._truth(record) | about
 
     def _truth(self, record: dict[str, Any]) -> dict[str, Any]:
-        annotations = self._annotations(record)
+        annotations = self.instances.annotations_of(record["id"])
         boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32)
         truth: dict[str, Any] = {
             "boxes": box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"),
@@ -199,17 +205,13 @@ class EvalDataset(CocoDataset):
         }
         areas = [annotation["bbox"][2] * annotation["bbox"][3] for annotation in annotations]
         if self.masks:
-            truth["masks"] = [self._mask(annotation, record) for annotation in annotations]
+            truth["masks"] = [self.instances.mask_of(annotation) for annotation in annotations]
             areas = [float(rle_api.area(mask)) for mask in truth["masks"]]
-        areas = [a.get("area", area) for a, area in zip(annotations, areas, strict=True)]
+        areas = [
+            area if a.get("area") is None else a["area"] for a, area in zip(annotations, areas, strict=True)
+        ]
         truth["area"] = torch.tensor(areas, dtype=torch.float32)
         return truth
-
-    def _mask(self, annotation: dict[str, Any], record: dict[str, Any]) -> Rle:
-        try:
-            return compress_mask(annotation["segmentation"], record["height"], record["width"])
-        except ValueError as error:
-            raise refusal(self.instances.path, broken_mask(annotation, record, error)) from error
 
 
 def collate(batch: list[tuple[Tensor, dict[str, Any]]]) -> tuple[Tensor, list[dict[str, Any]]]:

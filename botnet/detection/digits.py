@@ -6,8 +6,6 @@ scikit-image and scikit-learn wheels, so nothing is downloaded.
 """
 
 import json
-import os
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from rich.progress import track
 
 from botnet.detection.masks import encode_mask
 from botnet.errors import DataError
+from botnet.inputs import new_folder
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -59,10 +58,11 @@ def make_digits(
     arguments give the same files, bit for bit, under the same version of Pillow.
 
     Args:
-        directory: made by this call: ``train/``, ``val/``, ``instances_train.json``, ``instances_val.json``.
+        directory: made or, if empty, filled by this call: ``train/``, ``val/``, ``instances_train.json``,
+            ``instances_val.json``.
         train, val: numbers of images.
         size: longer side of the images in pixels; the shorter is 0.65 to 1 of it.
-        seed: of every random choice.
+        seed: of every random choice, from 0.
         progress: show a progress bar.
 
     Returns:
@@ -74,25 +74,23 @@ def make_digits(
         ImportError: the packages with the pictures are missing.
     """
     directory = Path(directory)
-    if min(train, val) < 1 or size < 64:
-        raise DataError(f"make-digits needs train >= 1, val >= 1, size >= 64; got {train}, {val}, {size}")
+    if min(train, val) < 1 or size < 64 or seed < 0:
+        raise DataError(
+            "make-digits needs train >= 1, val >= 1, size >= 64, seed >= 0; "
+            f"got {train}, {val}, {size}, {seed}"
+        )
     settings = {"train": train, "val": val, "size": size, "seed": seed, "recipe": RECIPE}
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         return {"directory": directory, "made": False} | _existing(directory, settings)
 
     digits = _load_digits(seed)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
-        whole = Path(scratch) / directory.name  # renamed at the end: a broken run leaves no half set behind
+    with new_folder(directory) as whole:
         counts = {}
         for split, number in (("train", train), ("val", val)):
             (whole / split).mkdir(parents=True)
             truth = _make_split(whole / split, split, number, settings, digits[split], progress)
             (whole / f"instances_{split}.json").write_text(json.dumps(truth))
             counts[split] = _count(truth)
-        if directory.exists():
-            directory.rmdir()  # empty, as seen above
-        os.rename(whole, directory)
     return {"directory": directory, "made": True} | counts
 
 

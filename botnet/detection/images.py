@@ -1,5 +1,6 @@
 """Pictures of any kind as the pixels that annotations mean."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from botnet.detection.transforms import Placement
 from botnet.errors import DataError
+from botnet.images import to_rgb
 
 
 def load_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
@@ -14,7 +16,7 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
 
     A camera may store a turned picture with an EXIF note that says how to turn it back; some tools annotate
     it as stored, others as shown. Where a size is given and only the stored picture has it, the note is
-    ignored; otherwise it is obeyed. Transparency is dropped; 16-bit grey is brought to 8 bits.
+    ignored; otherwise it is obeyed. Transparency is dropped; 12 and 16-bit grey is brought to 8 bits.
 
     Args:
         path: the file.
@@ -24,7 +26,7 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
         The picture, decoded.
 
     Raises:
-        DataError: no such file, no picture, a broken one, or one of another size.
+        DataError: no such file, no picture, a broken one, grey of 32 bits, or one of another size.
     """
     picture, _ = _decode(path, size, None)
     return picture
@@ -57,9 +59,9 @@ def find_fault(path: Path, size: tuple[int, int], decode: bool) -> tuple[str, st
     """
     try:
         with Image.open(path) as stored:
-            shown, _ = _shown_size(stored, size)
+            shown, orientation = _shown_size(stored, size)
             if decode:
-                stored.load()
+                _upright(stored, orientation)
     except Exception as error:  # Pillow's decoders raise almost anything on a broken file
         return "broken image", _broken_message(error)
     return None if shown == size else ("wrong size", _size_message(shown, size))
@@ -69,18 +71,13 @@ def _decode(
     path: Path, size: tuple[int, int] | None, wanted: tuple[int, int] | None
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
     """A picture, perhaps smaller than ``size`` but not than ``wanted``, and where in it the original lies."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such image; restore the file or remove its record")
     try:
         with Image.open(path) as stored:
             shown, orientation = _shown_size(stored, size)
             shrunk = _shrink(stored, wanted if orientation >= 5 else wanted[::-1]) if wanted else 1
-            image = ImageOps.exif_transpose(stored) if orientation > 1 else stored
-            if image.mode.startswith("I;16"):  # Pillow would cut it off at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image.load()
-            if image.mode != "RGB":
-                image = image.convert("RGB")
+            image = _upright(stored, orientation)
     except Exception as error:  # as above
         raise DataError(f"{path}: {_broken_message(error)}") from error
     if size is not None and shown != size:
@@ -91,6 +88,11 @@ def _decode(
     x = image.width - width if orientation in (2, 3, 6, 7) else 0.0
     y = image.height - height if orientation in (3, 4, 7, 8) else 0.0
     return image, (x, y, x + width, y + height)
+
+
+def _upright(stored: Image.Image, orientation: int) -> Image.Image:
+    """The decoded picture in RGB, turned as its orientation says."""
+    return to_rgb(ImageOps.exif_transpose(stored) if orientation > 1 else stored, stored)
 
 
 def _shrink(stored: Image.Image, wanted: tuple[int, int]) -> float:

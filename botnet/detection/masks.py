@@ -60,7 +60,8 @@ def _compress(segmentation: list | Rle, height: int, width: int) -> Rle:
     """As :func:`compress_mask`, unchecked."""
     if isinstance(segmentation, list):
         if not segmentation:
-            return encode_mask(np.zeros((height, width), np.uint8))
+            segmentation = {"size": [height, width], "counts": [height * width]}
+            return _as_text(rle_api.frPyObjects(segmentation, height, width))
         return _as_text(rle_api.merge(rle_api.frPyObjects(segmentation, height, width)))
     if isinstance(segmentation["counts"], list):
         return _as_text(rle_api.frPyObjects(segmentation, height, width))
@@ -69,7 +70,10 @@ def _compress(segmentation: list | Rle, height: int, width: int) -> Rle:
 
 def _runs(rle: Rle, height: int, width: int) -> list[int]:
     """Lengths of the runs down the columns, one after the other, outside and inside in turn."""
-    runs = toUncompressedRLE([rle])[0]["counts"]
+    try:
+        runs = toUncompressedRLE([rle])[0]["counts"]
+    except RuntimeError as error:  # how faster-coco-eval says that compressed run lengths break off
+        raise ValueError(error) from error
     if rle["size"] != [height, width] or sum(runs) != height * width:
         raise ValueError(f"{sum(runs)} pixels of a mask of {rle['size']}, its image is of {[height, width]}")
     return runs

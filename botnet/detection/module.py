@@ -10,16 +10,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from botnet.data import generator, run_seed
+from botnet.detection.metric import CocoMetric, metrics_table, truth_of
 from botnet.detection.pictures import draw, side_by_side
 from botnet.detection.rcnn import RCNN
-from botnet.detection.results import (
-    CocoMetric,
-    coco_results,
-    metrics_table,
-    to_original,
-    truth_of,
-    write_results,
-)
+from botnet.detection.results import coco_results, to_original, write_results
 from botnet.detection.transforms import denormalise
 from botnet.distributed import gather_shares
 from botnet.errors import DataError, some
@@ -50,12 +44,13 @@ class DetectionModule(TaskModule):
         warmup_learning_rate: where it starts from.
         decay_at: parts of the run after which the rate falls by ten.
         pictures: validation images that are drawn, truth beside prediction.
-        init_from: checkpoint of another run to start from, whose classes may be others
-            (:func:`initialise`); a run that goes on does not read it.
+        init_from: checkpoint of another run to start from, or to validate, whose classes may be others
+            (:func:`initialise`); not read where a checkpoint of this run is.
     """
 
     kind, most = "detector", 1.0
     monitor = "val/AP"  # of masks, or of boxes where there are none: the best checkpoint has most of it
+    schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at")
 
     def __init__(
         self,
@@ -91,12 +86,11 @@ class DetectionModule(TaskModule):
     # ---- training
 
     def on_fit_start(self) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.init_from is not None:
-            said = initialise(self.detector, self.init_from, data.class_names)
-            if self.trainer.is_global_zero:
-                print(said)
-        self._introduce(data)
+        super().on_fit_start()
+        self._introduce(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def start_from(self, path: Path, class_names: Sequence[str]) -> str:
+        return initialise(self.detector, path, class_names)
 
     @rank_zero_only
     def _introduce(self, data: Any) -> None:
@@ -143,6 +137,7 @@ class DetectionModule(TaskModule):
     # ---- evaluation
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self.share, self.sheets = [], []
 
     def validation_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> None:
@@ -181,11 +176,11 @@ class DetectionModule(TaskModule):
         if everything is not None and sheets is not None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.sheets = sheets[: self.pictures]
-            metric, self.results = CocoMetric(masks=self.detector.has_masks), []
+            metric, self.results = CocoMetric(data.class_names, masks=self.detector.has_masks), []
             for image_id, result, truth in everything:
-                metric.update([result], [truth])
+                metric.update(result, truth)
                 self.results += coco_results(result, image_id, data.val_instances.category_ids)
-            self.report = metric.report(data.class_names)
+            self.report = metric.report()
         self.share = []
         self.report = self.trainer.strategy.broadcast(self.report)
         for kind, table in self.report.items():

@@ -1,5 +1,6 @@
 """``botnet predict``: objects of any image, drawn and written as COCO results."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from botnet.attention import attention_picture, watch_attention
 from botnet.detection.coco import CocoInstances, image_problems, read_images
 from botnet.detection.images import load_image, load_placed
-from botnet.detection.masks import compress_mask
 from botnet.detection.module import load_detector
 from botnet.detection.pictures import draw, side_by_side
 from botnet.detection.rcnn import RCNN
 from botnet.detection.results import coco_results, to_original, write_results
 from botnet.detection.transforms import EvalTransform, denormalise, to_canvas
 from botnet.errors import DataError
-from botnet.inputs import check_unused, image_paths, pick_device
+from botnet.inputs import check_some_left, check_unused, image_paths, pick_device
 
 
 def predict(
@@ -32,8 +32,10 @@ def predict(
     attention: bool = False,
     pixel: tuple[int, int] | None = None,
     device: str = "auto",
-) -> list[dict]:
+) -> tuple[list[dict], list[DataError]]:
     """Detect objects in images; draw each image and write COCO results files.
+
+    An image that cannot be read, or that lacks ``pixel``, is left out.
 
     Args:
         checkpoint: of ``botnet fit``; it knows its detector, its classes and its canvas.
@@ -41,46 +43,66 @@ def predict(
         output: folder to make; one picture an image, and ``results_bbox.json`` and ``results_segm.json``
             with every detection, also those too weak to be drawn.
         score: least score that is drawn.
-        truth: instances file; images it knows by name get its ids and are drawn beside its truth.
+        truth: instances file; the images that it knows are drawn beside its truth. It knows an image whose
+            path ends in a file name of its records, folders included. An EXIF note that
+            turns one is obeyed or ignored as the size of its record asks.
         attention: whether to draw, in ``output/attention``, what one place of each image attends to.
         pixel: (x, y) of that place in each image's own pixels; default the centre of the image.
         device: "auto" takes an accelerator if there is one.
 
     Returns:
-        The records of the files. An image that ``truth`` does not know has the number of its file
-        name as its id where names are numbers, as COCO's are; else its place in the list from 1 on. Each
-        record also holds ``file_name``.
+        The records of the files. Each image has an id of its own: that of ``truth`` if it is known there.
+        The others have the numbers of their file names, as COCO's are, if all of these are numbers, differ
+        and are no ids of ``truth``; else they are counted in their order, starting at 1 or at one above the
+        highest id of ``truth``. Each record also holds ``file_name``. Then, what is wrong with the images
+        that were left out.
 
     Raises:
-        DataError: nothing to read, an unreadable image or checkpoint, an output folder in use, no attention
-            to draw, or a pixel outside of an image.
+        DataError: an image that does not exist, none that can be predicted, an unreadable checkpoint, an
+            output folder in use, or no attention to draw. Nothing is written then.
     """
     paths = image_paths(sources)
     check_unused(output)
     detector, about = load_detector(checkpoint)
     instances = CocoInstances(truth) if truth else None
     ids = _image_ids(paths, instances)
+    if instances and (unknown := sum(not known for _, known in ids)):
+        print(f"{truth} does not know {unknown} of the {len(paths)} images")
     detector = detector.to(pick_device(device))
 
-    (output / "attention" if attention else output).mkdir(parents=True, exist_ok=True)
-    records = []
+    if attention:
+        with watch_attention(detector):
+            pass  # an error at once if there is none to draw
+    records: list[dict] = []
+    broken: list[DataError] = []
     for path, (image_id, known) in track(list(zip(paths, ids, strict=True)), "predicting"):
-        image = pil_to_tensor(load_image(path))
-        result = _detect(detector, about["canvas"], path, (image.shape[-2], image.shape[-1]))
+        try:
+            frame = instances.size_of(image_id) if known and instances else None
+            image = pil_to_tensor(load_image(path, frame))
+            size = (image.shape[-2], image.shape[-1])
+            result = _detect(detector, about["canvas"], path, size)
+            picture = draw(image, result, about["class_names"], score)
+            if known and instances:
+                picture = _beside_truth(image, picture, instances, image_id, score)
+            pictures = {f"{path.stem}.png": picture}
+            if attention:
+                sheet = _attention(detector, about["canvas"], path, size, pixel)
+                pictures[f"attention/{path.stem}.png"] = sheet
+        except DataError as error:
+            broken.append(error)
+            continue
         for record in coco_results(result, image_id, about["category_ids"]):
             records.append({**record, "file_name": path.name})
-        picture = draw(image, result, about["class_names"], score)
-        if known and instances:
-            picture = _beside_truth(image, picture, instances, image_id, score)
-        picture.save(output / f"{path.stem}.png")
-        if attention:
-            sheet = _attention(detector, about["canvas"], path, (image.shape[-2], image.shape[-1]), pixel)
-            sheet.save(output / "attention" / path.with_suffix(".png").name)
+        for name, picture in pictures.items():
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(output / name)
+    check_some_left(broken, len(paths))
     files = write_results(output, records)
-    print(f"{len(paths)} images, {len(records)} detections; pictures in {output}")
+    left_out = f", {len(broken)} left out" if broken else ""
+    print(f"{len(paths) - len(broken)} images{left_out}, {len(records)} detections; pictures in {output}")
     for task, path in files.items():
         print(f"COCO results, {task}: {path}")
-    return records
+    return records, broken
 
 
 def predict_coco(
@@ -113,9 +135,14 @@ def predict_coco(
             f"{checkpoint} finds category {strange}, which {images_json} does not have; "
             "give the image list of the data it was trained for"
         )
+    problems: list[str] = []
     for image, path in track(list(zip(images, paths, strict=True)), "checking"):
-        for problem in image_problems(path, image, decode=False):
-            raise DataError(problem.message)
+        problems += [problem.message for problem in image_problems(path, image, decode=True)]
+    if problems:
+        raise DataError(
+            f"{len(problems)} of the {len(images)} images of {images_json} cannot be used, and results must "
+            f"cover every image; the first: {problems[0]}"
+        )
     detector = detector.to(pick_device(device))
     records = []
     for image, path in track(list(zip(images, paths, strict=True)), "predicting"):
@@ -176,26 +203,43 @@ def _listed_paths(images: list[dict[str, Any]], folders: Sequence[Path], listed_
     return found
 
 
-def _image_ids(paths: list[Path], instances: CocoInstances | None) -> list[tuple[int, bool]]:
-    """Each image's id, and whether the truth knows it."""
-    by_name = {Path(image["file_name"]).name: image["id"] for image in instances.images} if instances else {}
-    numbered = all(path.stem.isdecimal() for path in paths)
-    return [
-        (by_name[path.name], True) if path.name in by_name else (int(path.stem) if numbered else place, False)
-        for place, path in enumerate(paths, start=1)
-    ]
+def _image_ids(paths: Sequence[Path], instances: CocoInstances | None) -> list[tuple[int, bool]]:
+    """Each image's id, no two alike, and whether the truth knows it; :func:`predict` has the rule."""
+    listed: dict[tuple[str, ...], list[int]] = {}
+    for image in instances.images if instances else []:
+        listed.setdefault(Path(image["file_name"]).parts, []).append(image["id"])
+    known = [_listed_id(path, listed) for path in paths]
+    taken = {image_id for ids in listed.values() for image_id in ids}
+    unknown = [path for path, image_id in zip(paths, known, strict=True) if image_id is None]
+    numbers = [int(path.stem) for path in unknown if path.stem.isdecimal()]
+    if len(set(numbers) - taken) < len(unknown):
+        numbers = list(range(max(taken, default=0) + 1, max(taken, default=0) + 1 + len(unknown)))
+    further = iter(numbers)
+    return [(next(further), False) if image_id is None else (image_id, True) for image_id in known]
+
+
+def _listed_id(path: Path, listed: dict[tuple[str, ...], list[int]]) -> int | None:
+    """The id of the longest listed file name that a path ends in; None if there is none."""
+    parts = Path(os.path.abspath(path)).parts
+    for start in range(len(parts)):
+        ids = listed.get(parts[start:], [])
+        if len(ids) > 1:
+            raise DataError(
+                f"{path}: the truth has two images of this file name, {ids[0]} and {ids[1]}; remove one"
+            )
+        if ids:
+            return ids[0]
+    return None
 
 
 def _beside_truth(
     image: torch.Tensor, picture: Image.Image, instances: CocoInstances, image_id: int, score: float
 ) -> Image.Image:
-    height, width = image.shape[-2:]
     annotations = instances.annotations_of(image_id)
     x, y, w, h = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).view(-1, 4).unbind(1)
     labels = [instances.category_ids.index(a["category_id"]) + 1 for a in annotations]
     boxes = torch.stack([x, y, x + w, y + h], dim=1)
-    shown = {"boxes": boxes, "labels": labels}
-    if all("segmentation" in a for a in annotations):
-        shown["masks"] = [compress_mask(a["segmentation"], height, width) for a in annotations]
+    masks = [instances.mask_of(annotation) for annotation in annotations]
+    shown = {"boxes": boxes, "labels": labels, "masks": masks}
     left = draw(image, shown, instances.class_names, score)
     return side_by_side(left, picture, ("truth", f"prediction, score of at least {score}"))

@@ -20,6 +20,7 @@ from botnet.errors import DataError
 
 IMAGENET_MEAN: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # of RGB in [0, 1]
 IMAGENET_STD: tuple[float, ...] = IMAGENET_DEFAULT_STD
+THIN = 0.01  # canvas pixels: the width of a thinner box may be 0 in float32, which makes its loss infinite
 NO_MASK = np.zeros((0, 0), np.uint8)
 
 
@@ -114,7 +115,7 @@ class Placement:
         x, y, w, h = bbox
         left, right = (min(max(edge * scale_x - self.left, 0), width) for edge in (x, x + w))
         top, bottom = (min(max(edge * scale_y - self.top, 0), height) for edge in (y, y + h))
-        if right <= left or bottom <= top:
+        if min(right - left, bottom - top) < THIN:
             return None
         if self.flipped:
             left, right = width - right, width - left

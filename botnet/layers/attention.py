@@ -1,5 +1,6 @@
 """Multi-head self-attention over a 2-D map: the layer of Figure 4."""
 
+import math
 from typing import Literal
 
 import torch
@@ -26,9 +27,13 @@ class MHSA2d(nn.Module):
         position: "relative", "absolute" or None (Table 4).
         content: whether the logits have the term q k^T; False leaves the position alone (Table 4).
         feat_size: (H, W) of the position tables, in cells; any other map size is accepted at any call.
+        qkv_std: standard deviation that queries, keys and values start from. Default 0.01, the authors'. With
+            few channels their logits are then nearly zero, and so are the gradients that would change
+            that: "fan_in", C^-0.5, is the better start for small networks.
 
     Raises:
-        ValueError: on a width not divisible by the heads, another stride or position, or no logits at all.
+        ValueError: on a width not divisible by the heads, another stride or position, no logits at all, or a
+            `qkv_std` that is neither positive nor "fan_in".
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class MHSA2d(nn.Module):
         position: Literal["relative", "absolute"] | None = "relative",
         content: bool = True,
         feat_size: tuple[int, int] | None = None,
+        qkv_std: float | Literal["fan_in"] = 0.01,
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -49,11 +55,14 @@ class MHSA2d(nn.Module):
             raise ValueError("position=None and content=False leave no logits: keep one of them")
         if position is not None and position not in POSITIONS:
             raise ValueError(f"position={position!r}: expected 'relative', 'absolute' or None")
+        if qkv_std != "fan_in" and not (isinstance(qkv_std, int | float) and 0 < qkv_std < math.inf):
+            raise ValueError(f"qkv_std={qkv_std!r}: expected a positive number or 'fan_in'")
         self.dim = dim
         self.heads = heads
         self.stride = stride
         self.position = position
         self.content = content
+        self.qkv_std = dim**-0.5 if qkv_std == "fan_in" else qkv_std
         self.implementation: Implementation | None = None  # force one of kernels.IMPLEMENTATIONS
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=False)
         self.pos_embed: PositionTables | None = None
@@ -69,8 +78,8 @@ class MHSA2d(nn.Module):
         return None if self.pos_embed is None else self.pos_embed.feat_size
 
     def reset_parameters(self) -> None:
-        """Draw q, k, v from N(0, 0.01) and the tables from N(0, d^-0.5)."""
-        nn.init.normal_(self.qkv.weight, std=0.01)
+        """Draw q, k, v from N(0, qkv_std) and the tables from N(0, d^-0.5)."""
+        nn.init.normal_(self.qkv.weight, std=self.qkv_std)
         if self.pos_embed is not None:
             self.pos_embed.reset_parameters()
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Implementation = Literal["reference", "tiled", "sdpa", "flex"]
 Size = Sequence[int]
@@ -52,6 +53,7 @@ def relative_attention(
 
     Raises:
         ValueError: without keys and position both, when the tensors do not fit the map, on another pool.
+        RuntimeError: ``implementation="tiled"`` in forward mode, which it has no derivative for.
     """
     height, width = size
     if pool not in (1, 2):
@@ -63,8 +65,13 @@ def relative_attention(
     if position is not None and position.shape[-1] != height + width:
         raise ValueError(f"position logits are {position.shape[-1]} wide, expected {height} + {width}")
     gradients = torch.is_grad_enabled() and v.requires_grad
-    compute = IMPLEMENTATIONS[implementation or choose(v.shape, v.dtype, v.device, gradients)]
-    return compute(q, k, v, position, size, scale, pool)
+    name = implementation or choose(v.shape, v.dtype, v.device, gradients)
+    # PyTorch drops the tangents at a custom operator without an error.
+    if name == "tiled" and _forward_mode():
+        raise RuntimeError(
+            "tiled attention has no forward-mode derivative: force implementation='reference' for one"
+        )
+    return IMPLEMENTATIONS[name](q, k, v, position, size, scale, pool)
 
 
 def attention_weights(
@@ -94,6 +101,9 @@ def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: boo
         device: theirs. On a GPU nothing was measured: the stock kernel is the safe choice there.
         gradients: whether a backward pass is to come.
     """
+    # Neither tiles nor the fused kernels have a forward-mode derivative.
+    if _forward_mode():
+        return "reference"
     # Exported graphs are run elsewhere and at other sizes: stock operators, whatever this machine measures.
     if torch.onnx.is_in_onnx_export():
         return "reference"
@@ -106,6 +116,12 @@ def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: boo
         return "reference"
     # The stock kernel converts tiles in its caches; ours would write each conversion out.
     return "tiled" if full_precision else "sdpa"
+
+
+def _forward_mode() -> bool:
+    """Whether derivatives are computed in forward mode, as by `torch.func.jvp`."""
+    # Not by the tensors' tangents: other transforms, such as vmap inside jvp, hide them.
+    return forward_ad._current_level >= 0
 
 
 def _windows(size: Size, pool: int, device: torch.device) -> Tensor:

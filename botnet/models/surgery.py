@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
+from timm.layers import FrozenBatchNormAct2d, unfreeze_batch_norm_2d
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from botnet.layers import MHSA2d
 from botnet.layers.nonlocal_block import NonLocal2d
@@ -33,6 +35,7 @@ def bottleneck_transformer(
     s1: bool = False,
     shortcut_act: bool = False,
     img_size: int | tuple[int, int] | None = None,
+    qkv_std: float | Literal["fan_in"] = 0.01,
 ) -> M:
     """Replace the 3x3 convolution of bottleneck blocks by self-attention (Section 3, Table 1), in place.
 
@@ -51,6 +54,7 @@ def bottleneck_transformer(
         img_size: side, or height and width, in pixels of the images that the position tables are made
             for; default what timm's configuration of the model says, else 224. Other sizes work at
             any time, see `MHSA2d`.
+        qkv_std: standard deviation that queries, keys and values start from, see `MHSA2d`. Default 0.01.
 
     Returns:
         The same model. New layers are randomly initialised; `botnet.models.fresh_parameters` lists them.
@@ -80,7 +84,7 @@ def bottleneck_transformer(
 
     sizes = _map_sizes(model, [block.conv2 for block in targets.values()], img_size)
     for block, size in zip(targets.values(), sizes, strict=True):
-        block.conv2 = _attention_for(block.conv2, heads, position, content, size)
+        block.conv2 = _attention_for(block.conv2, heads, position, content, size, qkv_std)
     return model
 
 
@@ -115,17 +119,19 @@ def insert_bot(
     position: Literal["relative", "absolute"] | None = "relative",
     content: bool = True,
     img_size: int | tuple[int, int] | None = None,
+    qkv_std: float | Literal["fan_in"] = 0.01,
 ) -> M:
     """Insert a BoT block before the last block of each stage (Section 4.6, Table 7), in place.
 
     Args:
         model: a ResNet of timm or torchvision with bottleneck blocks.
         stages: which of "c2" ... "c5"; Table 7 has c4 (the default), and c4 with c5.
-        heads, position, content, img_size: as in `bottleneck_transformer`.
+        heads, position, content, img_size, qkv_std: as in `bottleneck_transformer`.
 
     Returns:
         The same model. The new block has the shape of the last one, with attention for its 3x3; its
-        last normalisation starts at zero, so that it passes on its input until it is trained.
+        last normalisation starts at zero, so that it passes on its input until it is trained. All of it is
+        trainable, with plain batch norms, also where the model's own parameters and norms are frozen.
 
     Raises:
         ValueError: the model has no such stage, or a single block in it, or one without a bottleneck.
@@ -136,15 +142,27 @@ def insert_bot(
     for stage, last in lasts.items():
         (size,) = _map_sizes(model, [last.conv2], img_size)
         block: Any = copy.deepcopy(last)
+        _unfreeze_norms(block)
         for module in block.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(block.bn3.weight)
-        block.conv2 = _attention_for(last.conv2, heads, position, content, size)
+        block.conv2 = _attention_for(last.conv2, heads, position, content, size, qkv_std)
+        block.requires_grad_(True)  # whatever is frozen around it, a new block has all to learn
         _insert_before_last(model, stage, "bot", block)
     return model
+
+
+def _unfreeze_norms(block: nn.Module) -> None:
+    """Put fresh batch norms in the place of frozen ones, whose weights are buffers that nothing trains."""
+    for name, norm in list(block.named_modules()):
+        if isinstance(norm, FrozenBatchNormAct2d):
+            block.set_submodule(name, unfreeze_batch_norm_2d(norm).to(norm.weight).train(norm.training))
+        elif isinstance(norm, FrozenBatchNorm2d):
+            fresh = nn.BatchNorm2d(len(norm.weight), norm.eps)
+            block.set_submodule(name, fresh.to(norm.weight).train(norm.training))
 
 
 def _last_of_several(model: nn.Module, stage: str) -> nn.Module:
@@ -158,7 +176,9 @@ def _insert_before_last(model: nn.Module, stage: str, kind: str, block: nn.Modul
     # Numbered after its predecessor, so that no other block changes its name (checkpoints keep fitting)
     # and timm's patterns for layer-wise settings count it with that predecessor.
     children = list(_stage(model, stage).named_children())
-    children.insert(-1, (f"{len(children) - 2}_{kind}", block))
+    name = f"{int(children[-1][0]) - 1}_{kind}"
+    before = sum(other.startswith(name) for other, _ in children)
+    children.insert(-1, (f"{name}_{before + 1}" if before else name, block))
     setattr(model, STAGES[stage], nn.Sequential(OrderedDict(children)))
 
 
@@ -168,6 +188,7 @@ def _attention_for(
     position: Literal["relative", "absolute"] | None,
     content: bool,
     feat_size: tuple[int, int],
+    qkv_std: float | Literal["fan_in"],
 ) -> MHSA2d:
     attention = MHSA2d(
         conv.in_channels,
@@ -176,6 +197,7 @@ def _attention_for(
         position=position,
         content=content,
         feat_size=feat_size,
+        qkv_std=qkv_std,
     )
     return attention.to(conv.weight).train(conv.training)
 

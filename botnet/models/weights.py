@@ -1,6 +1,8 @@
 """Weights in and out: ImageNet ResNets into BoTNets, other people's attention layers, files and the hub."""
 
+import copy
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.layers.bottleneck_attn import BottleneckAttn
-from timm.models import adapt_input_conv, clean_state_dict, push_to_hf_hub, save_for_hf
+from timm.models import adapt_input_conv, clean_state_dict, get_model_args, push_to_hf_hub, save_for_hf
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
@@ -30,7 +32,7 @@ def _new_modules(model: nn.Module) -> tuple[str, ...]:
     return tuple(
         f"{name}."
         for name, module in model.named_modules()
-        if isinstance(module, MHSA2d | NonLocal2d) or name.endswith("_bot")
+        if isinstance(module, MHSA2d | NonLocal2d) or re.search(r"_bot(_\d+)?$", name)
     )
 
 
@@ -55,8 +57,8 @@ def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[st
     target = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     new = _new_modules(model)
     fresh = {name for name in target if name.startswith(new)}
-    stem = next(name for name, weight in source.items() if weight.ndim == 4)
-    if stem in target and source[stem].shape[1] != target[stem].shape[1]:
+    stem = next((name for name, weight in source.items() if weight.ndim == 4), None)
+    if stem is not None and stem in target and source[stem].shape[1] != target[stem].shape[1]:
         source[stem] = adapt_input_conv(target[stem].shape[1], source[stem], source[stem].shape[1])
     classifier = {"fc.weight", "fc.bias"}
     if any(source[name].shape != target[name].shape for name in classifier & target.keys() & source.keys()):
@@ -91,6 +93,8 @@ def _resnet_state(weights: str | Path | WeightsEnum | Mapping[str, Tensor]) -> M
         return weights.get_state_dict(progress=False, check_hash=True)
     if isinstance(weights, str) and timm.is_model(weights):
         return timm.create_model(weights, pretrained=True).state_dict()
+    if isinstance(weights, str) and not Path(weights).is_file():
+        raise FileNotFoundError(f"{weights}: no such file, and no network that timm knows by this name")
     return read_weights(weights)
 
 
@@ -110,7 +114,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, and no network that timm knows by this name")
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -218,8 +222,11 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     """Write a registered network to a folder as the hub keeps it: config.json and model.safetensors.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` and `from_pretrained` read it.
+
+    Raises:
+        ValueError: timm cannot build this network by a name, because it was changed after it was made.
     """
-    save_for_hf(model, str(folder), safe_serialization=True)
+    save_for_hf(_exportable(model), str(folder), safe_serialization=True)
 
 
 def push_to_hub(model: nn.Module, repo_id: str, private: bool = False) -> None:
@@ -229,8 +236,34 @@ def push_to_hub(model: nn.Module, repo_id: str, private: bool = False) -> None:
         model: a network made by `timm.create_model`.
         repo_id: "owner/name" on the hub; the login is huggingface_hub's.
         private: whether only its owner can see it. Default False.
+
+    Raises:
+        ValueError: see `save_pretrained`.
     """
-    push_to_hf_hub(model, repo_id, private=private, safe_serialization=True)
+    push_to_hf_hub(_exportable(model), repo_id, private=private, safe_serialization=True)
+
+
+def _exportable(model: nn.Module) -> nn.Module:
+    """A copy with contiguous tensors, for safetensors; refused if its name means another network."""
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    rebuilt: nn.Module | None = None
+    # A features_only network has no number of classes.
+    if name is not None and timm.is_model(name) and hasattr(model, "num_classes"):
+        with torch.device("meta"):
+            rebuilt = timm.create_model(name, **get_model_args(model))
+    if rebuilt is None or _parts(rebuilt) != _parts(model):
+        what = f"what timm builds by the name {name!r}" if name else "built by timm"
+        raise ValueError(
+            f"this {type(model).__name__} is not {what}, so it could not be read back; register it with timm "
+            "under a name of its own, or keep its tensors by save_weights and load_weights"
+        )
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+
+
+def _parts(model: nn.Module) -> tuple[set[str], set[str]]:
+    """Names of all tensors, and of the attention layers: other projects' have tensors of the same names."""
+    attention = {name for name, module in model.named_modules() if isinstance(module, MHSA2d)}
+    return set(model.state_dict()), attention
 
 
 def from_pretrained(source: str | Path, num_classes: int | None = None) -> nn.Module:

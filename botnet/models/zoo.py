@@ -8,7 +8,7 @@ The plain baselines are timm's own resnet50, resnet101, resnet152 and resnet200.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -34,6 +34,7 @@ class Network:
             everywhere: the form of the scaled families (Section 4.7.4).
         widths: channels of the 3x3 in c2 ... c5; a block's output is four times as wide.
         stem_width: None for the 7x7 stem of 64 channels; else three 3x3 ending in twice this width.
+        qkv_std: standard deviation that queries, keys and values start from, see `MHSA2d`.
     """
 
     paper: str
@@ -43,6 +44,7 @@ class Network:
     se: bool = False
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     stem_width: int | None = None
+    qkv_std: float | Literal["fan_in"] = 0.01
 
     @property
     def stride(self) -> int:
@@ -54,9 +56,11 @@ bot = bottleneck_transformer
 bot_s1 = partial(bottleneck_transformer, s1=True)
 
 
-def _non_local(model: ResNet, img_size: Any) -> ResNet:
-    return insert_non_local(model)  # it has no position tables that an image size could fit
+def _non_local(model: ResNet, img_size: Any, qkv_std: Any) -> ResNet:
+    return insert_non_local(model)  # it has neither position tables nor queries of ours
 
+
+TINY: dict[str, Any] = {"widths": (32, 48, 96, 192), "stem_width": 16}
 
 # The depths and sizes of T3 ... T7 and of the SENets are not in the main text; see docs/networks.md.
 # fmt: off
@@ -88,10 +92,10 @@ NETWORKS = {
     "senet_s4":           Network("Figure 5", (3, 44, 66, 3), None, 320, se=True),
     "senet_s5":           Network("Figure 5", (3, 44, 66, 3), None, 384, se=True),
     # Not the paper's: for tests, and for training on a CPU
-    "botnet26":           Network("-", (2, 2, 2, 2), bot),
-    "botnet_tiny":        Network("-", (1, 2, 2, 3), bot, 160, widths=(32, 48, 96, 192), stem_width=16),
-    "botnet_s1_tiny":     Network("-", (1, 2, 2, 3), bot_s1, 96, widths=(32, 48, 96, 192), stem_width=16),
-    "resnet_tiny":        Network("-", (1, 2, 2, 3), None, 96, widths=(32, 48, 96, 192), stem_width=16),
+    "botnet26":           Network("-", (2, 2, 2, 2), bot, qkv_std="fan_in"),
+    "botnet_tiny":        Network("-", (1, 2, 2, 3), bot, 160, **TINY, qkv_std="fan_in"),
+    "botnet_s1_tiny":     Network("-", (1, 2, 2, 3), bot_s1, 96, **TINY, qkv_std="fan_in"),
+    "resnet_tiny":        Network("-", (1, 2, 2, 3), None, 96, **TINY),
 }
 # fmt: on
 
@@ -103,11 +107,16 @@ class BoTNet(ResNet):
         network: the row.
         img_size: side, or height and width, in pixels, that the position tables are made for; any
             other size can be given to the network at any time. Default the row's own.
+        qkv_std: standard deviation that queries, keys and values start from, see `MHSA2d`. Default the row's.
         resnet: timm's arguments of `ResNet`: num_classes, in_chans, output_stride, drop_path_rate, ...
     """
 
     def __init__(
-        self, network: Network, img_size: int | tuple[int, int] | None = None, **resnet: Any
+        self,
+        network: Network,
+        img_size: int | tuple[int, int] | None = None,
+        qkv_std: float | Literal["fan_in"] | None = None,
+        **resnet: Any,
     ) -> None:
         block: Any = Bottleneck  # timm annotates an instance where it takes the class
         form: dict[str, Any] = {"channels": network.widths}
@@ -119,7 +128,11 @@ class BoTNet(ResNet):
             )
         super().__init__(block, network.blocks, **{**form, **resnet})
         if network.surgery is not None:
-            network.surgery(self, img_size=img_size or network.img_size)
+            network.surgery(
+                self,
+                img_size=img_size or network.img_size,
+                qkv_std=network.qkv_std if qkv_std is None else qkv_std,
+            )
         for block in self.modules():
             if isinstance(getattr(block, "conv2", None), MHSA2d):
                 block.se = None

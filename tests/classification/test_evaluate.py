@@ -70,7 +70,7 @@ def by_a_plain_script(name, weights, folder, classes):
     model = timm.create_model(name, num_classes=classes)
     model.load_state_dict(torch.load(weights, weights_only=True))
     model.eval()
-    config = resolve_data_config({}, model=model)
+    config = resolve_data_config({}, model=model, use_test_size=True)  # as timm's validate.py
     dataset = create_dataset("", str(folder), transform=create_transform(**config))
     logits, labels = [], []
     with torch.inference_mode():
@@ -80,8 +80,12 @@ def by_a_plain_script(name, weights, folder, classes):
     return torch.cat(logits), torch.cat(labels)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", NETWORK])
-def test_equals_a_plain_script_bit_for_bit(name, tmp_path):
+# resnet10t was trained at 176 px, and its accuracy is published at 224 px.
+@pytest.mark.parametrize(
+    ("name", "size", "crop"),
+    [("efficientnet_lite0", 224, 0.875), (NETWORK, 224, 0.875), ("resnet10t", 224, 0.95)],
+)
+def test_equals_a_plain_script_bit_for_bit(name, size, crop, tmp_path):
     folder = class_folders(tmp_path / "data", [f"class{i}" for i in range(7)], images=2)
     weights = weights_file(tmp_path / "w.pth", name, 7)
     logits, labels = by_a_plain_script(name, weights, folder, 7)
@@ -95,6 +99,7 @@ def test_equals_a_plain_script_bit_for_bit(name, tmp_path):
     assert report["top5"] == 100 * hits.sum().item() / 14
     assert 0 < report["top5"] < 100
     assert report["images"] == 14
+    assert (report["size"], report["crop"]) == (size, crop)
     assert report["images_per_second"] > 0
 
 
@@ -107,6 +112,7 @@ def test_the_command_reports_every_class(four, tmp_path, capsys):
     report = json.loads(out.read_text())
     assert (report["size"], report["crop"]) == (64, 1.0)
     assert f"{report['top1']:.3f}" in shown
+    assert f"{NETWORK}: images at 64 px, crop 1\n" in shown
     assert "in their order" in shown
     assert [row["folder"] for row in report["classes"]] == ["ant", "bee", "cat", "dog"]
     assert sum(row["top1"] * row["images"] for row in report["classes"]) == pytest.approx(12 * report["top1"])
@@ -194,6 +200,18 @@ def test_networks_with_tables_take_other_sizes(name, tmp_path):
     classifier = open_classifier(name, weights_file(tmp_path / "w.pth", name, 2), size=96, device="cpu")
     assert classifier.transform(picture(0)).shape == (3, 96, 96)
     assert validate(classifier, data, num_workers=0)["size"] == 96
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [({}, (288, 1.0)), ({"size": 224}, (224, 1.0)), ({"crop": 0.9}, (288, 0.9))]
+)
+def test_the_test_size_is_used_unless_another_is_asked_for(asked, expected, monkeypatch):
+    """resnet50.a1_in1k: 224 px and a crop of 0.95 in training, 288 px and the whole image in tests."""
+    with torch.device("meta"):
+        network = timm.create_model("resnet50.a1_in1k")
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: network.to_empty(device="cpu"))
+    preparation = open_classifier("resnet50.a1_in1k", device="cpu", **asked).preparation
+    assert (preparation["input_size"][-1], preparation["crop_pct"]) == expected
 
 
 def test_label_maps(tmp_path):

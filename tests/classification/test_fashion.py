@@ -46,6 +46,19 @@ def test_make_images_writes_class_folders(authors_files, tmp_path):
     assert not make_images(tmp_path / "made", 25, 12, authors_files, progress=False)["made"]
 
 
+@pytest.mark.parametrize("way", ["link", "working directory"])
+def test_an_empty_directory_is_filled(way, authors_files, tmp_path, monkeypatch):
+    directory = tmp_path / "set"
+    directory.mkdir()
+    if way == "link":
+        (tmp_path / "link").symlink_to(directory)
+    else:
+        monkeypatch.chdir(directory)
+    given = tmp_path / "link" if way == "link" else Path()
+    assert make_images(given, 25, 12, authors_files, progress=False)["made"]
+    assert sorted(path.name for path in directory.iterdir()) == ["settings.json", "train", "val"]
+
+
 @pytest.mark.parametrize("network", ["botnet_s1_tiny", "resnet_tiny"])
 def test_the_recipe_of_the_quickstart_runs(network, authors_files, tmp_path):
     folder = tmp_path / "fashion"

@@ -27,6 +27,7 @@ from botnet.errors import DataError
 from botnet.layers import MHSA2d
 from botnet.models.weights import save_weights
 from botnet.module import parameter_groups
+from botnet.training import GlobalBatch
 from tests.classification.samples import CLASSES, write_images, write_recipe
 
 
@@ -259,6 +260,69 @@ def test_a_run_follows_the_schedule(run):
     assert rates == pytest.approx([0.0, 0.05 / 1.5, 0.05 * 0.5 * (1 + 0.5)])
 
 
+class Optimisation(L.Callback):
+    """Rate, momentum and decay of every optimiser step; a checkpoint after the second one."""
+
+    def __init__(self, path=None):
+        self.path, self.seen = path, []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        group = optimizer.param_groups[0]
+        self.seen.append([group["lr"], group["momentum"], group["weight_decay"]])
+
+    def on_train_batch_end(self, trainer, *_):
+        if self.path is not None and trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_run_that_goes_on_follows_its_recipe(within, images, tmp_path, capsys):
+    """Not the checkpoint, neither within an epoch nor between two; what changes is said."""
+    path, common = tmp_path / "run.ckpt", {"limit_val_batches": 0}
+    old = {"learning_rate": 0.4, "momentum": 0.9, "weight_decay": 1e-4, "warmup_epochs": 0.0}
+    new = {"learning_rate": 0.004, "momentum": 0.5, "weight_decay": 1e-2, "warmup_epochs": 2.0}
+    trainer = trainer_of(callbacks=[Optimisation(path)], **common)
+    trainer.fit(module_of(**old), data_module(images))
+    if not within:
+        trainer.save_checkpoint(path)
+    assert "recipe" not in capsys.readouterr().out
+    watch = Optimisation()
+    trainer_of(callbacks=[watch], max_epochs=2, **common).fit(
+        module_of(**new), data_module(images), ckpt_path=path
+    )
+    first = 2 if within else 3
+    assert watch.seen == [pytest.approx([0.004 * step / 6, 0.5, 1e-2]) for step in range(first, 6)]
+    said = capsys.readouterr().out
+    assert "learning_rate 0.004 (was 0.4)" in said
+    assert "momentum 0.5 (was 0.9)" in said
+    assert "weight_decay 0.01 (was 0.0001)" in said
+    assert "warmup_epochs 2.0 (was 0.0)" in said
+
+
+def test_a_run_that_goes_on_unchanged_says_nothing(images, tmp_path, capsys):
+    path, watch = tmp_path / "run.ckpt", Optimisation()
+    for callback, more in ((Optimisation(path), {}), (watch, {"ckpt_path": path})):
+        trainer_of(callbacks=[callback], limit_val_batches=0).fit(
+            module_of(warmup_epochs=1.0), data_module(images), **more
+        )
+    assert watch.seen == [pytest.approx([0.4 * 2 / 3, 0.9, 1e-4])]
+    assert "recipe" not in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_with_another_batch_keeps_its_place_in_the_schedule(images, tmp_path, capsys):
+    """One of two epochs done in 3 steps of 4 images; the other takes 6 steps of 2, at half the rate."""
+    path, watch = tmp_path / "run.ckpt", Optimisation()
+    trainer = trainer_of(max_epochs=1, limit_val_batches=0)
+    trainer.fit(module_of(warmup_epochs=2.0), data_module(images))
+    trainer.save_checkpoint(path)
+    callbacks = [watch, GlobalBatch(4, "linear")]
+    trainer_of(callbacks=callbacks, max_epochs=2, limit_val_batches=0).fit(
+        module_of(warmup_epochs=2.0), data_module(images, batch_size=2), ckpt_path=path
+    )
+    assert [rate for rate, *_ in watch.seen] == pytest.approx([0.2 * step / 12 for step in range(6, 12)])
+    assert "learning_rate 0.2 (was 0.4)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["botnet_s1_tiny", "test_vit", "test_efficientnet"])
 def test_only_kernels_decay(name):
     model = create_classifier(name, 10, 64)
@@ -414,7 +478,7 @@ def test_fine_tuning_starts_a_new_classifier_on_the_old_network(run, tmp_path, c
         {"init_from": str(checkpoint), "learning_rate": 0.0},
     )
     assert main(["fit", "--config", str(recipe)]) == 0
-    assert "its classifier has 3 classes; this one starts anew" in capsys.readouterr().out
+    assert "0 of 2 classes known; the others start anew: cyan, magenta" in capsys.readouterr().out
     old, _ = load_classifier(checkpoint)
     tuned = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert tuned["model.fc.weight"].shape[0] == 2
@@ -424,11 +488,78 @@ def test_fine_tuning_starts_a_new_classifier_on_the_old_network(run, tmp_path, c
             assert torch.equal(tuned[f"ema.module.{name}"], parameter), name
 
 
+@pytest.mark.parametrize("names", [["red", "zebra", "blue"], ["red", "green", "blue"], ["red"]])
+def test_fine_tuning_takes_the_rows_of_the_classifier_by_name(run, names):
+    """As many classes under other names, in another order, and fewer."""
+    checkpoint = run[1] / "checkpoints" / "best.ckpt"
+    old, about = load_classifier(checkpoint)
+    model = create_classifier("test_resnet", len(names), 32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    said = start_from(model, checkpoint, names)
+    known = [name for name in names if name in CLASSES]
+    assert f"{len(known)} of {len(names)} classes known" in said
+    assert ("; the others start anew: zebra" in said) == ("zebra" in names)
+    theirs = old.state_dict()
+    for name, value in model.state_dict().items():
+        if not name.startswith("fc."):
+            assert torch.equal(value, theirs[name]), name
+            continue
+        for row, of_class in enumerate(names):
+            expected = theirs[name][about["class_names"].index(of_class)] if of_class in known else None
+            assert torch.equal(value[row], before[name][row] if expected is None else expected)
+
+
+def test_a_file_of_tensors_of_another_class_count(run, tmp_path):
+    save_weights(create_classifier("test_resnet", 3, 32), tmp_path / "three.safetensors")
+    model = create_classifier("test_resnet", 2, 32)
+    before = model.fc.weight.clone()
+    said = start_from(model, tmp_path / "three.safetensors", ["cyan", "magenta"])
+    assert "its classifier has 3 classes; this one starts anew" in said
+    assert torch.equal(model.fc.weight, before)
+
+
+def test_validation_measures_what_init_from_names(run, images, capsys):
+    checkpoint = run[1] / "checkpoints" / "last.ckpt"
+    module = module_of(init_from=checkpoint, ema_decay=0.5, pictures=0)
+    trainer_of().validate(module, data_module(images), verbose=False)
+    expected = load_classifier(checkpoint)[0].state_dict()
+    for name, value in expected.items():
+        assert torch.equal(module.model.state_dict()[name], value), name
+        assert torch.equal(module.ema.module.state_dict()[name], value), name
+    assert f"started from {checkpoint}: 3 of 3 classes known" in capsys.readouterr().out
+
+
+def test_the_command_warns_of_random_weights(run, images, tmp_path, recwarn):
+    _, folder = run
+    recipe = str(write_recipe(tmp_path / "recipe.yaml", images, tmp_path / "run"))
+    for more, expected in (
+        ([], True),
+        (["--model.init_args.init_from", str(folder / "checkpoints" / "last.ckpt")], False),
+    ):
+        assert main(["validate", "--config", recipe, *more]) == 0
+        warned = any("neither --ckpt_path nor" in str(warning.message) for warning in recwarn.list)
+        assert warned == expected
+        recwarn.clear()
+    metrics = json.loads((tmp_path / "run" / "validate" / "metrics.json").read_text())
+    assert metrics["model"] == json.loads((folder / "metrics.json").read_text())["ema"]
+
+
+def test_a_checkpoint_has_its_own_weights(run, images):
+    """Of a run that goes on, or is validated, the file it started from is not read again."""
+    checkpoint = run[1] / "checkpoints" / "last.ckpt"
+    stored = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for call in ("fit", "validate"):
+        module = module_of(init_from=Path("gone.ckpt"), ema_decay=0.9, label_smoothing=0.1, pictures=0)
+        getattr(trainer_of(max_epochs=1), call)(module, data_module(images), ckpt_path=checkpoint)
+        assert torch.equal(module.model.fc.weight, stored["model.fc.weight"])
+
+
 def test_fine_tuning_at_another_size_resizes_the_position_tables(tmp_path):
     """From 2 x 2 cells to 4 x 4; all else is taken over as it is."""
     small, large = create_classifier("botnet_s1_tiny", 3, 32), create_classifier("botnet_s1_tiny", 3, 64)
     save_weights(small, tmp_path / "small.safetensors")
-    start_from(large, tmp_path / "small.safetensors")
+    said = start_from(large, tmp_path / "small.safetensors", CLASSES)
+    assert "its 3 classes, which it does not name, are taken in their order" in said
     resized = [
         name for name, value in large.state_dict().items() if value.shape != small.state_dict()[name].shape
     ]

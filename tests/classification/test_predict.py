@@ -1,6 +1,7 @@
 """`botnet predict` with a classifier: any picture, the right names, and a place found in the crop."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,9 +81,11 @@ def test_refuses_what_it_cannot_read(weights, tmp_path, capsys):
         ("a.png", ["--attention"], "no BoT block"),
         ("a.png", ["--pixel", "1", "1"], "--attention"),
     ):
+        out = tmp_path / "out"
         call = ["predict", NETWORK, str(tmp_path / source), "--weights", str(weights), "--device", "cpu"]
-        assert main([*call, "--output", str(tmp_path / f"out {source} {message}"), *further]) == 2
+        assert main([*call, "--output", str(out), *further]) == 2
         assert message in capsys.readouterr().err
+        assert not out.exists()
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
     call = ["predict", NETWORK, str(tmp_path / "a.png"), "--weights", str(weights)]
@@ -90,6 +93,38 @@ def test_refuses_what_it_cannot_read(weights, tmp_path, capsys):
     assert "not an empty folder" in capsys.readouterr().err
     assert main(["predict", "botnet5", str(tmp_path / "a.png")]) == 2
     assert "botnet50" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--format", "coco"],
+        ["--format", "pictures"],
+        ["--score", "0.5"],
+        ["--truth", "truth.json"],
+        ["--images-json", "listed.json"],
+    ],
+)
+def test_refuses_what_is_for_detectors(option, capsys):
+    assert main(["predict", NETWORK, "a.png", *option]) == 2
+    assert f"{option[0]} is for detectors; {NETWORK} is a classifier" in capsys.readouterr().err
+
+
+def test_a_broken_image_costs_only_itself(weights, tmp_path, capsys):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    for number, name in enumerate(("a.png", "b.jpg", "c.webp")):
+        picture(number).save(folder / name)
+    (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:-300])
+    (folder / "notes.pdf").write_text("no image")
+    call = ["predict", NETWORK, str(folder), "--weights", str(weights), "--output", str(out)]
+    assert main([*call, "--device", "cpu"]) == 1
+    printed = capsys.readouterr()
+    (named,) = printed.err.splitlines()
+    assert named.startswith(f"botnet: {folder / 'b.jpg'}: cannot be decoded")
+    assert "2 images, 1 left out" in printed.out
+    records = json.loads((out / "predictions.json").read_text())
+    assert [Path(record["file"]).name for record in records] == ["a.png", "c.webp"]
 
 
 @pytest.mark.parametrize("crop", [0.875, 1.0])

@@ -135,6 +135,81 @@ def test_broken_shards_are_refused(tmp_path):
         open_reader(tmp_path / "none.tar", "tar")
 
 
+def shard_of(path, *members):
+    """A shard of (name, content); content None makes a folder, a Path a link to that name."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if content is None:
+                info.type = tarfile.DIRTYPE
+            elif isinstance(content, Path):
+                info.type, info.linkname = tarfile.LNKTYPE, str(content)
+            else:
+                info.size = len(content)
+            tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([("1.jpg", b"")], r"1\.png and 1\.jpg have one key"),
+        ([("1.png", b"")], r"1\.png and 1\.png have one key"),
+        ([("1.cls", b"0")], r"1\.cls and 1\.cls have one key"),
+        ([("x/1.png", b""), ("x/1.cls", b"1"), ("x/1.webp", b"")], r"x/1\.png and x/1\.webp have one key"),
+        ([("3.png", b""), ("3.cls", None)], r"3 lacks its label"),
+        ([("3.png", Path("1.png")), ("3.cls", Path("1.cls"))], r"3\.png is a link"),
+    ],
+)
+def test_shards_that_would_lose_a_sample_are_refused(more, message, tmp_path):
+    sound = [("1.png", b"image"), ("1.cls", b"0"), ("2.png", b"image"), ("2.cls", b"1")]
+    shard = shard_of(tmp_path / "a.tar", *sound, *more)
+    with pytest.raises(DataError, match=rf"a\.tar: \S*{message}"):
+        open_reader(shard, "wds")
+
+
+def test_folders_in_a_shard_are_no_samples(tmp_path):
+    folders = [("a.cls", None), ("b.png", None), ("a", None)]
+    files = [("a/1.png", b"image"), ("a/1.cls", b"0"), ("a/1.json", b"{}"), ("b.png/1.png", b"other")]
+    reader = open_reader(shard_of(tmp_path / "a.tar", *folders, *files, ("b.png/1.cls", b"1")), "wds")
+    assert [(file.read(), label) for file, label in map(reader.__getitem__, range(len(reader)))] == [
+        (b"image", 0),
+        (b"other", 1),
+    ]
+
+
+def test_classes_of_one_name_in_different_folders_are_refused(tmp_path):
+    """A class is called by its last folder: cat/indoor and dog/indoor would silently become one class."""
+    for parent in ("cat", "dog"):
+        write_images(tmp_path / "data" / parent, ("indoor", f"{parent}s outdoors"), count=1)
+    with pytest.raises(DataError, match="cat/indoor and dog/indoor are both class 'indoor'"):
+        open_reader(tmp_path / "data")
+    as_tar(tmp_path / "data", tmp_path / "whole.tar")
+    with pytest.raises(DataError, match="cat/indoor and dog/indoor are both class 'indoor'"):
+        open_reader(tmp_path / "whole.tar", "tar")
+    (tmp_path / "tars").mkdir()
+    for parent in ("cat", "dog"):
+        as_tar(tmp_path / "data" / parent, tmp_path / "tars" / f"{parent}.tar")
+    with pytest.raises(DataError, match=r"cat\.tar/indoor and dog\.tar/indoor are both class 'indoor'"):
+        open_reader(tmp_path / "tars", "tar")
+    (tmp_path / "data" / "dog" / "indoor").rename(tmp_path / "data" / "dog" / "dogs indoors")
+    assert class_names(open_reader(tmp_path / "data")) == [
+        "cats outdoors",
+        "dogs indoors",
+        "dogs outdoors",
+        "indoor",
+    ]
+
+
+@pytest.mark.parametrize("inside", ["", "./"])
+def test_images_outside_of_the_class_folders_of_a_tar_are_refused(inside, tmp_path):
+    folder = write_images(tmp_path / "data")
+    Image.new("RGB", (8, 8)).save(folder / "stray.png")
+    as_tar(folder, tmp_path / "whole.tar", inside)
+    with pytest.raises(DataError, match=r"stray\.png lies in no class folder"):
+        open_reader(tmp_path / "whole.tar", "tar")
+
+
 def test_folders_that_cannot_be_learnt_from_are_refused(tmp_path):
     folder = write_images(tmp_path / "data")
     (folder / "yellow").mkdir()

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+import botnet
 from botnet.detection.coco import CocoInstances, check_data
 from botnet.detection.datasets import CocoDataset, EvalDataset, TrainDataset
 from botnet.detection.images import load_image
@@ -27,6 +29,16 @@ def originals(instances, folder: Path) -> Iterator[tuple[np.ndarray, dict]]:
         for mask, rle in zip(masks, target["masks"], strict=True):
             mask[:] = decode_mask(rle, *size)
         yield picture, target | {"masks": masks}
+
+
+def write_detector(path: Path) -> Path:
+    """A checkpoint as a run leaves it, of a detector that has learnt nothing."""
+    torch.manual_seed(0)
+    built = botnet.mask_rcnn("botnet_tiny", num_classes=2, canvas=128)
+    about = {"detector": built.spec, "class_names": ["a", "b"], "category_ids": [1, 2], "canvas": 128}
+    weights = {f"detector.{name}": tensor for name, tensor in built.state_dict().items()}
+    torch.save({"botnet": about, "state_dict": weights}, path)
+    return path
 
 
 SQUARE = [[10, 5, 30, 5, 30, 25, 10, 25]]

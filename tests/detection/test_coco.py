@@ -1,14 +1,19 @@
 """Instances files and images as people have them, sound and broken."""
 
+import copy
 import re
 
 import pytest
+import torch
 from faster_coco_eval.core import mask as rle_api
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from botnet.detection.coco import CocoInstances, check_data
+from botnet.detection.metric import CocoMetric, truth_of
 from botnet.errors import DataError
-from tests.detection.samples import SQUARE
+from tests.detection.samples import SQUARE, sound_set
 
 # ---- what is sound
 
@@ -132,6 +137,62 @@ def mask_without_counts(made):
     made.annotation(segmentation={"size": [30, 40]})
 
 
+def mask_of_fractions(made):
+    made.annotation(segmentation={"size": [30, 40], "counts": [0, 599.5, 600.5]})
+
+
+def mask_of_negative_runs(made):
+    made.annotation(segmentation={"size": [30, 40], "counts": [-1, 1201]})
+
+
+def mask_of_fractional_size(made):
+    made.annotation(segmentation={"size": [30.0, 40], "counts": [0, 1200]})
+
+
+def huge_box(made):
+    made.annotation(bbox=[1, 2, 10**400, 4])
+
+
+def far_box(made):
+    made.annotation(bbox=[1, 2, 1e300, 4])
+
+
+def far_polygon(made):
+    made.annotation(segmentation=[[0, 0, 10**9, 0, 10**9, 10]])
+
+
+def area_of_text(made):
+    made.annotation(area="600")
+
+
+def huge_area(made):
+    made.annotation(area=1e300)
+
+
+def crowd_of_text(made):
+    made.annotation(iscrowd="0")
+
+
+def category_id_of_list(made):
+    made.data["categories"][0]["id"] = [1]
+
+
+def category_id_true(made):
+    made.data["categories"].append({"id": True, "name": "cow"})
+
+
+def huge_image(made):
+    made.data["images"][0] |= {"height": 10**400, "width": 10**400}
+
+
+def half_a_character(made):
+    made.data["images"][0]["file_name"] = "\ud800.png"
+
+
+def deep_nesting(made):
+    made.file.write_text("[" * 100_000)
+
+
 OF_FILE = {
     no_json: ("unreadable file", r"is no JSON.*give a COCO instances file"),
     an_array: ("unreadable file", r'has no list "images"; give a COCO instances file'),
@@ -140,7 +201,7 @@ OF_FILE = {
     no_images: ("no images", r"images: the list is empty; every data set needs"),
     nameless_category: ("malformed record", r'categories\[1\]: "name" is None, not of type str; write'),
     image_without_height: ("malformed record", r'images\[1\]: "height" is None, not of type int; write'),
-    flat_image: ("empty image", r"image 12 \(b.png\): its size, 0 x 40, must be positive; correct"),
+    flat_image: ("empty image", r"image 12 \(b.png\): its size, 0 x 40, must be positive .*; correct"),
     duplicate_category: ("duplicate id", r"category 3: the id occurs twice; give"),
     duplicate_image: ("duplicate id", r"image 7: the id occurs twice; give"),
     duplicate_annotation: ("duplicate id", r"annotation 100: the id occurs twice; give"),
@@ -171,6 +232,35 @@ OF_FILE = {
         "broken mask",
         r"annotation 200 of image 7 \(a.png\): its run lengths lack.*; write",
     ),
+    mask_of_fractions: (
+        "broken mask",
+        r"annotation 200 .*: its run lengths are \[0, 599\.5, .*whole.*; write",
+    ),
+    mask_of_negative_runs: ("broken mask", r"annotation 200 .*: its run lengths are \[-1, .*from 0; write"),
+    mask_of_fractional_size: ("broken mask", r"annotation 200 .*: its mask is of size \[30\.0, 40\]"),
+    huge_box: (
+        "malformed record",
+        r'annotations\[2\]: "bbox" is \[1, 2, 10.*, not four finite numbers; write',
+    ),
+    far_box: (
+        "malformed record",
+        r"annotation 200 .*: its box .* reaches far beyond the 40 x 30 image; write",
+    ),
+    far_polygon: (
+        "malformed record",
+        r"annotation 200 .*: a polygon reaches far beyond the 40 x 30.*; write",
+    ),
+    area_of_text: ("malformed record", r"annotations\[2\]: \"area\" is '600', not a number.*; write"),
+    huge_area: ("malformed record", r'annotations\[2\]: "area" is 1e\+300, not a number from 0 to.*; write'),
+    crowd_of_text: ("malformed record", r"annotations\[2\]: \"iscrowd\" is '0', neither 0 nor 1; write"),
+    category_id_of_list: ("malformed record", r'categories\[0\]: "id" is \[1\], not of type int; write'),
+    category_id_true: ("malformed record", r'categories\[2\]: "id" is True, not of type int; write'),
+    huge_image: ("huge image", r"image 7 \(a.png\): its size, 10+\.\.\.0+ x .* pixels; correct"),
+    half_a_character: (
+        "malformed record",
+        r"images\[0\]: \"file_name\" is '.ud800.png', which is not valid Unicode; write",
+    ),
+    deep_nesting: ("unreadable file", r"is no JSON \(.*recursion.*\); give"),
 }
 
 
@@ -179,7 +269,7 @@ def test_a_broken_instances_file_is_refused_and_reported(made, spoil):
     kind, message = OF_FILE[spoil]
     made.write()
     spoil(made)
-    if spoil not in (no_json, an_array):
+    if spoil not in (no_json, an_array, deep_nesting):
         made.write()
     with pytest.raises(DataError, match=r"instances\.json: " + message):
         CocoInstances(made.file)
@@ -206,7 +296,12 @@ def no_folder(made):
     made.folder = made.folder / "elsewhere"
 
 
+def name_too_long(made):
+    made.data["images"][0]["file_name"] = 300 * "a"
+
+
 OF_FOLDER = {
+    name_too_long: ("missing image", r"image 7 \(a+\): .*a: no such file; restore it or remove"),
     missing_image: (
         "missing image",
         r"image 7 \(a.png\): .*images/a\.png: no such file; restore it or remove",
@@ -245,10 +340,18 @@ def garbled_mask(made):
     made.annotation(segmentation={"size": [30, 40], "counts": "garbage!!~~"})
 
 
+def mask_that_breaks_off(made):
+    made.annotation(segmentation={"size": [30, 40], "counts": "o"})
+
+
 OF_CONTENT = {
     truncated_jpeg: ("broken image", r"a\.jpg: cannot be decoded \(.*truncated.*\); restore"),
     no_picture: ("broken image", r"a\.png: cannot be decoded \(.*\); restore"),
     wrong_size: ("wrong size", r"a\.png: the image is 40 x 30 pixels, its record says 41 x 30 .*; correct"),
+    mask_that_breaks_off: (
+        "broken mask",
+        r"instances\.json: annotation 200 of image 7 \(a.png\): its mask cannot.*; write",
+    ),
     garbled_mask: (
         "broken mask",
         r"instances\.json: annotation 200 of image 7 \(a.png\): its mask cannot.*; write",
@@ -281,10 +384,6 @@ def polygon_of_odd_length(made):
     made.annotation(segmentation=[[10, 5, 30, 5, 20, 25, 3]])
 
 
-def no_polygon(made):
-    made.annotation(segmentation=[])
-
-
 def mask_outside(made):
     made.annotation(segmentation=[[50, 5, 70, 5, 70, 25]])
 
@@ -309,7 +408,6 @@ WITHOUT_LOSS_OF_THE_REST = {
         r"annotation 200 of image 7 \(a.png\)",
         r"has 7 coordinates",
     ),
-    no_polygon: ("degenerate polygon", r"annotation 200 of image 7 \(a.png\)", r"it has no polygon; draw"),
     mask_outside: (
         "outside image",
         r"annotation 200 of image 7 \(a.png\)",
@@ -328,13 +426,22 @@ def test_what_coco_itself_contains_is_left_out_counted_and_reported(made, spoil)
     kind, record, message = WITHOUT_LOSS_OF_THE_REST[spoil]
     spoil(made)
     for train in (True, False):
+        # In evaluation an object without a usable polygon still has its box.
+        kept = 3 if not train and spoil not in (empty_box, box_outside) else 2
         assert made.dataset(train).instances.dropped == {kind: 1}
-        assert made.target(train)["labels"].tolist() == [2, 1]
-        assert len(made.target(train)["masks"]) == 2
+        assert made.target(train)["labels"].tolist() == [2, 1, 2][:kept]
+        assert len(made.target(train)["masks"]) == kept
     (problem,) = check_data(made.write(), made.folder)
     assert (problem.kind, problem.severity) == (kind, "warning")
     assert re.fullmatch(record, problem.record)
     assert re.search(message, problem.message)
+
+
+def test_an_area_of_null_is_no_area(made):
+    made.annotation(area=None)
+    assert made.kinds() == {}
+    assert made.target()["area"].tolist()[::2] == [400, 400]
+    assert made.target(masks=False)["area"].tolist()[::2] == [400, 400]
 
 
 def test_without_masks_a_box_outlives_its_polygon(made):
@@ -380,3 +487,65 @@ def test_all_problems_are_listed_at_once(made):
         ("missing image", "error"): 1,
         ("wrong size", "error"): 1,
     }
+
+
+# ---- anything at all
+
+PIXELS = st.sampled_from([-400, -1, 0, 1e-300, 1e-5, 0.5, 3, 7, 29.99999999, 30, 40, 41, 100])
+NUMBERS = PIXELS | st.sampled_from([1e9, 1e300, 2**31, 2**63, 10**400]) | st.floats()
+TEXTS = st.sampled_from(["", "0", "a.png", "..", "\0", "\ud800", "a" * 300, "o", "PP1"]) | st.text(max_size=8)
+LEAVES = st.none() | st.booleans() | NUMBERS | TEXTS
+ANYTHING = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner), max_leaves=5)
+RUNS = st.lists(st.integers(0, 600), max_size=3).map(lambda runs: [*runs, 1200 - sum(runs)])
+# Values of an annotation that are nearly right.
+FIELDS = {
+    "bbox": st.lists(PIXELS, min_size=4, max_size=4),
+    "segmentation": st.lists(st.lists(PIXELS, max_size=8), max_size=2)
+    | st.builds(lambda counts: {"size": [30, 40], "counts": counts}, TEXTS | RUNS),
+    "iscrowd": st.sampled_from([None, 0, 1, True, 1.0]),
+    "area": NUMBERS | st.none(),
+}
+
+
+@st.composite
+def spoilt_sets(draw):
+    """The sound set with a few of its values replaced."""
+    data = copy.deepcopy(sound_set())
+    for field in draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=3)):
+        draw(st.sampled_from(data["annotations"]))[field] = draw(FIELDS[field])
+    for _ in range(draw(st.integers(0, 2))):
+        node = data
+        while node:
+            key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+            if isinstance(node[key], dict | list) and draw(st.integers(0, 3)):
+                node = node[key]
+            else:
+                node[key] = draw(ANYTHING)
+                break
+    return data
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=spoilt_sets())
+def test_the_check_never_raises_and_what_passes_it_can_be_used(made, data):
+    made.data = data
+    problems = check_data(made.write(), made.folder)
+    assert all(f"{problem.record}: {problem.message}".encode() for problem in problems)
+    errors = {problem.kind for problem in problems if problem.severity == "error"}
+    if errors - {"no mask"}:
+        return
+    masks = not errors
+    samples = made.dataset(train=True, masks=masks)
+    for index in range(len(samples)):
+        image, target = samples[0, index]
+        assert torch.isfinite(image).all()
+        boxes = target["boxes"]
+        assert torch.isfinite(boxes).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert len(target["labels"]) == len(target["area"]) == len(boxes)
+    metric = CocoMetric(samples.instances.class_names, masks)
+    for _, target in made.dataset(masks=masks):
+        truth = truth_of(target)
+        assert all(torch.isfinite(truth[key]).all() for key in ("boxes", "area"))
+        metric.update(truth | {"scores": torch.ones(len(truth["labels"]))}, truth)
+    assert metric.report()["box"]["AP"] <= 1

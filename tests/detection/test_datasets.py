@@ -1,6 +1,8 @@
 """Samples are what the instances file says."""
 
+import json
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,9 +10,12 @@ import torch
 from faster_coco_eval.core import mask as rle_api
 from PIL import Image
 
+from botnet.data import make_loader
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import TrainDataset, collate
 from botnet.detection.masks import encode_mask
+from botnet.detection.metric import CocoMetric, truth_of
+from botnet.detection.results import coco_results
 from botnet.detection.transforms import Placement, TrainTransform, denormalise
 from botnet.errors import DataError
 
@@ -114,6 +119,22 @@ def test_a_training_sample_depends_on_seed_epoch_and_index_alone(made, copy_past
     assert not any(torch.equal(first[0], other[0]) for other in others)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_pasted_image_is_to_blame_if_it_is_broken(made, capfd, workers):
+    """Images 7 and 12 are sound, 20 is broken: what it would be pasted onto stays, and gets another one."""
+    made.data["images"].append({"id": 20, "file_name": "c.png", "height": 30, "width": 40})
+    (made.folder / "c.png").write_bytes(b"broken")
+    samples = made.dataset(train=True, copy_paste=1.0)
+    loader = make_loader(samples, 1, workers, collate, train=True, skip_broken=1)
+    for epoch in range(8):
+        loader.sampler.set_epoch(epoch)
+        seen = [target["image_id"] for _, (target,) in loader]
+        # In the place of c.png itself comes the next, a.png.
+        assert Counter(seen) == {7: 2, 12: 1}
+    assert loader.dataset.broken.tolist() == [False, False, True]
+    assert "c.png: cannot be decoded" in capfd.readouterr().err
+
+
 def test_copy_paste_needs_masks_and_a_probability(made):
     for arguments in ({"copy_paste": 1.5}, {"copy_paste": 0.5, "masks": False}):
         with pytest.raises(DataError, match="it is a probability"):
@@ -155,3 +176,54 @@ def test_a_batch_has_one_canvas(made):
 def test_datasets_travel_to_workers(made):
     samples = pickle.loads(pickle.dumps(made.dataset()))
     assert samples[0][1]["labels"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("absent", [[], [[]], None], ids=str)
+def test_an_empty_segmentation_is_none(made, absent):
+    """Exporters of boxes write ``[]``; the object stays for Faster R-CNN, and Mask R-CNN is refused."""
+    made.annotation(segmentation=absent)
+    assert made.target(train=True, masks=False)["labels"].tolist() == [2, 1, 2]
+    assert made.target(masks=False)["labels"].tolist() == [2, 1, 2]
+    assert not made.dataset(masks=False).instances.dropped
+    assert made.kinds(masks=False) == {}
+    assert made.kinds() == {("no mask", "error"): 1}
+    for train in (True, False):
+        with pytest.raises(DataError, match=r"annotation 200 of image 7 .*no segmentation.*Faster R-CNN"):
+            made.dataset(train)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "masks"),
+    [([], False), (None, False), ([[50, 5, 70, 5, 70, 25]], True), ([[50, 5, 70, 5, 70, 25]], False)],
+    ids=["empty", "null", "outside, masks", "outside, boxes"],
+)
+def test_scores_are_those_of_pycocotools_where_masks_are_absent(made, segmentation, masks):
+    """The truth as predictions, half of its objects without a mask that could be found."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    for number in range(6):
+        box = [6 * number, 10, 5, 5]
+        polygon = [6 * number, 10, 6 * number + 5, 10, 6 * number + 5, 15, 6 * number, 15]
+        made.annotation(
+            id=300 + number, image_id=12, bbox=box, segmentation=segmentation if number % 2 else [polygon]
+        )
+    for annotation in made.data["annotations"]:
+        annotation |= {"area": 25, "iscrowd": 0}
+    samples, results = made.dataset(masks=masks), []
+    metric = CocoMetric(samples.instances.class_names, masks)
+    for _, target in samples:
+        result = {key: target[key] for key in ("boxes", "labels", "masks") if key in target}
+        result["scores"] = torch.linspace(0.9, 0.1, len(target["labels"]))
+        metric.update(result, truth_of(target))
+        results += coco_results(result, target["image_id"], samples.instances.category_ids)
+    report = metric.report()
+
+    theirs = COCO(made.file)
+    for kind, task in (("box", "bbox"), ("mask", "segm"))[: 1 + masks]:
+        evaluation = COCOeval(theirs, theirs.loadRes(json.loads(json.dumps(results))), task)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert report[kind]["AP"] == pytest.approx(evaluation.stats[0])
+        assert (report[kind]["AP"] == pytest.approx(1)) == (kind == "box")

@@ -1,6 +1,7 @@
 """The set of digits: what stands in its files; that nothing else is overwritten or left half done."""
 
 import json
+import os
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -194,9 +195,28 @@ def test_the_same_set_is_not_made_again(tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
 
 
-def test_an_empty_directory_is_used(tmp_path):
-    (tmp_path / "set").mkdir()
-    assert made_in(tmp_path / "set")["made"]
+@pytest.mark.parametrize("way", ["folder", "link", "dangling link", "working directory"])
+def test_an_empty_directory_is_filled(way, tmp_path, monkeypatch):
+    target = directory = tmp_path / "set"
+    if way != "dangling link":
+        target.mkdir()
+    if "link" in way:
+        directory = tmp_path / "link"
+        directory.symlink_to(target)
+    if way == "working directory":
+        monkeypatch.chdir(target)
+        directory = Path()
+    assert made_in(directory)["made"]
+    assert sorted(path.name for path in target.iterdir()) == [
+        "instances_train.json",
+        "instances_val.json",
+        "train",
+        "val",
+    ]
+    assert not list(tmp_path.glob(".*"))
+    if way == "working directory":
+        assert os.listdir() == os.listdir(target)  # it is still this one
+    assert not made_in(directory)["made"]
 
 
 def another_seed(directory):
@@ -246,9 +266,25 @@ def test_a_broken_run_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         made_in(tmp_path / "deep" / "set")
     assert list((tmp_path / "deep").iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match="No space"):
+        made_in(tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [{"train": 0}, {"val": -1}, {"size": 8}])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file: cannot make this folder"):
+        made_in(tmp_path / "file" / "set")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that even root cannot write")
+def test_a_folder_that_cannot_be_written_is_named():
+    with pytest.raises(DataError, match="/proc: cannot write into this folder"):
+        made_in(Path("/proc/set"))
+
+
+@pytest.mark.parametrize("arguments", [{"train": 0}, {"val": -1}, {"size": 8}, {"seed": -1}])
 def test_arguments_that_make_no_set_are_refused(tmp_path, arguments):
     with pytest.raises(DataError, match="make-digits needs train >= 1"):
         made_in(tmp_path / "set", **arguments)

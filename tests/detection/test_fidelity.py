@@ -14,6 +14,7 @@ from torch import nn
 from botnet.detection import RCNN
 from botnet.detection.datasets import MAX_OBJECTS
 from botnet.detection.rcnn import LEVELS
+from botnet.layers import MHSA2d
 from tests.detection.test_rcnn import small_detector, targets_for
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,10 @@ def values(detector):
     assert [tuple(m.kernel_size) for m in masks] == [(3, 3)] * 4
     assert MODEL["decay_at"] == pytest.approx([2 / 3, 8 / 9])
     assert math.isclose(rpn.box_coder.bbox_xform_clip, math.log(1000 / 16))
+    attention = [m for m in detector.backbone.modules() if isinstance(m, MHSA2d)]
+    (qkv_std,) = {layer.qkv_std for layer in attention}
     return {
+        "queries, keys and values start from": f"N(0, {qkv_std})",
         "stem and c2 frozen": not next(detector.backbone.parameters()).requires_grad,
         "batch norm momentum": momentum,
         "batch norm epsilon": eps,

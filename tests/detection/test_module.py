@@ -269,32 +269,57 @@ class Rates(L.Callback):
         self.seen.append(optimizer.param_groups[0]["lr"])
 
 
-def test_learning_rate_in_the_loop_with_passes_put_together(digits):
-    """8 images, 2 at a time, 2 passes a step: 2 steps an epoch, 6 in all; falls after a half and 5/6."""
-    data = CocoDataModule(
+def digits_data(digits) -> CocoDataModule:
+    """8 training images, 2 at a time."""
+    return CocoDataModule(
         *(digits / name for name in ("instances_train.json", "train", "instances_val.json", "val")),
         canvas=64,
         batch_size=2,
         num_workers=0,
     )
-    detector = mask_rcnn(num_classes=10, canvas=64, **DETECTOR)
-    module = DetectionModule(
-        detector, 0.01, warmup_steps=2, warmup_learning_rate=0.001, decay_at=(1 / 2, 5 / 6)
-    )
-    rates = Rates()
-    trainer = L.Trainer(
+
+
+def rates_trainer(**options) -> L.Trainer:
+    """Two passes a step, no validation."""
+    return L.Trainer(
         accelerator="cpu",
-        max_epochs=3,
         accumulate_grad_batches=2,
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[rates],
+        **options,
     )
-    trainer.fit(module, data)
+
+
+def test_learning_rate_in_the_loop_with_passes_put_together(digits):
+    """8 images, 2 at a time, 2 passes a step: 2 steps an epoch, 6 in all; falls after a half and 5/6."""
+    detector = mask_rcnn(num_classes=10, canvas=64, **DETECTOR)
+    module = DetectionModule(
+        detector, 0.01, warmup_steps=2, warmup_learning_rate=0.001, decay_at=(1 / 2, 5 / 6)
+    )
+    rates = Rates()
+    rates_trainer(max_epochs=3, callbacks=[rates]).fit(module, digits_data(digits))
     assert rates.seen == pytest.approx([0.001, 0.0055, 0.01, 0.001, 0.001, 0.0001])
+
+
+def test_a_run_that_goes_on_follows_its_recipe(digits, tmp_path, capsys):
+    """Its rates and its schedule, not the checkpoint's."""
+    path, rates = tmp_path / "run.ckpt", Rates()
+    detector = mask_rcnn(num_classes=10, canvas=64, **DETECTOR)
+    trainer = rates_trainer(max_epochs=1)
+    trainer.fit(DetectionModule(detector, 0.01, warmup_steps=2), digits_data(digits))
+    trainer.save_checkpoint(path)
+    module = DetectionModule(
+        detector, 0.008, warmup_steps=4, warmup_learning_rate=0.004, decay_at=(5 / 6, 1.0)
+    )
+    trainer = rates_trainer(max_epochs=3, callbacks=[rates])
+    trainer.fit(module, digits_data(digits), ckpt_path=path)
+    assert rates.seen == pytest.approx([0.006, 0.007, 0.008, 0.0008])
+    said = capsys.readouterr().out
+    assert "learning_rate 0.008 (was 0.01)" in said
+    assert "warmup_steps 4 (was 2)" in said
 
 
 def test_the_loss_is_the_plain_sum(monkeypatch):
@@ -371,6 +396,24 @@ def test_fine_tuning_from_the_command_line(run, digits, tmp_path, capsys):
     start.unlink()  # a run that goes on has its own weights
     assert main([*command, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
     assert "started from" not in capsys.readouterr().out
+
+
+def test_validation_measures_what_init_from_names(run, digits, tmp_path, capsys):
+    checkpoint = run[1] / "checkpoints" / "last.ckpt"
+    detector = mask_rcnn(num_classes=10, canvas=64, **DETECTOR)
+    module = DetectionModule(detector, pictures=0, init_from=checkpoint)
+    data = CocoDataModule(
+        *(digits / name for name in ("instances_train.json", "train", "instances_val.json", "val")),
+        canvas=64,
+        num_workers=0,
+    )
+    trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer.validate(module, data, verbose=False)
+    stored = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for name, value in detector.state_dict().items():
+        assert torch.equal(value, stored[f"detector.{name}"]), name
+    assert f"started from {checkpoint}" in capsys.readouterr().out
+    assert module.init_from is None  # a validation after a training must not read it again
 
 
 def test_only_kernels_decay():

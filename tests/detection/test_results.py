@@ -14,14 +14,8 @@ from pycocotools.cocoeval import COCOeval
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import EvalDataset
 from botnet.detection.masks import encode_mask
-from botnet.detection.results import (
-    COCO_NUMBERS,
-    CocoMetric,
-    coco_results,
-    to_original,
-    truth_of,
-    write_results,
-)
+from botnet.detection.metric import COCO_NUMBERS, CocoMetric, truth_of
+from botnet.detection.results import coco_results, to_original, write_results
 from botnet.detection.transforms import EvalTransform
 
 
@@ -59,13 +53,13 @@ def predictions_like(truth, generator, num_classes):
 def test_scores_equal_pycocotools(photographs, tmp_path):
     instances, truths = photographs
     generator = torch.Generator().manual_seed(0)
-    metric, records = CocoMetric(), []
+    metric, records = CocoMetric(instances.class_names), []
     for image_id, truth in truths:
         result = predictions_like(truth, generator, len(instances.class_names))
-        metric.update([result], [truth])
+        metric.update(result, truth)
         records += coco_results(result, image_id, instances.category_ids)
     files = write_results(tmp_path, records)
-    report = metric.report(instances.class_names)
+    report = metric.report()
 
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = COCO(str(instances.path))
@@ -74,7 +68,7 @@ def test_scores_equal_pycocotools(photographs, tmp_path):
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-            ours = [report[name][number] for _, number, _ in COCO_NUMBERS]
+            ours = [report[name][number] for number, _ in COCO_NUMBERS]
             assert ours == pytest.approx(evaluation.stats.tolist(), abs=1e-6)
             assert 0.05 < report[name]["AP"] < 0.95  # neither trivial end would prove much
             precision = evaluation.eval["precision"][:, :, :, 0, 2]
@@ -86,7 +80,7 @@ def test_scores_equal_pycocotools(photographs, tmp_path):
 
 def test_truth_scored_as_prediction_is_perfect(photographs):
     instances, truths = photographs
-    metric = CocoMetric()
+    metric = CocoMetric(instances.class_names)
     for _, truth in truths:
         keep = ~truth["iscrowd"]
         result = {
@@ -95,8 +89,8 @@ def test_truth_scored_as_prediction_is_perfect(photographs):
             "scores": torch.ones(int(keep.sum())),
             "masks": [mask for mask, kept in zip(truth["masks"], keep, strict=True) if kept],
         }
-        metric.update([result], [truth])
-    for table in metric.report(instances.class_names).values():
+        metric.update(result, truth)
+    for table in metric.report().values():
         for number in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"):
             assert table[number] == pytest.approx(1.0)
 
@@ -115,9 +109,9 @@ def test_nothing_found_scores_zero():
         "scores": torch.zeros(0),
         "masks": [],
     }
-    metric = CocoMetric()
-    metric.update([nothing], [truth])
-    report = metric.report(["thing"])
+    metric = CocoMetric(["thing"])
+    metric.update(nothing, truth)
+    report = metric.report()
     assert report["box"]["AP"] == report["mask"]["AP"] == 0
     assert report["mask"]["APl"] == -1  # there is no large object: nothing to average
 
@@ -129,9 +123,9 @@ def test_boxes_only_have_one_table():
         "iscrowd": torch.tensor([False]),
         "area": torch.tensor([100.0]),
     }
-    metric = CocoMetric(masks=False)
-    metric.update([{**truth, "scores": torch.ones(1)}], [truth])
-    report = metric.report(["thing"])
+    metric = CocoMetric(["thing"], masks=False)
+    metric.update({**truth, "scores": torch.ones(1)}, truth)
+    report = metric.report()
     assert set(report) == {"box"}
     assert report["box"]["AP"] == pytest.approx(1.0)
     assert report["box"]["per_class"] == {"thing": pytest.approx(1.0)}

@@ -303,6 +303,14 @@ def test_what_is_cut_away_is_not_even_decoded(monkeypatch):
     assert placement.boxed(1, [0, 0, 10, 10]) is None
 
 
+def test_a_box_without_width_in_float32_is_left_out():
+    """Its loss would be infinite."""
+    placement = Placement((40, 40), (80, 80), top=0, left=20, valid=(40, 40))
+    for box in ([20, 0, 1e-9, 10], [20, 0, 10, 1e-9], [5, 5, 5 + 1e-9, 10]):  # the last is nearly cut away
+        assert placement.boxed(1, box) is None
+    assert placement.boxed(1, [20, 0, 0.1, 10]) is not None
+
+
 def test_boxes_are_cut_and_mirrored():
     placement = Placement((100, 200), (50, 100), top=10, left=20, valid=(40, 60))
     assert placement.boxed(1, [60, 30, 20, 100]).box == (10, 5, 20, 40)

@@ -181,6 +181,11 @@ def test_initial_values() -> None:
     torch.manual_seed(0)
     module = MHSA2d(512, feat_size=(64, 32))
     assert module.qkv.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    fan_in = MHSA2d(512, position=None, qkv_std="fan_in")
+    assert fan_in.qkv.weight.std().item() == pytest.approx(512**-0.5, rel=0.02)
+    fan_in.qkv_std = 0.02
+    fan_in.reset_parameters()
+    assert fan_in.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert module.pos_embed.height_rel.shape == (127, 128)
     assert module.pos_embed.width_rel.shape == (63, 128)
     assert module.pos_embed.height_rel.std().item() == pytest.approx(128**-0.5, rel=0.05)
@@ -222,6 +227,8 @@ def test_a_sharp_softmax_stays_finite() -> None:
         ({"position": "rotary"}, "'rotary'.*'relative', 'absolute' or None"),
         ({"position": None, "content": False}, "no logits"),
         ({"feat_size": None}, "needs feat_size"),
+        ({"qkv_std": 0}, "expected a positive number or 'fan_in'"),
+        ({"qkv_std": "fan_out"}, "expected a positive number or 'fan_in'"),
     ],
 )
 def test_bad_arguments(kwargs: dict, message: str) -> None:

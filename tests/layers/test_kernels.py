@@ -1,6 +1,9 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import flex_attention
 from torch.profiler import profile
 
@@ -144,6 +147,40 @@ def test_second_derivative_is_refused() -> None:
     (grad,) = torch.autograd.grad(out.sum(), tensors[0], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         grad.sum().backward()
+
+
+def tangent(function, tensors: Sequence[Tensor], tangents: Sequence[Tensor], how: str) -> Tensor | None:
+    """The directional derivative of a function in forward mode, as one of torch's interfaces has it."""
+    if how == "jvp":
+        return torch.func.jvp(function, tuple(tensors), tuple(tangents))[1]
+    if how == "jvp of vmap":
+        one, direction = ([x[None] for x in given] for given in (tensors, tangents))
+        return torch.func.jvp(torch.vmap(function), tuple(one), tuple(direction))[1][0]
+    with forward_ad.dual_level():
+        dual = (forward_ad.make_dual(x, t) for x, t in zip(tensors, tangents, strict=True))
+        return forward_ad.unpack_dual(function(*dual)).tangent
+
+
+@pytest.mark.parametrize("how", ["jvp", "jvp of vmap", "forward_ad"])
+@pytest.mark.parametrize("name", [*IMPLEMENTATIONS, None])
+def test_forward_mode_is_right_or_refused(name: str | None, how: str) -> None:
+    size, step = (2, 150), 1e-6  # tiles are the default for such a map
+    tensors = [x.detach() for x in draw(size)]
+    tangents = [torch.randn_like(x) for x in tensors]
+
+    def attend(*given: Tensor) -> Tensor:
+        return relative_attention(*given, size, 0.3, 2, name)
+
+    if name not in ("reference", None):
+        message = "tiled attention has no forward-mode derivative" if name == "tiled" else None
+        with pytest.raises(RuntimeError, match=message):
+            tangent(attend, tensors, tangents, how)
+        return
+    before, after = (
+        attend(*(x + way * step * t for x, t in zip(tensors, tangents, strict=True))) for way in (-1, 1)
+    )
+    expected = (after - before) / (2 * step)
+    torch.testing.assert_close(tangent(attend, tensors, tangents, how), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(

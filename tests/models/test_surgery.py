@@ -6,11 +6,19 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.layers import freeze_batch_norm_2d
 from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from botnet.layers import MHSA2d
 from botnet.layers.nonlocal_block import NonLocal2d
-from botnet.models import bottleneck_transformer, insert_bot, insert_non_local, load_resnet
+from botnet.models import (
+    bottleneck_transformer,
+    fresh_parameters,
+    insert_bot,
+    insert_non_local,
+    load_resnet,
+)
 from tests.models.helpers import awake
 
 FAMILIES = [
@@ -260,6 +268,35 @@ def test_inserted_block_is_new(net: nn.Module) -> None:
     assert torch.equal(new.bn1.running_var, torch.ones(256))
     net.train()(torch.randn(2, 3, 64, 64)).sum().backward()
     assert new.bn3.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("source", ["timm", "torchvision"])
+@pytest.mark.parametrize("insert", [insert_bot, insert_non_local])
+def test_inserted_blocks_learn_in_a_frozen_network(insert, source: str) -> None:
+    if source == "timm":
+        net = freeze_batch_norm_2d(timm.create_model("resnet26"))
+    else:
+        net = torchvision.models.resnet50(norm_layer=FrozenBatchNorm2d)
+    insert(net.requires_grad_(False))
+    new = net.layer3[-2]
+    assert all(p.requires_grad for p in new.parameters())
+    nn.init.ones_(new.norm.weight if isinstance(new, NonLocal2d) else new.bn3.weight)
+    net.train()(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for name, p in new.named_parameters() if not name.endswith("bias"))
+    norms = [m for m in new.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == (1 if isinstance(new, NonLocal2d) else 3)
+    assert not any(isinstance(module, FrozenBatchNorm2d) for module in new.modules())
+
+
+def test_inserted_blocks_are_numbered_after_their_predecessor_however_many() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("resnet26")
+        for insert in (insert_bot, insert_non_local, insert_bot, insert_non_local, insert_bot):
+            insert(model)
+    expected = ["0", "0_bot", "0_non_local", "0_bot_2", "0_non_local_2", "0_bot_3", "1"]
+    assert [name for name, _ in model.layer3.named_children()] == expected
+    new = {".".join(name.split(".")[:2]) for name in fresh_parameters(model)}
+    assert new == {f"layer3.{name}" for name in expected[1:-1]}
 
 
 def test_insertion_needs_two_blocks() -> None:

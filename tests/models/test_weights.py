@@ -76,7 +76,7 @@ def test_loads_around_inserted_blocks(resnet26: nn.Module) -> None:
     fresh = load_resnet(model, resnet26.state_dict())
     assert {".".join(name.split(".")[:2]) for name in fresh} == {
         "layer3.0_bot",
-        "layer3.1_non_local",
+        "layer3.0_non_local",
         "layer4.0_bot",
     }
     ours = model.state_dict()
@@ -128,6 +128,14 @@ def test_another_width_is_refused() -> None:
     model = timm.create_model("botnet50")
     with pytest.raises(ValueError, match=r"the weights have in other shapes: layer1\.0\.bn1\.bias"):
         load_resnet(model, timm.create_model("wide_resnet50_2").state_dict())
+
+
+@pytest.mark.parametrize("source", [{}, {"fc.weight": torch.ones(1000, 2048)}])
+def test_weights_without_a_kernel_are_refused(source: dict) -> None:
+    with torch.device("meta"):
+        model = timm.create_model("botnet26")
+    with pytest.raises(ValueError, match=r"the weights lack: bn1\.bias"):
+        load_resnet(model, source)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -198,7 +206,8 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])
 def test_hub_folder_round_trip(tmp_path: Path, prefix: str) -> None:
     model = timm.create_model("botnet_tiny", num_classes=5, in_chans=1, img_size=96).eval()
-    save_pretrained(model, tmp_path)
+    save_pretrained(model.to(memory_format=torch.channels_last), tmp_path)
+    model.to(memory_format=torch.contiguous_format)  # for the same rounding
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     other = from_pretrained(f"{prefix}{tmp_path}").eval()
     x = torch.randn(1, 1, 64, 96)
@@ -217,6 +226,27 @@ def test_hub_gets_safetensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from_pretrained("me/botnet")
     from_pretrained("hf-hub:me/botnet")
     assert names == ["hf-hub:me/botnet"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("resnet26", bottleneck_transformer),
+        ("botnet26", insert_bot),
+        ("botnet26t_256", adopt_attention),
+        ("botnet26", lambda model: timm.create_model("botnet26", features_only=True)),
+        (None, lambda _: nn.Conv2d(3, 4, 1)),
+    ],
+    ids=["converted", "inserted", "adopted", "features", "no name"],
+)
+def test_a_network_that_its_name_does_not_give_is_not_kept(name: str | None, change, tmp_path: Path) -> None:
+    model = change(None if name is None else timm.create_model(name))
+    expected = f"not what timm builds by the name {name!r}" if name else "not built by timm"
+    with pytest.raises(ValueError, match=f"{expected}.*save_weights"):
+        save_pretrained(model, tmp_path / "net")
+    with pytest.raises(ValueError, match="save_weights"):
+        push_to_hub(model, "me/net")
+    assert not (tmp_path / "net").exists()
 
 
 class Trap:

@@ -91,6 +91,21 @@ def test_large_ones_build_learn_and_reload(name: str) -> None:
     model.load_state_dict(state, assign=True)
 
 
+def test_the_papers_networks_start_from_0_01_and_the_small_ones_by_fan_in() -> None:
+    def starts(name: str, **options) -> set[float]:
+        with torch.device("meta"):
+            net = timm.create_model(name, **options)
+        return {layer.qkv_std for layer in net.modules() if isinstance(layer, MHSA2d)}
+
+    for name, network in NETWORKS.items():
+        if network.surgery is not None and name != "resnet50_nl":
+            expected = {0.01} if network.paper != "-" else {network.widths[3] ** -0.5}
+            assert starts(name) == expected, name
+    assert starts("botnet50", qkv_std="fan_in") == {512**-0.5}
+    assert starts("resnet50_bot_c4_c5", qkv_std="fan_in") == {256**-0.5, 512**-0.5}
+    assert starts("botnet_tiny", qkv_std=0.01, features_only=True) == {0.01}
+
+
 def test_attention_is_where_the_table_says() -> None:
     with torch.device("meta"):
         nets = {name: timm.create_model(name) for name in NETWORKS}

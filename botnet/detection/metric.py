@@ -1,0 +1,119 @@
+"""COCO's metrics, computed by hotcoco."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hotcoco import StreamingEval
+from rich.table import Table
+from torchvision.ops import box_convert
+
+# The twelve numbers of COCO, in its order: name, what it averages over.
+COCO_NUMBERS = (
+    ("AP", "IoU 0.50:0.95"),
+    ("AP50", "IoU 0.50"),
+    ("AP75", "IoU 0.75"),
+    ("APs", "objects under 32² px"),
+    ("APm", "32² to 96² px"),
+    ("APl", "over 96² px"),
+    ("AR1", "1 detection an image"),
+    ("AR10", "10 detections"),
+    ("AR100", "100 detections"),
+    ("ARs", "objects under 32² px"),
+    ("ARm", "32² to 96² px"),
+    ("ARl", "over 96² px"),
+)
+TASKS = {"box": "bbox", "mask": "segm"}
+
+
+def truth_of(target: dict[str, Any]) -> dict[str, Any]:
+    """One image's truth for :class:`CocoMetric`, from a target of the evaluation's data set."""
+    truth = {key: target[key].cpu() for key in ("boxes", "labels", "iscrowd", "area")}
+    if "masks" in target:
+        truth["masks"] = target["masks"]  # RLEs already
+    return truth
+
+
+class CocoMetric:
+    """Average precision and recall as pycocotools computes them, for boxes and masks.
+
+    Args:
+        class_names: of labels 1, 2, ...
+        masks: score masks as well as boxes.
+    """
+
+    def __init__(self, class_names: Sequence[str], masks: bool = True) -> None:
+        self.class_names = list(class_names)
+        categories = [{"id": label, "name": name} for label, name in enumerate(self.class_names, 1)]
+        kinds = ("box", "mask") if masks else ("box",)
+        self._evaluators = {kind: StreamingEval(categories, TASKS[kind]) for kind in kinds}
+        self._images = self._objects = 0
+
+    def update(self, result: dict[str, Any], truth: dict[str, Any]) -> None:
+        """Add an image.
+
+        Args:
+            result: as :func:`botnet.detection.postprocess.to_original` gives it.
+            truth: as :func:`truth_of` gives it, in original pixels.
+        """
+        self._images += 1
+        found = _records(result, self._images)
+        for record, score in zip(found, result["scores"].tolist(), strict=True):
+            record["score"] = score
+        objects = _records(truth, self._images)
+        for record, crowd, area in zip(
+            objects, truth["iscrowd"].tolist(), truth["area"].tolist(), strict=True
+        ):
+            self._objects += 1
+            record |= {"id": self._objects, "iscrowd": int(crowd), "area": area}
+        for kind, evaluator in self._evaluators.items():
+            # With its box, a mask would be sorted into small, medium and large by the box's area.
+            drop = "segmentation" if kind == "box" else "bbox"
+            detections = [{key: value for key, value in record.items() if key != drop} for record in found]
+            evaluator.update([{"id": self._images}], objects, detections)
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """All twelve numbers for ``box`` and, if scored, ``mask``; -1 where there is nothing to average.
+
+        Each also holds ``per_class``, the AP of every class.
+        """
+        return {kind: self._table(evaluator) for kind, evaluator in self._evaluators.items()}
+
+    def _table(self, evaluator: StreamingEval) -> dict[str, Any]:
+        evaluation = evaluator.finalize()
+        evaluation.accumulate()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the numbers, too
+            evaluation.summarize()
+        results = evaluation.get_results()
+        assert evaluation.eval is not None
+        # (IoU thresholds, recalls, classes, areas, detection limits); -1 where a class has no object.
+        precision = np.asarray(evaluation.eval["precision"])[..., 0, -1]
+        table: dict[str, Any] = {name: float(results[name]) for name, _ in COCO_NUMBERS}
+        table["per_class"] = {
+            name: float(of_class[of_class > -1].mean()) if (of_class > -1).any() else -1.0
+            for name, of_class in zip(self.class_names, precision.transpose(2, 0, 1), strict=True)
+        }
+        return table
+
+
+def _records(objects: dict[str, Any], image_id: int) -> list[dict[str, Any]]:
+    """COCO's records of one image's objects or detections."""
+    boxes = box_convert(objects["boxes"], "xyxy", "xywh").tolist()
+    records: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": label, "bbox": box}
+        for box, label in zip(boxes, objects["labels"].tolist(), strict=True)
+    ]
+    for record, mask in zip(records, objects.get("masks", ()), strict=False):
+        record["segmentation"] = mask
+    return records
+
+
+def metrics_table(title: str, numbers: dict[str, Any]) -> Table:
+    """The twelve numbers as a table for the terminal."""
+    table = Table("metric", "value", "averaged over", title=title, title_justify="left")
+    for name, over in COCO_NUMBERS:
+        value = numbers[name]
+        table.add_row(name, f"{value:.3f}" if value >= 0 else "-", over)
+    return table
