@@ -556,13 +556,13 @@ def test_one_device_that_gets_sigterm_stops_all_and_all_go_on(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("hook", "rank"), [("on_validation_batch_start", 1), ("on_validation_epoch_end", 0)])
 def test_one_device_that_gets_sigterm_in_a_validation_stops_all(hook, rank, tmp_path):
-    """The first has three batches, the second two."""
+    """The first has two batches, the second one."""
     recipe, two = tmp_path / "tiny.yaml", {"devices": 2, "strategy": "ddp"}
-    data = {"batch_size": 1, "length": 8, "val_length": 5}
-    write_tiny(recipe, tmp_path / "run", data, callbacks=end_at(hook, 4, "SIGTERM", rank=rank), **two)
+    data = {"batch_size": 2, "length": 8, "val_length": 5}
+    write_tiny(recipe, tmp_path / "run", data, callbacks=end_at(hook, 2, "SIGTERM", rank=rank), **two)
     stopped = in_a_process(recipe)
     assert stopped.returncode == 143, stopped.stderr
-    assert stopped.stderr.count("stopped by SIGTERM at step 4") == 2
+    assert stopped.stderr.count("stopped by SIGTERM at step 2") == 2
     assert "Traceback" not in stopped.stderr
 
 
