@@ -174,10 +174,10 @@ class TaskModule(L.LightningModule):
     def _settings(self) -> dict[str, Any]:
         """What a run is optimised with."""
         names = ("learning_rate", "momentum", "weight_decay", *self.schedule_settings)
-        in_epochs = self.trainer.max_steps == -1 and self.trainer.max_epochs
+        epochs = self.trainer.max_epochs if self.trainer.max_steps == -1 else None
         return {name: getattr(self, name) for name in names} | {
             "total_steps": self.total_steps,
-            "steps_per_epoch": self.total_steps // self.trainer.max_epochs if in_epochs else None,
+            "steps_per_epoch": self.total_steps // epochs if epochs else None,
         }
 
     def on_fit_end(self) -> None:

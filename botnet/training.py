@@ -173,7 +173,8 @@ class FinalValidation(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if run_ends(trainer):
-            trainer.check_val_every_n_epoch, trainer._val_check_time_interval = 1, None
+            trainer.check_val_every_n_epoch = 1
+            trainer._val_check_time_interval = None  # type: ignore[attr-defined]
             trainer.val_check_batch = batch_idx + 1
 
 
@@ -308,7 +309,7 @@ class TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         module, trainer = self.model, self.trainer
-        if not isinstance(module, TaskModule) or trainer.fast_dev_run:
+        if not isinstance(module, TaskModule) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         measured = module.evaluated is not None and module.evaluated["step"] == trainer.global_step
         if trainer.enable_validation and not measured and not _holds_metrics_of(trainer):

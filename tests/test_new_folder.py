@@ -38,9 +38,14 @@ def test_an_error_leaves_nothing_behind(exists, tmp_path):
     directory = tmp_path / "set"
     if exists:
         directory.mkdir()
-    with pytest.raises(FileExistsError), new_folder(directory) as whole:
-        (whole / "a").touch()
-        (whole / "a").mkdir()
+
+    def fill_and_fail() -> None:
+        with new_folder(directory) as whole:
+            (whole / "a").touch()
+            (whole / "a").mkdir()
+
+    with pytest.raises(FileExistsError):
+        fill_and_fail()
     assert list(tmp_path.rglob("*")) == [directory] * exists
 
 
