@@ -15,6 +15,7 @@ from typing import Any
 import timm
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from botnet.layers import MHSA2d
@@ -210,7 +211,9 @@ def render_info(counted: Info) -> Table:
     table.add_column("M.Adds", justify="right")
     for stage in counted.stages:
         output = " × ".join(map(str, stage.output[1:] or stage.output))
-        table.add_row(stage.name, output, stage.blocks, f"{stage.params:,}", f"{stage.madds / 1e9:.3f} G")
+        table.add_row(
+            stage.name, output, Text(stage.blocks), f"{stage.params:,}", f"{stage.madds / 1e9:.3f} G"
+        )
     table.add_section()
     table.add_row("all", "", "", f"{counted.params:,}", f"{counted.madds / 1e9:.3f} G")
     return table
