@@ -76,7 +76,8 @@ def make_digits(
     directory = Path(directory)
     if min(train, val) < 1 or size < 64 or seed < 0:
         raise DataError(
-            f"make-digits needs train >= 1, val >= 1, size >= 64, seed >= 0; got {train}, {val}, {size}, {seed}"
+            "make-digits needs train >= 1, val >= 1, size >= 64, seed >= 0; "
+            f"got {train}, {val}, {size}, {seed}"
         )
     settings = {"train": train, "val": val, "size": size, "seed": seed, "recipe": RECIPE}
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):

@@ -125,10 +125,12 @@ def info(name: str, size: tuple[int, int] | None = None) -> Info:
         size: height and width of the image in pixels; default what the network's configuration says.
 
     Raises:
-        ValueError: timm has no such network, or it is none of the ResNet kind.
+        ValueError: timm has no such network, it is none of the ResNet kind, or ``size`` is not positive.
     """
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}; this project's are {', '.join(NETWORKS)}")
+    if size is not None and min(size) < 1:
+        raise ValueError(f"--size {size[0]} {size[1]}: give positive numbers of pixels")
     if size is None:
         config = timm.get_pretrained_cfg(name)
         size = (224, 224) if config is None else config.input_size[1:]
