@@ -187,7 +187,7 @@ def _train(arguments: list[str] | None) -> int:
     # What Lightning calls in jsonargparse and torch is not the user's to mend.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from botnet.training import TrainingCLI
 
@@ -196,6 +196,8 @@ def _train(arguments: list[str] | None) -> int:
     except SIGTERMException as stop:
         print(f"botnet: {stop or 'stopped by SIGTERM'}", file=sys.stderr)
         return 143
+    except MisconfigurationException as error:  # such as an accelerator that is not there
+        raise DataError(" ".join(str(error).split())) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -236,9 +236,13 @@ def make_loader(
             only in training, where they do not falsify a result. 0: the first ends the run.
 
     Raises:
-        DataError: fewer samples than one optimiser step (``train``); when iterated: more samples than
-            ``skip_broken`` cannot be read.
+        DataError: a batch size below 1, fewer than 0 workers, or (``train``) fewer samples than one
+            optimiser step; when iterated: more samples than ``skip_broken`` cannot be read.
     """
+    if batch_size < 1:
+        raise DataError(f"no batch has {batch_size} images; raise the batch size to 1 or more")
+    if num_workers < 0:
+        raise DataError(f"{num_workers} workers are not possible; give 0 (none) or more")
     length = len(dataset)  # type: ignore[arg-type]
     rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     sampler: Sampler

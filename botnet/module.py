@@ -202,7 +202,7 @@ class TaskModule(L.LightningModule):
             written["curves"] = folder / "curves.png"
             plot_curves(logs, written["curves"], self.most)
         for what, path in written.items():
-            console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+            print(f"{what}: {path}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from botnet.errors import DataError
 
@@ -203,7 +204,8 @@ def _yours(folder: Path, numbers: Sequence[str], table: Table) -> str:
     try:
         run = read_run(folder)
     except DataError as error:
-        table.caption = f"{table.caption}\n{error}" if table.caption else str(error)
+        said = f"{table.caption}\n{error}" if table.caption else str(error)
+        table.caption = Text(said, "table.caption")
         return "broken"
     if run is None:
         return "started"

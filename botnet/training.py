@@ -86,6 +86,8 @@ class GlobalBatch(Callback):
     """
 
     def __init__(self, images: int, rule: Literal["accumulate", "linear"] = "accumulate") -> None:
+        if images < 1:
+            raise DataError(f"--global_batch {images}: an optimiser step needs 1 image or more")
         self.images, self.rule = images, rule
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
@@ -93,6 +95,10 @@ class GlobalBatch(Callback):
             return
         devices, each = trainer.world_size, trainer.datamodule.batch_size  # type: ignore[attr-defined]
         at_once, passes = devices * each, trainer.accumulate_grad_batches
+        if min(each, passes) < 1:
+            raise DataError(
+                f"data.batch_size {each} and trainer.accumulate_grad_batches {passes} must both be 1 or more"
+            )
         said = f"{devices} device{'s' * (devices > 1)} x {each} images"
         if self.rule == "accumulate":
             if self.images % at_once:
@@ -353,4 +359,10 @@ class TrainingCLI(LightningCLI):
         kwargs["enable_progress_bar"] = Console().is_terminal
         # Lightning's table counts no multiply-adds here and says 0; the modules introduce themselves.
         kwargs["enable_model_summary"] = bool(config.enable_model_summary)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if fitting and trainer.max_epochs == -1 and trainer.max_steps == -1:
+            raise DataError(
+                "the learning rate follows a schedule, which needs an end; set trainer.max_epochs "
+                "(a detector also takes trainer.max_steps)"
+            )
+        return trainer

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from botnet.cli import main
+from botnet.errors import DataError
+from botnet.inputs import pick_device
 
 
 def python(code):
@@ -35,6 +37,18 @@ def test_info(capsys):
     assert "resnet500" in capsys.readouterr().err
     assert main(["info"]) == 2
     assert "--paper" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [("0", "0"), ("224", "-3")])
+def test_info_needs_a_positive_size(size, capsys):
+    assert main(["info", "resnet18", "--size", *size]) == 2
+    assert f"--size {' '.join(size)}: give positive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["meta", "cuda:99", "nonsense"])
+def test_a_device_that_cannot_be_used_is_refused(name):
+    with pytest.raises(DataError, match=f"^--device {name}: "):
+        pick_device(name)
 
 
 def test_layers_do_without_timm_and_lightning():

@@ -181,6 +181,12 @@ def test_a_sampler_put_in_by_a_trainer_is_refused():
         next(iter(loader))
 
 
+@pytest.mark.parametrize(("batch", "workers", "message"), [(0, 0, "no batch has 0"), (2, -1, "-1 workers")])
+def test_batches_and_workers_that_cannot_be_are_refused(batch, workers, message):
+    with pytest.raises(DataError, match=message):
+        make_loader(Numbers(4), batch, workers, default_collate, train=False)
+
+
 def test_fewer_samples_than_a_batch_over_all_devices_are_refused():
     make_loader(Numbers(7), 4, 0, default_collate, train=True)
     with pytest.raises(DataError, match=r"7 training samples .* 2 x 4"):

@@ -110,6 +110,12 @@ def test_the_list_shows_runs_beside_the_paper(tmp_path, capsys):
     assert set(rows()) <= set(lines)
 
 
+def test_the_folder_of_the_runs_may_have_brackets(tmp_path, capsys):
+    write_run(tmp_path / "exp[/v2]/table5/bot50", "table5/bot50", box="gone")
+    assert cli.main(["reproduce", "--runs", str(tmp_path / "exp[/v2]")]) == 0
+    assert "exp[/v2]/table5/bot50" in capsys.readouterr().out.replace("\n", "")
+
+
 PAPER = "table3/bot50-jitter-0.1-2.0"
 
 

@@ -112,6 +112,32 @@ def test_a_batch_that_does_not_come_out_even_is_refused(images, count, each):
         GlobalBatch(images).setup(devices(count, each), TinyModule(), "fit")
 
 
+@pytest.mark.parametrize("images", [0, -4])
+def test_a_batch_without_images_is_refused(images):
+    with pytest.raises(DataError, match=f"--global_batch {images}"):
+        GlobalBatch(images)
+
+
+@pytest.mark.parametrize(("each", "passes"), [(0, 1), (4, 0)])
+def test_a_step_without_images_is_refused(each, passes):
+    with pytest.raises(DataError, match=f"batch_size {each} and .*accumulate_grad_batches {passes}"):
+        GlobalBatch(8).setup(devices(1, each, passes), TinyModule(), "fit")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("max_epochs", -1, "which needs an end; set trainer.max_epochs"),
+        ("max_epochs", -3, "max_epochs"),  # Lightning's own words
+    ],
+)
+def test_what_the_trainer_cannot_do_is_said_in_one_line(option, value, message, tmp_path, capsys):
+    assert fit(write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", **{option: value})) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("botnet: ")
+    assert message in said
+
+
 def test_an_epoch_ends_with_a_whole_step(tmp_path):
     # 10 samples in steps of 4, as 2 passes of 2: two steps; the other two samples are left out.
     recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", {"length": 10, "batch_size": 2})

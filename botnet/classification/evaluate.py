@@ -12,8 +12,10 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -236,7 +238,7 @@ def validate(
     present = to_output.unique()
     started = time.perf_counter()
     with torch.inference_mode():
-        for batch, labels in track(loader, f"validating {classifier.name}"):
+        for batch, labels in track(loader, f"validating {escape(classifier.name)}"):
             logits = classifier.model(batch.to(classifier.device)).float().cpu()
             truth.append(labels)
             within.append(_top5(logits))
@@ -308,7 +310,9 @@ def _of_class(classifier: Classifier, top: Tensor, index: int) -> dict[str, Any]
 def render(report: Mapping[str, Any]) -> Table:
     """The classes that a network does worst on, and above them how it does on all."""
     title = "{model} on {data}: {images} images at {size} px, crop {crop:g}".format(**report)
-    table = Table("class", "images", "top-1", "top-5", "most often taken for", title=title)
+    table = Table(
+        "class", "images", "top-1", "top-5", "most often taken for", title=Text(title, "table.title")
+    )
     table.add_row("all", str(report["images"]), f"{report['top1']:.3f}", f"{report['top5']:.3f}", "")
     if "top1_among_present" in report:
         values = (f"{report[f'top{k}_among_present']:.3f}" for k in (1, 5))
@@ -318,11 +322,11 @@ def render(report: Mapping[str, Any]) -> Table:
     for row in ranked[:WORST]:
         other = row["taken_for"]
         table.add_row(
-            row["class"] if row["class"] == row["folder"] else f"{row['class']} ({row['folder']})",
+            Text(row["class"] if row["class"] == row["folder"] else f"{row['class']} ({row['folder']})"),
             str(row["images"]),
             f"{row['top1']:.1f}",
             f"{row['top5']:.1f}",
-            f"{other['class']} ({other['images']})" if other else "",
+            Text(f"{other['class']} ({other['images']})") if other else "",
         )
     if len(ranked) > WORST:
         table.caption = f"the {WORST} worst of {len(ranked)} classes"

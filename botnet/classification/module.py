@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -321,7 +322,7 @@ def accuracy_table(report: dict[str, dict[str, Any]]) -> Table:
             f"{numbers['top1']:.2f}",
             f"{numbers['top5']:.2f}",
             f"{numbers['loss']:.3f}",
-            ", ".join(f"{name} {known[name]:.0f}" for name in worst),
+            Text(", ".join(f"{name} {known[name]:.0f}" for name in worst)),
         )
     return table
 

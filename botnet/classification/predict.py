@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from botnet.attention import attention_picture, watch_attention
@@ -52,7 +54,7 @@ def classify(
             pass  # an error at once if there is none to draw
     records: list[dict[str, Any]] = []
     broken: list[DataError] = []
-    for path in track(paths, f"classifying with {classifier.name}"):
+    for path in track(paths, f"classifying with {escape(classifier.name)}"):
         try:
             image = read_image(path, str(path))
             y, x = _seen_place(path, image, pixel, classifier.preparation) if pixel else (0.5, 0.5)
@@ -118,7 +120,7 @@ def render(records: Sequence[dict[str, Any]], most: int = 50) -> Table:
     for record in records[:most]:
         for place, found in enumerate(record["classes"]):
             name = Path(record["file"]).name if place == 0 else ""
-            table.add_row(name, found["class"], f"{found['score']:.3f}")
+            table.add_row(Text(name), Text(found["class"]), f"{found['score']:.3f}")
         table.add_section()
     if len(records) > most:
         table.caption = f"the first {most} of {len(records)} images; predictions.json has all"

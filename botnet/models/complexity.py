@@ -15,6 +15,7 @@ from typing import Any
 import timm
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from botnet.layers import MHSA2d
@@ -124,10 +125,12 @@ def info(name: str, size: tuple[int, int] | None = None) -> Info:
         size: height and width of the image in pixels; default what the network's configuration says.
 
     Raises:
-        ValueError: timm has no such network, or it is none of the ResNet kind.
+        ValueError: timm has no such network, it is none of the ResNet kind, or ``size`` is not positive.
     """
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}; this project's are {', '.join(NETWORKS)}")
+    if size is not None and min(size) < 1:
+        raise ValueError(f"--size {size[0]} {size[1]}: give positive numbers of pixels")
     if size is None:
         config = timm.get_pretrained_cfg(name)
         size = (224, 224) if config is None else config.input_size[1:]
@@ -210,7 +213,9 @@ def render_info(counted: Info) -> Table:
     table.add_column("M.Adds", justify="right")
     for stage in counted.stages:
         output = " × ".join(map(str, stage.output[1:] or stage.output))
-        table.add_row(stage.name, output, stage.blocks, f"{stage.params:,}", f"{stage.madds / 1e9:.3f} G")
+        table.add_row(
+            stage.name, output, Text(stage.blocks), f"{stage.params:,}", f"{stage.madds / 1e9:.3f} G"
+        )
     table.add_section()
     table.add_row("all", "", "", f"{counted.params:,}", f"{counted.madds / 1e9:.3f} G")
     return table

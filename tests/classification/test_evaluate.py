@@ -1,18 +1,20 @@
 """`botnet validate --model`: right on networks nobody here trained, clear about what it cannot use."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo, create_dataset, create_transform, resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader
 
-from botnet.classification.evaluate import open_classifier, read_label_map, validate
+from botnet.classification.evaluate import open_classifier, read_label_map, render, validate
 from botnet.cli import main
 from botnet.errors import DataError
 
@@ -101,6 +103,17 @@ def test_equals_a_plain_script_bit_for_bit(name, size, crop, tmp_path):
     assert report["images"] == 14
     assert (report["size"], report["crop"]) == (size, crop)
     assert report["images_per_second"] > 0
+
+
+def test_names_may_have_brackets(tmp_path, capsys):
+    data = class_folders(tmp_path / "photos[/v2]", ["[old] cat", "[old] dog"], images=1)
+    classifier = open_classifier(NETWORK, weights_file(tmp_path / "two.pth", classes=2), device="cpu")
+    classifier = replace(classifier, name="exp[/v2]/best.ckpt", class_names=["cat [a]", "dog [b]"])
+    report = validate(classifier, data, batch_size=2, num_workers=0)
+    Console(width=300).print(render(report))
+    shown = capsys.readouterr().out
+    for name in ("exp[/v2]/best.ckpt on", "cat [a] ([old] cat)", "dog [b] ([old] dog)"):
+        assert name in shown
 
 
 def test_the_command_reports_every_class(four, tmp_path, capsys):

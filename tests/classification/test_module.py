@@ -96,6 +96,17 @@ def test_a_run_leaves_all_that_it_promises(run):
         assert np.asarray(sheet).std() > 10
 
 
+def test_names_may_have_brackets(tmp_path, capsys):
+    classes = ("[old] cat", "dog")
+    for split in ("train", "val"):
+        write_images(tmp_path / split, classes)
+    recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path, tmp_path / "exp[/v2]")
+    assert main(["fit", "--config", str(recipe)]) == 0
+    shown = capsys.readouterr().out
+    assert "exp[/v2]/metrics.json" in shown
+    assert "[old]" in shown
+
+
 def test_the_pictures_come_from_all_over_the_validation_images(images):
     module = module_of(pictures=3)
     trainer_of().validate(module, data_module(images, val_batch_size=2), verbose=False)

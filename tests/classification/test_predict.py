@@ -1,6 +1,7 @@
 """`botnet predict` with a classifier: any picture, the right names, and a place found in the crop."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from botnet.classification.evaluate import open_classifier
-from botnet.classification.predict import _seen_place, _shown
+from botnet.classification.predict import _seen_place, _shown, classify
 from botnet.cli import main
 from botnet.errors import DataError
 from tests.classification.test_evaluate import NETWORK, picture, weights_file
@@ -54,6 +55,26 @@ def test_any_picture_is_classified(name, weights, names, tmp_path, capsys):
     assert scores == sorted(scores, reverse=True)
     assert all(found["class"][0] == "abcdef"[found["index"]] for found in record["classes"])
     assert record["classes"][0]["class"] in capsys.readouterr().out
+
+
+def test_names_may_have_brackets(weights, tmp_path, capsys):
+    weights = weights.rename(tmp_path / "six [old].safetensors")
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps([f"[old] cat{i}" for i in range(6)]))
+    picture(1).save(tmp_path / "photo [copy].jpg")
+    call = ["predict", NETWORK, str(tmp_path / "photo [copy].jpg"), "--weights", str(weights)]
+    call += ["--label-map", str(names), "--size", "64", "--device", "cpu"]
+    assert main([*call, "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "photo [copy].jpg" in shown
+    assert "[old] cat" in shown
+
+
+def test_a_checkpoint_may_have_brackets_in_its_path(weights, tmp_path):
+    classifier = open_classifier(NETWORK, weights, size=64, device="cpu")
+    classifier = replace(classifier, name="exp[/v2]/best.ckpt")
+    picture(1).save(tmp_path / "a.jpg")
+    assert len(classify(classifier, [tmp_path / "a.jpg"], tmp_path / "out")[0]) == 1
 
 
 def test_scores_are_the_networks(weights, names, tmp_path):
