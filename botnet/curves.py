@@ -30,6 +30,7 @@ def plot_curves(tables: Sequence[Path], path: Path, top: float = 1.0) -> None:
                         name.startswith(("train/", "val/"))
                         and name not in ("val/AP", "val/top1", "val/top5")
                         and value
+                        and float(value) != -1  # COCO's "nothing to measure"
                     ):
                         series.setdefault(name, {})[float(row["step"])] = float(value)
     figure, (losses, metrics) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")

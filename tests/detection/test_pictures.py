@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from PIL import ExifTags, Image
 from torchvision.utils import draw_segmentation_masks
 
@@ -132,6 +133,21 @@ def test_what_scores_too_little_is_not_drawn():
     strong = np.asarray(draw(black, result, ["a", "b"], 0.5))
     alone = {key: value[:1] for key, value in result.items()}
     assert np.array_equal(strong, np.asarray(draw(black, alone, ["a", "b"], 0.5)))
+
+
+def test_curves_leave_out_what_could_not_be_measured(tmp_path, monkeypatch):
+    """COCO's AP is -1 where the validation images have no objects."""
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    table = tmp_path / "metrics.csv"
+    table.write_text("step,train/loss,val/box_AP,val/mask_AP\n1,2,,\n1,,-1.0,0.25\n2,,-1.0,0.5\n")
+    plot_curves([table], tmp_path / "curves.png")
+    monkeypatch.undo()
+    _, metrics = drawn[0].axes
+    assert {line.get_label(): list(line.get_ydata()) for line in metrics.lines} == {
+        "val/mask_AP": [0.25, 0.5]
+    }
+    plt.close(drawn[0])
 
 
 def test_curves_of_a_resumed_run_and_of_one_without_validation(tmp_path):
