@@ -57,7 +57,7 @@ def test_layers_do_without_timm_and_lightning():
     assert not {"timm", "lightning", "torchmetrics", "faster_coco_eval"} & set(finished.stdout.split())
 
 
-@pytest.mark.parametrize("order", ["import botnet, timm", "import timm, botnet"])
+@pytest.mark.parametrize("order", ["import botnet, timm", "import timm, botnet", "import botnet.models, timm"])
 def test_importing_botnet_registers_its_networks(order):
     finished = python(f"{order}\nprint(timm.is_model('botnet50'))")
     assert finished.stdout.strip() == "True", finished.stderr
