@@ -382,6 +382,8 @@ def _info(options: argparse.Namespace) -> int:
 
     if options.paper == bool(options.name):
         raise DataError("give the name of a network, or --paper")
+    if options.paper and options.size:
+        raise DataError("--paper counts at the paper's sizes; leave --size out")
     if options.paper:
         _show(render_paper(paper_table()))
     else:

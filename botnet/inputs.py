@@ -127,5 +127,5 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # fails without a driver, or for a device that holds no data
         return device
-    except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
+    except (RuntimeError, AssertionError, ImportError) as error:  # the latter two from a build without it
         raise DataError(f"--device {name}: {str(error).splitlines()[0]}") from error

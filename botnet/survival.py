@@ -144,6 +144,10 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, path: Path, minutes: float = 10.0) -> None:
+        if minutes < 0:
+            raise DataError(
+                f"--save_minutes {minutes:g}: give the minutes between two checkpoints, 0 or more"
+            )
         self.path, self.minutes = Path(path), minutes
         self.saved_at = 0.0
         self.saved_step = -1

@@ -37,6 +37,8 @@ def test_info(capsys):
     assert "resnet500" in capsys.readouterr().err
     assert main(["info"]) == 2
     assert "--paper" in capsys.readouterr().err
+    assert main(["info", "--paper", "--size", "96", "128"]) == 2
+    assert "leave --size out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [("0", "0"), ("224", "-3")])
@@ -45,7 +47,7 @@ def test_info_needs_a_positive_size(size, capsys):
     assert f"--size {' '.join(size)}: give positive" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["meta", "cuda:99", "nonsense"])
+@pytest.mark.parametrize("name", ["meta", "cuda:99", "hpu:99", "nonsense"])
 def test_a_device_that_cannot_be_used_is_refused(name):
     with pytest.raises(DataError, match=f"^--device {name}: "):
         pick_device(name)
@@ -57,7 +59,9 @@ def test_layers_do_without_timm_and_lightning():
     assert not {"timm", "lightning", "torchmetrics", "faster_coco_eval"} & set(finished.stdout.split())
 
 
-@pytest.mark.parametrize("order", ["import botnet, timm", "import timm, botnet", "import botnet.models, timm"])
+@pytest.mark.parametrize(
+    "order", ["import botnet, timm", "import timm, botnet", "import botnet.models, timm"]
+)
 def test_importing_botnet_registers_its_networks(order):
     finished = python(f"{order}\nprint(timm.is_model('botnet50'))")
     assert finished.stdout.strip() == "True", finished.stderr

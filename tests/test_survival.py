@@ -243,6 +243,11 @@ def test_between_two_epochs_the_batch_may_change(tmp_path):
 # ---- where a run goes on
 
 
+def test_negative_minutes_are_refused(tmp_path):
+    with pytest.raises(DataError, match="--save_minutes -1: "):
+        LastCheckpoint(tmp_path / "last.ckpt", -1)
+
+
 def test_last_without_a_checkpoint_starts_afresh(tmp_path, caplog):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     with pytest.raises(Stopped):  # a folder with logs, but no checkpoint yet

@@ -258,7 +258,7 @@ def test_refuses_networks_and_weights_that_are_none(four, tmp_path, capsys):
     for model, file, message in (
         ("mobilenetv3_smal_050", weights, "nearest names are mobilenetv3_small_050"),
         ("runs/best.ckpt", None, "no file runs/best.ckpt"),
-        (NETWORK, tmp_path / "none.pth", "none.pth: no such file"),
+        (NETWORK, tmp_path / "none.pth", "none.pth: no such file\n"),
         (NETWORK, broken, "broken.pth"),
         (NETWORK, cut, "cut.safetensors: damaged"),
         (NETWORK, code, "code.pth: refused"),
