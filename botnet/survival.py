@@ -119,13 +119,10 @@ def run_ends(trainer: L.Trainer) -> bool:
 
 
 def _validates_next(trainer: L.Trainer) -> bool:
-    """Whether a validation is scheduled after this batch, apart from one that a stop brings about."""
-    loop, stop = trainer.fit_loop, trainer.should_stop
-    trainer.should_stop = False
-    try:
-        return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
-    finally:
-        trainer.should_stop = stop
+    """Whether a validation is scheduled after this batch, apart from the one at the end of the run."""
+    loop = trainer.fit_loop
+    scheduled = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+    return scheduled and not run_ends(trainer)
 
 
 class LastCheckpoint(Checkpoint):
