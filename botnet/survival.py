@@ -93,10 +93,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """
     found = [*folder.glob("checkpoints/last.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
     # Times of modification would not do: copying a folder changes them.
-    return max(found, key=_step_of, default=None) if len(found) > 1 else next(iter(found), None)
+    return max(found, key=steps_of, default=None) if len(found) > 1 else next(iter(found), None)
 
 
-def _step_of(path: Path) -> int:
+def steps_of(path: Path) -> int:
     """The optimiser steps of a checkpoint, of which no tensor is read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
@@ -107,15 +107,21 @@ def _step_of(path: Path) -> int:
 def run_ends(trainer: L.Trainer) -> bool:
     """Whether the batch that was just trained on is the run's last one.
 
-    True at ``max_steps``, at the end of epoch ``max_epochs``, and where a stop was asked for, as ``max_time``
-    and early stopping do. Not foreseen: a stop that is asked for at the end of an epoch.
+    True at ``max_steps``, at the end of epoch ``max_epochs``, and at the end of the optimiser step in which a
+    stop was asked for, as ``max_time`` and early stopping do. Not foreseen: a stop at the end of an epoch.
     """
     loop = trainer.fit_loop
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return True
-    if trainer.should_stop and loop._can_stop_early:
+    if trainer.should_stop and loop._can_stop_early and _between_steps(trainer):
         return True
     return trainer.is_last_batch and loop.epoch_progress.current.ready == trainer.max_epochs
+
+
+def _between_steps(trainer: L.Trainer) -> bool:
+    """Whether no gradient is half collected after this batch."""
+    done = trainer.fit_loop.batch_idx + 1
+    return trainer.is_last_batch or done % trainer.accumulate_grad_batches == 0
 
 
 def _validates_next(trainer: L.Trainer) -> bool:
@@ -245,8 +251,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.is_last_batch:
             return
         # Early stopping may end the run here, in the middle of an epoch.
-        between_steps = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        self._hold_stop(trainer, until=between_steps)
+        self._hold_stop(trainer, until=_between_steps(trainer))
         if run_ends(trainer) and self.saved_step != trainer.global_step:
             self._save(trainer)
 

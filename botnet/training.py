@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -20,12 +21,14 @@ from rich.console import Console
 from botnet.errors import DataError
 from botnet.module import TaskModule
 from botnet.survival import (
+    PARTIAL,
     FiniteLoss,
     LastCheckpoint,
     StepSeed,
     WholeCheckpointIO,
     newest_checkpoint,
     run_ends,
+    steps_of,
 )
 
 
@@ -193,7 +196,25 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, monitor: str) -> None:
-        super().__init__(folder, "best", monitor=monitor, mode="max", enable_version_counter=False)
+        # Not at the end of an epoch: where a run stops within one, the checkpoint would say that it is over.
+        super().__init__(
+            folder,
+            "best",
+            monitor=monitor,
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+
+    def consider(self, trainer: L.Trainer, path: Path) -> None:
+        """Copy a checkpoint that was validated after the training, if it is the best."""
+        score, before = trainer.callback_metrics[self.monitor or ""], self.best_model_score
+        if trainer.is_global_zero and (before is None or float(score) > float(before)):
+            best = Path(self.dirpath or "", "best.ckpt")
+            best.parent.mkdir(parents=True, exist_ok=True)
+            partial = best.with_name(best.name + PARTIAL)
+            shutil.copyfile(path, partial)
+            os.replace(partial, best)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # A run's folder may have been moved; what is best in another one does not count here.
@@ -322,7 +343,14 @@ class TrainingCLI(LightningCLI):
             # Stopped by max_time; or killed after its last checkpoint, and now there was nothing left to do.
             rank_zero_info(f"the run ended at step {trainer.global_step}, which was not validated yet")
             module.results_folder = self.folder
-            trainer.validate(module, self.datamodule, verbose=False)
+            # From its checkpoint, which says the epoch. Without one, Lightning may take an old one on SLURM.
+            given = Path(self._get(self.config, "ckpt_path") or "")
+            files = [path for path in (self.folder / "checkpoints" / "last.ckpt", given) if path.is_file()]
+            path = next((path for path in files if steps_of(path) == trainer.global_step), None)
+            trainer.validate(module, self.datamodule, path, verbose=False, weights_only=True)
+            for callback in trainer.checkpoint_callbacks:
+                if path and isinstance(callback, BestCheckpoint):
+                    callback.consider(trainer, path)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")

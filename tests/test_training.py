@@ -1,17 +1,20 @@
 """Recipes that build on recipes, batches on other machines, progress in lines, the run's folder."""
 
+import json
 import os
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 import botnet.training
+from botnet.cli import main
 from botnet.detection import RCNN, DetectionModule
 from botnet.errors import DataError
 from botnet.training import GlobalBatch, LineProgress, with_bases
 from tests.recipes import DETECTOR
-from tests.tiny import TinyModule, fit, learnt, write_tiny
+from tests.tiny import Stopped, TinyModule, end_at, fit, learnt, write_tiny
 
 # ---- recipes that build on recipes
 
@@ -224,3 +227,79 @@ def test_a_run_without_checkpoints(tmp_path):
     assert fit(write_tiny(tmp_path / "tiny.yaml", run, enable_checkpointing=False, max_epochs=1)) == 0
     assert not list(tmp_path.rglob("*.ckpt"))
     assert (run / "csv").is_dir()
+
+
+# ---- the validation at the end
+
+
+def metrics(folder):
+    """Epoch and step of the metrics, and the batches that the measured weights were trained on."""
+    content = json.loads((folder / "metrics.json").read_text())
+    return content["epoch"], content["step"], content["tiny"]["batches"]
+
+
+def best_step(run):
+    return torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize(("trainer", "epoch", "step", "validations"), [
+    ({"max_epochs": 3, "check_val_every_n_epoch": 2}, 3, 18, 2),
+    ({"check_val_every_n_epoch": 5, "num_sanity_val_steps": 1}, 2, 12, 1),
+    ({"check_val_every_n_epoch": None, "val_check_interval": 5}, 2, 12, 3),
+    ({"val_check_interval": 4, "min_epochs": 2}, 2, 12, 3),
+    ({"val_check_interval": "00:01:00:00"}, 2, 12, 1),
+    ({"max_steps": 9}, 1, 9, 2),
+    ({"max_steps": 9, "check_val_every_n_epoch": 5}, 1, 9, 1),
+    ({"max_steps": 100}, 2, 12, 2),
+    ({"callbacks": end_at("on_train_batch_end", 4, "stop"), "check_val_every_n_epoch": 2}, 0, 4, 1),
+    ({"callbacks": end_at("on_train_epoch_end", 6, "stop"), "check_val_every_n_epoch": 2}, 1, 6, 1),
+    ({"max_time": {"microseconds": 1}, "check_val_every_n_epoch": 2}, 0, 1, 1),
+])  # fmt: skip
+def test_a_run_ends_with_a_validation(trainer, epoch, step, validations, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert fit(write_tiny(tmp_path / "tiny.yaml", run, model="TinyTask", **trainer)) == 0
+    assert metrics(run) == (epoch, step, step)
+    assert best_step(run) == step
+    assert capsys.readouterr().out.count("validating 2 batches") == validations
+
+
+def test_the_best_of_a_run_that_was_stopped_within_an_epoch_goes_on_there(tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    assert fit(write_tiny(recipe, run, model="TinyTask", max_steps=4)) == 0
+    assert fit(write_tiny(recipe, run, model="TinyTask"), "--ckpt_path", "best") == 0
+    assert metrics(run) == (2, 12, 12)
+
+
+# Killed after the last checkpoint: in the last validation, or before the metrics are written.
+@pytest.mark.parametrize(("hook", "trainer", "step"), [
+    ("on_train_end", {}, 12),
+    ("on_validation_start", {"max_steps": 9}, 9),
+])  # fmt: skip
+def test_a_run_with_nothing_left_to_train_gets_its_metrics(hook, trainer, step, tmp_path):
+    recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    with pytest.raises(Stopped):
+        fit(write_tiny(recipe, run, model="TinyTask", callbacks=end_at(hook, step), **trainer))
+    assert not (run / "metrics.json").exists()
+    assert fit(write_tiny(recipe, run, model="TinyTask", **trainer), "--ckpt_path", "last") == 0
+    assert metrics(run) == (step // 6, step, step)
+    assert best_step(run) == step
+    assert not (run / "validate").exists()
+
+
+def test_a_run_that_ends_in_the_middle_of_a_step_is_validated_once_at_its_end(tmp_path, capsys):
+    run = tmp_path / "run"
+    stop = end_at("on_train_batch_start", 1, "stop")
+    recipe = write_tiny(tmp_path / "tiny.yaml", run, model="TinyTask", callbacks=stop)
+    assert fit(recipe, "--global_batch", "8") == 0  # two passes a step
+    assert metrics(run) == (0, 2, 4)
+    assert capsys.readouterr().out.count("validating 2 batches") == 1
+
+
+def test_validate_says_what_it_measured(tmp_path):
+    recipe, run = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", model="TinyTask"), tmp_path / "run"
+    stop = end_at("on_train_batch_start", 11)
+    with pytest.raises(Stopped):
+        fit(write_tiny(tmp_path / "stopped.yaml", run, model="TinyTask", callbacks=stop))
+    for name, expected in (("last", (1, 11, 11)), ("best", (1, 6, 6))):
+        assert main(["validate", "--config", str(recipe), "--ckpt_path", name]) == 0
+        assert metrics(run / "validate") == expected

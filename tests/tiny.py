@@ -11,12 +11,14 @@ import lightning.pytorch as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
 from botnet.cli import main
 from botnet.data import Key, generator, make_loader, run_seed
 from botnet.errors import DataError
+from botnet.module import TaskModule
 from tests.recipes import quick_trainer
 
 
@@ -47,6 +49,7 @@ class Numbers(Dataset):
 
 
 class TinyData(L.LightningDataModule):
+    class_names = ("a", "b", "c")
     num_classes = 3
 
     def __init__(
@@ -105,6 +108,43 @@ class TinyModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class TinyTask(TaskModule):
+    """Reports, and has as its score, the number of batches that its weights were trained on."""
+
+    kind, monitor, most = "tiny", "val/score", 100.0
+    schedule_settings = ()
+    num_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__(0.01, 0.9, 0.0, None)
+        self.net = nn.Linear(8, 1)
+        self.register_buffer("batches", torch.tensor(0.0))
+
+    @property
+    def network(self) -> nn.Module:
+        return self.net
+
+    def schedule(self, total: int) -> Callable[[int], float]:
+        return lambda step: 1.0
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        self.batches += 1
+        return self.net(batch[0]).square().mean()
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        pass
+
+    def on_validation_epoch_end(self) -> None:
+        self.report = {"tiny": {"batches": int(self.batches)}}
+        self.log("val/score", self.batches)
+
+    def about(self, data: Any) -> dict[str, Any]:
+        return {"tiny": {}}
+
+    def show(self, console: Console, folder: Path) -> dict[str, Path]:
+        return {}
+
+
 class Stopped(Exception):
     """A run that a test ends."""
 
@@ -140,10 +180,12 @@ class EndAt(Callback):
             (os.killpg if self.group else os.kill)(os.getpid(), getattr(signal, self.by))
 
 
-def write_tiny(path: Path, run: Path, data: dict[str, Any] | None = None, **trainer: Any) -> Path:
+def write_tiny(
+    path: Path, run: Path, data: dict[str, Any] | None = None, model: str = "TinyModule", **trainer: Any
+) -> Path:
     """A recipe of six steps an epoch and two epochs."""
     recipe = {
-        "model": {"class_path": "tests.tiny.TinyModule"},
+        "model": {"class_path": f"tests.tiny.{model}"},
         "data": {"class_path": "tests.tiny.TinyData", "init_args": data or {}},
         "trainer": quick_trainer(run) | {"max_epochs": 2} | trainer,
     }
