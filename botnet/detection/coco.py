@@ -207,9 +207,8 @@ def _wrong_fields(record: Any, needed: dict[str, type]) -> str:
         value = record.get(key)
         if type(value) is not kind:  # True is an int to isinstance
             return f'"{key}" is {short(value)}, not of type {kind.__name__}'
-        if isinstance(value, str) and re.search(
-            "[\ud800-\udfff]", value
-        ):  # JSON can say it, but no file or terminal
+        # JSON can hold lone surrogates, but no file name and no terminal can.
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
             return f'"{key}" is {short(value)}, which is not valid Unicode'
     return ""
 

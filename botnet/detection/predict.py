@@ -44,8 +44,8 @@ def predict(
             with every detection, also those too weak to be drawn.
         score: least score that is drawn.
         truth: instances file; the images that it knows are drawn beside its truth. It knows an image whose
-            path ends in a file name of its records, folders included. An EXIF note that
-            turns one is obeyed or ignored as the size of its record asks.
+            path ends in a file name of its records, folders included. Their EXIF notes are obeyed or not, as
+            the sizes of the records ask.
         attention: whether to draw, in ``output/attention``, what one place of each image attends to.
         pixel: (x, y) of that place in each image's own pixels; default the centre of the image.
         device: "auto" takes an accelerator if there is one.

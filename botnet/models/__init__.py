@@ -1,7 +1,5 @@
 """Networks: surgery on any ResNet, the zoo of the paper, its weights and its counts."""
 
-import timm  # noqa: F401 - registers the zoo, which needs surgery: first, or the two wait for each other
-
 from botnet.models.surgery import bottleneck_transformer, insert_bot, insert_non_local
 from botnet.models.weights import (
     adopt_attention,

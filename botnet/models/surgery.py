@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
-from timm.layers import FrozenBatchNormAct2d, unfreeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -158,9 +157,7 @@ def insert_bot(
 def _unfreeze_norms(block: nn.Module) -> None:
     """Put fresh batch norms in the place of frozen ones, whose weights are buffers that nothing trains."""
     for name, norm in list(block.named_modules()):
-        if isinstance(norm, FrozenBatchNormAct2d):
-            block.set_submodule(name, unfreeze_batch_norm_2d(norm).to(norm.weight).train(norm.training))
-        elif isinstance(norm, FrozenBatchNorm2d):
+        if isinstance(norm, FrozenBatchNorm2d):  # timm's, too
             fresh = nn.BatchNorm2d(len(norm.weight), norm.eps)
             block.set_submodule(name, fresh.to(norm.weight).train(norm.training))
 

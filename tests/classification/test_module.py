@@ -30,7 +30,7 @@ from botnet.models.weights import save_weights
 from botnet.module import parameter_groups
 from botnet.training import GlobalBatch
 from tests.classification.samples import CLASSES, write_images, write_recipe
-from tests.tiny import Stopped, end_at, logged_steps
+from tests.tiny import Stopped, end_at
 
 
 @pytest.fixture(scope="module")
@@ -120,28 +120,6 @@ def test_validate_gives_the_numbers_of_the_run(run):
     of_run = json.loads((folder / "metrics.json").read_text())
     again = json.loads((folder / "validate" / "metrics.json").read_text())
     assert again == of_run  # the epoch and the step of the checkpoint, too
-
-
-@pytest.mark.parametrize(
-    ("trainer", "epoch", "validated"),
-    [
-        ({"max_epochs": 3, "check_val_every_n_epoch": 2}, 3, [5, 8]),
-        ({"max_epochs": 2, "check_val_every_n_epoch": 5}, 2, [5]),
-        ({"max_epochs": 2, "check_val_every_n_epoch": None, "val_check_interval": 4}, 2, [3, 5]),
-        ({"max_epochs": 2, "max_steps": 4, "check_val_every_n_epoch": 2}, 1, [3]),
-    ],
-)
-def test_the_end_of_a_run_is_validated_whatever_the_interval(trainer, epoch, validated, images, tmp_path):
-    run = tmp_path / "run"
-    recipe = yaml.safe_load(write_recipe(tmp_path / "recipe.yaml", images, run).read_text())
-    recipe["trainer"] |= trainer
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["fit", "--config", str(tmp_path / "recipe.yaml")]) == 0
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert (metrics["epoch"], metrics["step"]) == (epoch, validated[-1] + 1)
-    assert logged_steps(run, "val/top1") == validated
-    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    assert best["global_step"] - 1 in validated
 
 
 @pytest.mark.parametrize(
