@@ -55,7 +55,7 @@ test-oldest: .venv-oldest/installed
 
 recipes-check: .venv/installed
 	BOTNET_COCO_BY=$(COCO_BY) OMP_WAIT_POLICY=PASSIVE \
-		$(BIN)/python -m pytest -m '' tests/test_recipes.py tests/classification/test_recipes.py
+		$(BIN)/python -m pytest -m '' tests/detection/test_recipes.py tests/classification/test_recipes.py
 
 overfit: .venv/installed
 	$(BIN)/python scripts/overfit.py $(COCO_BY)/instances_train.json $(COCO_BY)/images
@@ -67,7 +67,7 @@ proof-ddp: .venv/installed
 	$(BIN)/python scripts/ddp.py $(COCO_BY)
 
 proof-survival: .venv/installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow tests/test_survival.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow tests/training/test_checkpoints.py
 
 bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py

@@ -25,11 +25,12 @@ from rich.table import Table
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
-from botnet.data import generator
 from botnet.detection import datasets as samples
 from botnet.detection import images as pictures
 from botnet.detection.datasets import TrainDataset
-from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, Placement, TrainTransform
+from botnet.detection.placement import Placement
+from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform
+from botnet.training.seeding import generator
 
 TARGET = 2.0
 # Where ours spends its time: name, and the function that is watched.

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from botnet.figure5 import Network, read_networks
 from botnet.layers import MHSA2d
+from botnet.paper.figure5 import Network, read_networks
 
 REFERENCE = "T7, reference attention"
 GROUPS = {

@@ -189,7 +189,7 @@ def _train(arguments: list[str] | None) -> int:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-    from botnet.training import TrainingCLI
+    from botnet.training.command import TrainingCLI
 
     try:
         TrainingCLI(arguments)
@@ -297,7 +297,7 @@ def _make_digits(options: argparse.Namespace) -> int:
     from rich import print as show
     from rich.table import Table
 
-    from botnet.detection.digits import make_digits
+    from botnet.demo.digits import make_digits
 
     made = make_digits(options.directory, options.train, options.val, options.size, options.seed)
     columns = ("images", "objects", "small", "medium", "large")
@@ -310,7 +310,7 @@ def _make_digits(options: argparse.Namespace) -> int:
 
 
 def _make_images(options: argparse.Namespace) -> int:
-    from botnet.classification.fashion import make_images
+    from botnet.demo.fashion import make_images
 
     made = make_images(options.directory, options.train, options.val, options.source)
     what = "made" if made["made"] else "the same images stood there already"
@@ -324,7 +324,7 @@ def _check_data(options: argparse.Namespace) -> int:
     from rich import print as show
     from rich.table import Table
 
-    from botnet.detection.coco import check_data
+    from botnet.detection.check import check_data
 
     problems = check_data(options.instances, options.images, decode=not options.no_decode)
     for problem in problems:
@@ -341,7 +341,7 @@ def _check_data(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from botnet.reproduce import find_row, fit_arguments, overview
+    from botnet.paper.rows import find_row, fit_arguments, overview
 
     if options.row is None:
         if options.further:
@@ -359,14 +359,14 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     if options.runs == [Path("figure5")]:
-        from botnet.figure5 import figure5
+        from botnet.paper.figure5 import figure5
 
         for path in figure5(options.out, options.measured):
             print(f"{path}: written")
         return 0
     if options.measured:
         raise DataError("--measured is for botnet report figure5; leave it out")
-    from botnet.report import report
+    from botnet.paper.report import report
 
     text, problems = report(options.runs, options.out)
     print(text)

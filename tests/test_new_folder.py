@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from botnet.errors import DataError
-from botnet.inputs import new_folder
+from botnet.folders import new_folder
 
 
 def fill(directory: Path) -> None:

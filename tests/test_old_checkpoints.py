@@ -15,9 +15,9 @@ import yaml
 from botnet.classification import load_classifier
 from botnet.cli import main
 from botnet.detection import load_detector
-from tests.classification import samples as images
-from tests.detection import samples as objects
-from tests.recipes import write_recipe
+from tests.support import classification as images
+from tests.support import detection as objects
+from tests.support.recipes import write_recipe
 
 FIXTURES = Path(__file__).parent / "fixtures" / "0.1.0"
 

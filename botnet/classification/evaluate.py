@@ -20,13 +20,13 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from botnet.classification.imagenet import ImageSet
-from botnet.classification.module import load_classifier
+from botnet.classification.checkpoint import load_classifier
+from botnet.classification.datasets import ImageSet
 from botnet.classification.readers import class_names, open_reader
-from botnet.data import make_loader
+from botnet.devices import pick_device
 from botnet.errors import DataError
-from botnet.inputs import pick_device
 from botnet.models import read_weights
+from botnet.training.loader import make_loader
 
 HUBS = ("hf-hub:", "local-dir:")  # what timm takes in place of a name
 WORST = 10  # classes in the table

@@ -1,87 +1,24 @@
 """Training and evaluation of classifiers with Lightning (paper, Section 4.7)."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torchmetrics import Metric
 from torchvision.transforms.v2.functional import to_pil_image
 
-from botnet.classification.pictures import draw_sheet
-from botnet.errors import DataError, some
-from botnet.models.weights import read_weights
-from botnet.models.zoo import NETWORKS
-from botnet.module import TaskModule, read_checkpoint
-
-
-def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: Any) -> nn.Module:
-    """A classifier by its timm name; what has tables for one image size gets them for this one.
-
-    Args:
-        name: any that ``timm.create_model`` takes, this project's included.
-        num_classes: classes it tells apart.
-        image_size: side of its images in pixels.
-        kwargs: timm's further arguments, such as ``drop_path_rate`` or ``pretrained``.
-
-    Raises:
-        DataError: timm has no network of that name.
-    """
-    if ":" not in name and not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), 3, 0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise DataError(f"no network {name!r} in timm or here{hint}")
-    about = timm.get_pretrained_cfg(name)
-    if name in NETWORKS or (about is not None and about.fixed_input_size):
-        kwargs["img_size"] = image_size
-    return timm.create_model(name, num_classes=num_classes, **kwargs)
-
-
-class Accuracy(Metric):
-    """Top-1 and top-5 accuracy, over all images and by class, exact over any number of devices.
-
-    Args:
-        num_classes: classes.
-    """
-
-    full_state_update = False
-    hits: Tensor
-    images: Tensor
-    loss: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        # Counts, by class; their sums over devices are exact.
-        self.add_state("hits", torch.zeros(num_classes, 2, dtype=torch.long), "sum")
-        self.add_state("images", torch.zeros(num_classes, dtype=torch.long), "sum")
-        self.add_state("loss", torch.zeros(()), "sum")
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add images: logits ``(B, classes)``, labels ``(B,)``."""
-        logits = logits.float()
-        among = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        hit = torch.stack([among[:, 0], among.any(1)], dim=1)
-        self.hits.index_add_(0, labels, hit.long())
-        self.images += torch.bincount(labels, minlength=len(self.images))
-        self.loss += F.cross_entropy(logits, labels, reduction="sum")
-
-    def compute(self) -> dict[str, Tensor]:
-        """``top1`` and ``top5`` in percent, ``loss``, and ``per_class``, top-1 (NaN without images)."""
-        count = self.images.sum()
-        top1, top5 = 100 * self.hits.sum(0) / count
-        per_class = 100 * self.hits[:, 0] / self.images
-        return {"top1": top1, "top5": top5, "loss": self.loss / count, "per_class": per_class}
+from botnet.classification.checkpoint import create_classifier, start_from
+from botnet.classification.metric import Accuracy, accuracy_table
+from botnet.errors import DataError
+from botnet.training.task import TaskModule
+from botnet.visualize.classes import draw_sheet
 
 
 class ClassificationModule(TaskModule):
@@ -309,115 +246,3 @@ class ClassificationModule(TaskModule):
 
     def about(self, data: Any) -> dict[str, Any]:
         return {"classifier": self.spec, "evaluation": data.evaluation}
-
-
-def accuracy_table(report: dict[str, dict[str, Any]]) -> Table:
-    """Accuracies for the terminal, with the classes that are told worst."""
-    table = Table("", "top-1 %", "top-5 %", "loss", "worst classes", title="on the validation images")
-    for kind, numbers in report.items():
-        known = {name: value for name, value in numbers["per_class"].items() if value is not None}
-        worst = sorted(known, key=known.__getitem__)[:3]
-        table.add_row(
-            {"model": "network", "ema": "average of its weights"}[kind],
-            f"{numbers['top1']:.2f}",
-            f"{numbers['top5']:.2f}",
-            f"{numbers['loss']:.3f}",
-            Text(", ".join(f"{name} {known[name]:.0f}" for name in worst)),
-        )
-    return table
-
-
-# ---- weights of earlier runs
-
-
-def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:
-    """Load weights of the same network, from a checkpoint of ``botnet fit`` or a file of tensors.
-
-    Position tables are resized. A checkpoint names its classes: the classifier's rows are taken by name, and
-    those of classes it does not know start anew. A file of tensors does not: its classifier is taken as it is
-    if it has as many classes, else it starts anew.
-
-    Args:
-        model: whose weights are replaced.
-        path: the file.
-        class_names: of the model's outputs.
-
-    Returns:
-        What was taken and what was not, in words.
-
-    Raises:
-        DataError: the file cannot be read as data, or is of another network.
-    """
-    theirs: list[str] | None = None
-    try:
-        checkpoint, about = read_checkpoint(path, "classifier")
-        state, theirs = _network_state(checkpoint["state_dict"]), about["class_names"]
-    except DataError:  # not a checkpoint that names its classes
-        try:
-            state = _network_state(read_weights(path))
-        except (FileNotFoundError, ValueError) as error:
-            raise DataError(str(error)) from error
-    own = model.state_dict()
-    heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
-    names = [
-        name
-        for head in ((heads,) if isinstance(heads, str) else heads)
-        for name in (f"{head}.weight", f"{head}.bias")
-        if name in state and name in own
-    ]
-    if theirs is not None:
-        common = [name for name in class_names if name in theirs]
-        new = [class_names.index(name) for name in common]
-        old = [theirs.index(name) for name in common]
-        for name in names:
-            if own[name].shape[1:] == state[name].shape[1:]:
-                rows = own[name].clone()
-                rows[new] = state[name][old].to(rows)
-                state[name] = rows
-        others = [name for name in class_names if name not in theirs]
-        said = f"{len(common)} of {len(class_names)} classes known"
-        said += f"; the others start anew: {some(others)}" if others else ""
-    elif any(state[name].shape != own[name].shape for name in names):
-        said = f"its classifier has {len(state[names[0]])} classes; this one starts anew"
-        state |= {name: own[name] for name in names}
-    else:
-        said = f"its {len(class_names)} classes, which it does not name, are taken in their order"
-    _load(model, state, path)
-    return f"started from {path}: {said}"
-
-
-def _network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's tensors by its own names: the average of the weights where a checkpoint has one."""
-    for prefix in ("ema.module.", "model."):
-        found = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-        if found:
-            return found
-    return dict(state)
-
-
-def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise DataError(f"{path}: not the weights of this {type(model).__name__}: {reason[:300]}") from error
-
-
-def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A trained classifier from a checkpoint of :class:`ClassificationModule`, read as data.
-
-    Args:
-        path: ``last.ckpt`` or ``best.ckpt`` of a run.
-
-    Returns:
-        The network in evaluation mode, with the average of its weights where the run kept one; and what the
-        checkpoint says of its data: ``class_names``, and in ``evaluation`` how its images are prepared:
-        ``image_size``, ``crop_pct``, ``interpolation``, ``mean``, ``std``.
-
-    Raises:
-        DataError: as :func:`botnet.module.read_checkpoint`.
-    """
-    checkpoint, about = read_checkpoint(path, "classifier")
-    model = create_classifier(**about["classifier"])
-    _load(model, _network_state(checkpoint["state_dict"]), path)
-    return model.eval(), {key: about[key] for key in ("class_names", "evaluation")}

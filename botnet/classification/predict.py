@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from botnet.attention import attention_picture, watch_attention
 from botnet.classification.evaluate import Classifier
 from botnet.classification.readers import read_image
 from botnet.errors import DataError
-from botnet.inputs import check_some_left, check_unused, image_paths
+from botnet.folders import check_unused
+from botnet.images import check_some_left, image_paths
+from botnet.visualize.attention import attention_picture, probe_attention
 
 
 def classify(
@@ -50,7 +51,7 @@ def classify(
     paths = image_paths(sources)
     check_unused(output)
     if attention:
-        with watch_attention(classifier.model):
+        with probe_attention(classifier.model):
             pass  # an error at once if there is none to draw
     records: list[dict[str, Any]] = []
     broken: list[DataError] = []
@@ -63,7 +64,7 @@ def classify(
             continue
         prepared = classifier.transform(image)
         if attention:
-            with watch_attention(classifier.model) as watched:
+            with probe_attention(classifier.model) as watched:
                 logits = _run(classifier, prepared)
                 weights, cell = watched.weights(y, x)
             picture = attention_picture(_shown(prepared, classifier), weights, cell)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import lightning.pytorch as L
 
-from botnet.data import Loader, make_loader, run_seed
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import EvalDataset, TrainDataset, collate
 from botnet.detection.transforms import EvalTransform, TrainTransform
 from botnet.errors import DataError
+from botnet.training.loader import Loader, make_loader
+from botnet.training.seeding import run_seed
 
 
 class CocoDataModule(L.LightningDataModule):

@@ -10,19 +10,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
-from botnet.data import Key, generator
-from botnet.detection.coco import CocoInstances, broken_mask, folder_problems, image_name, refusal
-from botnet.detection.images import load_placed
-from botnet.detection.transforms import (
-    EvalTransform,
-    Placement,
-    Scene,
-    Thing,
-    TrainTransform,
-    copy_paste,
-    to_canvas,
-)
+from botnet.detection.check import folder_problems
+from botnet.detection.coco import CocoInstances
+from botnet.detection.copy_paste import Scene, copy_paste
+from botnet.detection.placement import CanvasObject, Placement, load_placed
+from botnet.detection.records import broken_mask, image_name, refusal
+from botnet.detection.transforms import EvalTransform, TrainTransform, to_canvas
 from botnet.errors import DataError
+from botnet.training.seeding import Key, generator
 
 MAX_OBJECTS = 100  # of an image in training (tensorflow/tpu models/official/detection)
 
@@ -79,7 +74,7 @@ class TrainDataset(CocoDataset):
         transform: scale, crop and flip.
         seed: of the run.
         copy_paste: probability that objects of a second image are pasted in
-            (:func:`botnet.detection.transforms.copy_paste`); 0 in the paper.
+            (:func:`botnet.detection.copy_paste.copy_paste`); 0 in the paper.
     """
 
     def __init__(
@@ -135,7 +130,7 @@ class TrainDataset(CocoDataset):
 
     def _thing(
         self, annotation: dict[str, Any], record: dict[str, Any], placement: Placement
-    ) -> Thing | None:
+    ) -> CanvasObject | None:
         label = self._label[annotation["category_id"]]
         if not self.masks:
             return placement.boxed(label, annotation["bbox"])
@@ -146,7 +141,7 @@ class TrainDataset(CocoDataset):
         except ValueError as error:
             raise refusal(self.instances.path, broken_mask(annotation, record, error)) from error
 
-    def _target(self, things: list[Thing]) -> dict[str, Any]:
+    def _target(self, things: list[CanvasObject]) -> dict[str, Any]:
         target = {
             "boxes": torch.tensor([thing.box for thing in things]).reshape(-1, 4),
             "labels": torch.tensor([thing.label for thing in things], dtype=torch.int64),

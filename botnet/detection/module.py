@@ -9,24 +9,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor, nn
 
-from botnet.data import generator, run_seed
+from botnet.detection.checkpoint import initialise
 from botnet.detection.metric import CocoMetric, metrics_table, truth_of
-from botnet.detection.pictures import draw, side_by_side
+from botnet.detection.postprocess import to_original
 from botnet.detection.rcnn import RCNN
-from botnet.detection.results import coco_results, to_original, write_results
+from botnet.detection.results import coco_results, write_results
 from botnet.detection.transforms import denormalise
-from botnet.distributed import gather_shares
-from botnet.errors import DataError, some
-from botnet.layers.position import PositionTables
-from botnet.module import TaskModule, read_checkpoint
+from botnet.training.distributed import gather_shares
+from botnet.training.seeding import generator, run_seed
+from botnet.training.task import TaskModule
+from botnet.visualize.detections import draw, side_by_side
 
 PICTURE_SCORE = 0.5  # least score of a detection that is drawn
-
-# Parts of the detector with one row, or four, for the background and each class.
-CLASS_PARTS = tuple(
-    f"roi_heads.{name}."
-    for name in ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor.mask_fcn_logits")
-)
 
 
 class DetectionModule(TaskModule):
@@ -208,78 +202,3 @@ class DetectionModule(TaskModule):
             "category_ids": list(data.train_instances.category_ids),
             "canvas": data.canvas,
         }
-
-
-def detector_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The detector's tensors in a checkpoint, by its own names."""
-    return {name.removeprefix("detector."): value for name, value in checkpoint["state_dict"].items()}
-
-
-def load_detector(path: Path) -> tuple[RCNN, dict[str, Any]]:
-    """A trained detector from a checkpoint of :class:`DetectionModule`, read as data.
-
-    Args:
-        path: ``last.ckpt`` or ``best.ckpt`` of a run.
-
-    Returns:
-        The detector in evaluation mode, and what the checkpoint says of its data: ``class_names``,
-        ``category_ids``, ``canvas``.
-
-    Raises:
-        DataError: as :func:`botnet.module.read_checkpoint`, or the backbone has no name.
-    """
-    checkpoint, about = read_checkpoint(path, "detector")
-    if not about["detector"]:
-        raise DataError(
-            f"{path} does not say which detector it holds: its backbone was given as a module; build it and "
-            "read the checkpoint with torch.load"
-        )
-    detector = RCNN(**about["detector"])
-    detector.load_state_dict(detector_state(checkpoint))
-    return detector.eval(), {key: about[key] for key in ("class_names", "category_ids", "canvas")}
-
-
-def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
-    """Start a detector from a trained one of other classes: fine-tuning, from COCO to a set of one's own.
-
-    Taken is whatever fits. What belongs to a class is taken by the class's name, so that classes which both
-    have are known from the start; position tables of another canvas are resized.
-
-    Args:
-        detector: whose weights are replaced.
-        path: checkpoint of :class:`DetectionModule`.
-        class_names: of labels 1, 2, ... of the new detector.
-
-    Returns:
-        What was taken and what was not, in words.
-
-    Raises:
-        DataError: as :func:`botnet.module.read_checkpoint`, or none of the backbone's kernels fits.
-    """
-    checkpoint, about = read_checkpoint(path, "detector")
-    state = detector_state(checkpoint)
-    theirs = about["class_names"]
-    common = [name for name in class_names if name in theirs]
-    new = [0, *(1 + class_names.index(name) for name in common)]  # 0 is the background
-    old = [0, *(1 + theirs.index(name) for name in common)]
-    own, taken = detector.state_dict(), {}
-    for name in own.keys() & state.keys():
-        before, value = own[name], state[name]
-        if name.startswith(CLASS_PARTS):
-            before = before.unflatten(0, (len(class_names) + 1, -1)).clone()
-            value = value.unflatten(0, (len(theirs) + 1, -1))
-            if before.shape[1:] == value.shape[1:]:
-                before[new] = value[old]
-                taken[name] = before.flatten(0, 1)
-        elif before.shape == value.shape or isinstance(
-            detector.get_submodule(name.rpartition(".")[0]), PositionTables
-        ):
-            taken[name] = value
-    if not any(name.startswith("backbone.") and value.ndim == 4 for name, value in taken.items()):
-        raise DataError(f"{path}: none of its backbone's kernels fits this one; it is of another network")
-    detector.load_state_dict(taken, strict=False)
-    left = sorted(own.keys() - taken.keys())
-    return (
-        f"started from {path}: {len(taken)} of {len(own)} tensors taken, {len(common)} of "
-        f"{len(class_names)} classes known" + (f"; as they were: {some(left)}" if left else "")
-    )

@@ -10,16 +10,20 @@ from PIL import Image
 from rich.progress import track
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from botnet.attention import attention_picture, watch_attention
-from botnet.detection.coco import CocoInstances, image_problems, read_images
-from botnet.detection.images import load_image, load_placed
-from botnet.detection.module import load_detector
-from botnet.detection.pictures import draw, side_by_side
+from botnet.detection.check import image_problems
+from botnet.detection.checkpoint import load_detector
+from botnet.detection.coco import CocoInstances, read_images
+from botnet.detection.placement import load_placed
+from botnet.detection.postprocess import to_original
 from botnet.detection.rcnn import RCNN
-from botnet.detection.results import coco_results, to_original, write_results
+from botnet.detection.results import coco_results, write_results
 from botnet.detection.transforms import EvalTransform, denormalise, to_canvas
+from botnet.devices import pick_device
 from botnet.errors import DataError
-from botnet.inputs import check_some_left, check_unused, image_paths, pick_device
+from botnet.folders import check_unused
+from botnet.images import check_some_left, image_paths, load_image
+from botnet.visualize.attention import attention_picture, probe_attention
+from botnet.visualize.detections import draw, side_by_side
 
 
 def predict(
@@ -71,7 +75,7 @@ def predict(
     detector = detector.to(pick_device(device))
 
     if attention:
-        with watch_attention(detector):
+        with probe_attention(detector):
             pass  # an error at once if there is none to draw
     records: list[dict] = []
     broken: list[DataError] = []
@@ -177,7 +181,7 @@ def _attention(
     placement = EvalTransform(canvas).place(size)
     image = to_canvas(load_placed(path, placement), canvas)
     device = next(detector.parameters()).device
-    with watch_attention(detector) as watched, torch.inference_mode():
+    with probe_attention(detector) as watched, torch.inference_mode():
         detector.backbone(image[None].to(device))
     parts = ((where + 0.5) * scale / canvas for where, scale in zip((y, x), placement.scale, strict=True))
     return attention_picture(denormalise(image), *watched.weights(*parts))

@@ -19,8 +19,9 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from botnet.layers import MHSA2d
-from botnet.layers.nonlocal_block import NonLocal2d
-from botnet.models.surgery import STAGES, shape_pass
+from botnet.layers.non_local import NonLocal2d
+from botnet.models.shapes import shape_pass
+from botnet.models.surgery import STAGES
 from botnet.models.zoo import NETWORKS
 
 COMPLETE = frozenset({"conv", "fc", "qkv", "content", "position", "values"})

@@ -11,15 +11,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from botnet.layers import MHSA2d
-from botnet.layers.nonlocal_block import NonLocal2d
+from botnet.layers.non_local import NonLocal2d
+from botnet.models.shapes import map_sizes
 
 M = TypeVar("M", bound=nn.Module)
-
 STAGES = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
 
 
@@ -81,7 +80,7 @@ def bottleneck_transformer(
         if shortcut_act:
             first.downsample.append(copy.deepcopy(first.act3 if hasattr(first, "act3") else first.relu))
 
-    sizes = _map_sizes(model, [block.conv2 for block in targets.values()], img_size)
+    sizes = map_sizes(model, [block.conv2 for block in targets.values()], img_size)
     for block, size in zip(targets.values(), sizes, strict=True):
         block.conv2 = _attention_for(block.conv2, heads, position, content, size, qkv_std)
     return model
@@ -139,7 +138,7 @@ def insert_bot(
     for stage, last in lasts.items():
         _check_convertible(f"the last block of {stage}", last, heads)
     for stage, last in lasts.items():
-        (size,) = _map_sizes(model, [last.conv2], img_size)
+        (size,) = map_sizes(model, [last.conv2], img_size)
         block: Any = copy.deepcopy(last)
         _unfreeze_norms(block)
         for module in block.modules():
@@ -250,43 +249,3 @@ def _remove_stride(model: nn.Module, stage: str) -> None:
     levels: Any = getattr(model, "feature_info", [])
     for level in levels[list(STAGES).index(stage) + 1 :]:
         level["reduction"] //= stride
-
-
-def _map_sizes(
-    model: nn.Module, layers: Sequence[nn.Module], img_size: int | tuple[int, int] | None
-) -> list[tuple[int, int]]:
-    """Height and width of the map that each layer sees, by one forward pass of shapes alone."""
-    if img_size is None:
-        img_size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    seen: dict[nn.Module, tuple[int, int]] = {}
-
-    def remember(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        seen[layer] = (inputs[0].shape[-2], inputs[0].shape[-1])
-
-    handles = [layer.register_forward_pre_hook(remember) for layer in layers]
-    try:
-        shape_pass(model, (height, width))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [seen[layer] for layer in layers]
-
-
-def shape_pass(model: nn.Module, size: tuple[int, int]) -> None:
-    """Send one image of height and width `size` through a network without data, for its hooks to see shapes.
-
-    Nothing is computed, and neither parameters nor statistics change (the meta device stands in for both).
-    """
-    training = {module: module.training for module in model.modules()}
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    try:
-        with torch.no_grad():
-            shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
-            dtype = next(model.parameters()).dtype
-            image = torch.empty(1, channels, *size, device="meta", dtype=dtype)
-            torch.func.functional_call(model.eval(), shapes, (image,))
-    finally:
-        for module, mode in training.items():
-            module.training = mode

@@ -1,6 +1,5 @@
 """Weights in and out: ImageNet ResNets into BoTNets, other people's attention layers, files and the hub."""
 
-import copy
 import pickle
 import re
 from collections.abc import Mapping
@@ -11,13 +10,12 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.layers.bottleneck_attn import BottleneckAttn
-from timm.models import adapt_input_conv, clean_state_dict, get_model_args, push_to_hf_hub, save_for_hf
+from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from botnet.layers import MHSA2d
-from botnet.layers.nonlocal_block import NonLocal2d
+from botnet.layers.non_local import NonLocal2d
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -149,132 +147,3 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         RuntimeError: names or shapes do not fit; from PyTorch, which lists them.
     """
     model.load_state_dict(read_weights(path))
-
-
-def adopt_attention(model: M) -> M:
-    """Put `MHSA2d` in the place of other projects' BoTNet attention, weights and function kept, in place.
-
-    Knows timm's `BottleneckAttn` (as in timm's botnet26t_256) and the `Attention` of the PyPI package
-    bottleneck-transformer-pytorch. A checkpoint of theirs thus moves over by being loaded into
-    their network first; afterwards that network's attention takes maps of any size.
-
-    Args:
-        model: a network that contains such layers, or such a layer itself.
-
-    Returns:
-        The network, or the new layer.
-
-    Raises:
-        ValueError: a layer has a form that Figure 4 has not: queries of another width than the
-            values, a changed width, or biases.
-    """
-    found = {name: layer for name, layer in model.named_modules() if _is_foreign(layer)}
-    for name, layer in found.items():
-        adopted = _adopted(name, layer)
-        if not name:
-            return adopted  # type: ignore[return-value]
-        model.set_submodule(name, adopted)
-    return model
-
-
-def _is_foreign(layer: nn.Module) -> bool:
-    kind = type(layer)
-    # By name, so that the package need not be installed.
-    from_pypi = kind.__module__.startswith("bottleneck_transformer_pytorch") and kind.__name__ == "Attention"
-    return from_pypi or isinstance(layer, BottleneckAttn)
-
-
-def _adopted(name: str, layer: Any) -> MHSA2d:
-    if isinstance(layer, BottleneckAttn):
-        heads, stride, projection = (
-            layer.num_heads,
-            2 if isinstance(layer.pool, nn.AvgPool2d) else 1,
-            layer.qkv,
-        )
-        # timm adds the position term unscaled unless told otherwise; the layer here scales queries for both.
-        scale = 1.0 if layer.scale_pos_embed else layer.scale**-1
-        tables = {"height_rel": layer.pos_embed.height_rel, "width_rel": layer.pos_embed.width_rel}
-    else:
-        heads, stride, projection, scale = layer.heads, 1, layer.to_qkv, 1.0
-        if hasattr(layer.pos_emb, "rel_height"):
-            tables = {"height_rel": layer.pos_emb.rel_height, "width_rel": layer.pos_emb.rel_width}
-        else:
-            tables = {"height_abs": layer.pos_emb.height, "width_abs": layer.pos_emb.width}
-    dim = projection.in_channels
-    widths = {table.shape[1] for table in tables.values()}
-    if projection.out_channels != 3 * dim or widths != {dim // heads} or projection.bias is not None:
-        raise ValueError(
-            f"{name or type(layer).__name__}: expected queries, keys and values of the input's {dim} "
-            f"channels, without bias; found {projection.out_channels} channels in all, tables of width "
-            f"{sorted(widths)} for {heads} heads"
-        )
-    relative = "height_rel" in tables
-    height, width = ((len(table) + 1) // 2 if relative else len(table) for table in tables.values())
-    adopted = MHSA2d(
-        dim, heads, stride, position="relative" if relative else "absolute", feat_size=(height, width)
-    ).to(projection.weight)
-    state = {f"pos_embed.{key}": table.detach() * scale for key, table in tables.items()}
-    adopted.load_state_dict({"qkv.weight": projection.weight.detach(), **state})
-    return adopted.train(layer.training)
-
-
-def save_pretrained(model: nn.Module, folder: str | Path) -> None:
-    """Write a registered network to a folder as the hub keeps it: config.json and model.safetensors.
-
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` and `from_pretrained` read it.
-
-    Raises:
-        ValueError: timm cannot build this network by a name, because it was changed after it was made.
-    """
-    save_for_hf(_exportable(model), str(folder), safe_serialization=True)
-
-
-def push_to_hub(model: nn.Module, repo_id: str, private: bool = False) -> None:
-    """Publish a registered network on the Hugging Face hub, as .safetensors.
-
-    Args:
-        model: a network made by `timm.create_model`.
-        repo_id: "owner/name" on the hub; the login is huggingface_hub's.
-        private: whether only its owner can see it. Default False.
-
-    Raises:
-        ValueError: see `save_pretrained`.
-    """
-    push_to_hf_hub(_exportable(model), repo_id, private=private, safe_serialization=True)
-
-
-def _exportable(model: nn.Module) -> nn.Module:
-    """A copy with contiguous tensors, for safetensors; refused if its name means another network."""
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    rebuilt: nn.Module | None = None
-    # A features_only network has no number of classes.
-    if name is not None and timm.is_model(name) and hasattr(model, "num_classes"):
-        with torch.device("meta"):
-            rebuilt = timm.create_model(name, **get_model_args(model))
-    if rebuilt is None or _parts(rebuilt) != _parts(model):
-        what = f"what timm builds by the name {name!r}" if name else "built by timm"
-        raise ValueError(
-            f"this {type(model).__name__} is not {what}, so it could not be read back; register it with timm "
-            "under a name of its own, or keep its tensors by save_weights and load_weights"
-        )
-    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-
-
-def _parts(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Names of all tensors, and of the attention layers: other projects' have tensors of the same names."""
-    attention = {name for name, module in model.named_modules() if isinstance(module, MHSA2d)}
-    return set(model.state_dict()), attention
-
-
-def from_pretrained(source: str | Path, num_classes: int | None = None) -> nn.Module:
-    """Make the network that `push_to_hub` or `save_pretrained` kept, with its weights.
-
-    Args:
-        source: "owner/name" on the hub, "hf-hub:owner/name", "local-dir:FOLDER" or a folder.
-        num_classes: another number of classes, whose classifier is then random. Default as kept.
-    """
-    if Path(source).is_dir():
-        source = f"local-dir:{source}"
-    elif ":" not in str(source):
-        source = f"hf-hub:{source}"
-    return timm.create_model(str(source), pretrained=True, num_classes=num_classes)

@@ -22,15 +22,16 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
 from botnet.classification import ClassificationModule, ImageDataModule, create_classifier, load_classifier
-from botnet.classification.module import Accuracy, start_from
+from botnet.classification.checkpoint import start_from
+from botnet.classification.metric import Accuracy
 from botnet.cli import main
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
 from botnet.models.weights import save_weights
-from botnet.module import parameter_groups
-from botnet.training import GlobalBatch
-from tests.classification.samples import CLASSES, write_images, write_recipe
-from tests.tiny import Stopped, end_at
+from botnet.training.global_batch import GlobalBatch
+from botnet.training.task import parameter_groups
+from tests.support.classification import CLASSES, write_images, write_recipe
+from tests.support.tiny import Stopped, end_at
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
-from botnet.classification.imagenet import ImageSet
+from botnet.classification.datasets import ImageSet
 from botnet.classification.readers import class_names, open_reader
 from botnet.errors import DataError
-from tests.classification.samples import CLASSES, write_images
+from tests.support.classification import CLASSES, write_images
 
 
 def to_tensor(image):

@@ -7,13 +7,13 @@ import torch
 import yaml
 
 from botnet.classification import ClassificationModule
-from botnet.classification.module import create_classifier
+from botnet.classification.checkpoint import create_classifier
 from botnet.cli import main
 from botnet.layers import MHSA2d
-from botnet.module import parameter_groups
-from botnet.reproduce import RECIPES, rows
-from tests.classification.samples import write_images
-from tests.recipes import whole
+from botnet.paper.rows import RECIPES, rows
+from botnet.training.task import parameter_groups
+from tests.support.classification import write_images
+from tests.support.recipes import whole
 
 ROWS = {name: row for name, row in rows().items() if row.family == "imagenet"}
 FILES = {

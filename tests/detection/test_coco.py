@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from botnet.detection.coco import CocoInstances, check_data
+from botnet.detection.check import check_data
+from botnet.detection.coco import CocoInstances
 from botnet.detection.metric import CocoMetric, truth_of
 from botnet.errors import DataError
-from tests.detection.samples import SQUARE, sound_set
+from tests.support.detection import SQUARE, sound_set
 
 # ---- what is sound
 

@@ -10,14 +10,15 @@ import torch
 from faster_coco_eval.core import mask as rle_api
 from PIL import Image
 
-from botnet.data import make_loader
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import TrainDataset, collate
-from botnet.detection.masks import encode_mask
 from botnet.detection.metric import CocoMetric, truth_of
+from botnet.detection.placement import Placement
 from botnet.detection.results import coco_results
-from botnet.detection.transforms import Placement, TrainTransform, denormalise
+from botnet.detection.transforms import TrainTransform, denormalise
 from botnet.errors import DataError
+from botnet.masks import encode_mask
+from botnet.training.loader import make_loader
 
 
 def test_a_sample_is_what_the_file_says(made):

@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from botnet.detection import DetectionModule, mask_rcnn
-from tests.recipes import DETECTOR
+from tests.support.recipes import DETECTOR
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def test_validation_on_two_devices_is_that_of_one(proof):
 
 
 def test_every_norm_is_synchronised_when_the_recipe_asks():
-    recipe = yaml.safe_load((ROOT / "recipes" / "coco" / "base.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "botnet" / "recipes" / "coco" / "base.yaml").read_text())
     assert recipe["trainer"]["sync_batchnorm"] is True
     module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
     # What Lightning's DDP does before it wraps the module; the wrapper then asks for a GPU.

@@ -13,7 +13,7 @@ from torch import nn
 
 from botnet.detection import RCNN
 from botnet.detection.datasets import MAX_OBJECTS
-from botnet.detection.rcnn import LEVELS
+from botnet.detection.fpn import LEVELS
 from botnet.layers import MHSA2d
 from tests.detection.test_rcnn import small_detector, targets_for
 
@@ -23,7 +23,7 @@ ROWS = [
     for line in (ROOT / "docs" / "fidelity.md").read_text().split("## Decisions")[0].splitlines()
     if line.startswith("| ") and not line.startswith("| setting")
 ]
-RECIPE = yaml.safe_load((ROOT / "recipes" / "coco" / "base.yaml").read_text())
+RECIPE = yaml.safe_load((ROOT / "botnet" / "recipes" / "coco" / "base.yaml").read_text())
 MODEL, DATA, TRAINER = RECIPE["model"]["init_args"], RECIPE["data"]["init_args"], RECIPE["trainer"]
 
 

@@ -14,11 +14,12 @@ from torch import nn
 
 from botnet.cli import main
 from botnet.detection import CocoDataModule, DetectionModule, load_detector, mask_rcnn
-from botnet.detection.module import detector_state, initialise
+from botnet.detection.checkpoint import detector_state, initialise
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
-from botnet.module import parameter_groups, read_checkpoint
-from tests.recipes import DETECTOR, write_recipe
+from botnet.training.checkpoint_file import read_checkpoint
+from botnet.training.task import parameter_groups
+from tests.support.recipes import DETECTOR, write_recipe
 
 
 @pytest.fixture(scope="module")

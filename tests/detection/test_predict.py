@@ -11,7 +11,7 @@ from botnet.cli import main
 from botnet.detection.predict import _image_ids
 from botnet.errors import DataError
 from tests.classification.test_evaluate import picture
-from tests.detection.samples import write_detector
+from tests.support.detection import write_detector
 
 
 def truth_of(**ids):

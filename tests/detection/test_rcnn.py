@@ -10,9 +10,12 @@ from torchvision.models.detection.image_list import ImageList
 
 import botnet  # noqa: F401  (registers the networks)
 from botnet.detection import faster_rcnn, mask_rcnn
-from botnet.detection.rcnn import RCNN, AnchorMatcher, Anchors, RoIAlign, Sampler, mask_targets, roi_losses
-from botnet.detection.results import paste_mask
-from tests.recipes import DETECTOR
+from botnet.detection.postprocess import paste_mask
+from botnet.detection.rcnn import RCNN
+from botnet.detection.roi_heads import RoIAlign, mask_targets, roi_losses
+from botnet.detection.rpn import AnchorMatcher, Anchors
+from botnet.detection.sampler import Sampler
+from tests.support.recipes import DETECTOR
 
 MASKS = {key: DETECTOR[key] for key in ("mask_channels", "mask_convs")}
 SMALL = {key: value for key, value in DETECTOR.items() if key not in {"backbone", *MASKS}} | {"canvas": 96}

@@ -13,10 +13,11 @@ from pycocotools.cocoeval import COCOeval
 
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import EvalDataset
-from botnet.detection.masks import encode_mask
 from botnet.detection.metric import COCO_NUMBERS, CocoMetric, truth_of
-from botnet.detection.results import coco_results, to_original, write_results
+from botnet.detection.postprocess import to_original
+from botnet.detection.results import coco_results, write_results
 from botnet.detection.transforms import EvalTransform
+from botnet.masks import encode_mask
 
 
 @pytest.fixture(scope="module", params=["train", "val"])

@@ -8,22 +8,15 @@ from torchvision.ops import box_iou
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from botnet.data import generator
 from botnet.detection.coco import CocoInstances
+from botnet.detection.copy_paste import Scene, copy_paste
 from botnet.detection.datasets import EvalDataset, TrainDataset
-from botnet.detection.images import load_image, load_placed
-from botnet.detection.masks import compress_mask, decode_mask, encode_mask
-from botnet.detection.transforms import (
-    EvalTransform,
-    Placement,
-    Scene,
-    TrainTransform,
-    copy_paste,
-    denormalise,
-    thing_of,
-    to_canvas,
-)
+from botnet.detection.placement import Placement, canvas_object, load_placed
+from botnet.detection.transforms import EvalTransform, TrainTransform, denormalise, to_canvas
 from botnet.errors import DataError
+from botnet.images import load_image
+from botnet.masks import compress_mask, decode_mask, encode_mask
+from botnet.training.seeding import generator
 
 
 def whole(placement: Placement, pixels: np.ndarray, mode=InterpolationMode.BILINEAR) -> np.ndarray:
@@ -294,7 +287,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def test_what_is_cut_away_is_not_even_decoded(monkeypatch):
-    monkeypatch.setattr("botnet.detection.transforms.decode_mask", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("botnet.detection.placement.decode_mask", lambda *_: pytest.fail("decoded"))
     corner = np.zeros((40, 40), np.uint8)
     corner[:10, :10] = 1
     placement = Placement((40, 40), (80, 80), top=40, left=0, valid=(40, 40))
@@ -375,7 +368,7 @@ def test_evaluation_maps_back_to_the_original_pixels(coco_by):
 def scene(value: float, valid: tuple[int, int], *masks: np.ndarray) -> Scene:
     image = torch.zeros(3, 40, 40)
     image[:, : valid[0], : valid[1]] = value
-    things = [thing_of(label, mask, 0, 0) for label, mask in enumerate(masks, start=int(10 * value))]
+    things = [canvas_object(label, mask, 0, 0) for label, mask in enumerate(masks, start=int(10 * value))]
     return Scene(image, valid, things)
 
 

@@ -13,7 +13,7 @@ from timm.layers.bottleneck_attn import BottleneckAttn
 from torch import Tensor, nn
 
 from botnet.layers import MHSA2d
-from tests.layers import oracle
+from tests.support import oracle
 
 POSITIONS = ["relative", "absolute", None]
 

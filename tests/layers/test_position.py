@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from botnet.layers import AbsolutePosition, MHSA2d, RelativePosition, resize_position_tables
-from tests.layers import oracle
+from tests.support import oracle
 
 SIDES = [1, 2, 3, 5, 8]
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from botnet.layers import MHSA2d
-from botnet.layers.nonlocal_block import NonLocal2d
+from botnet.layers.non_local import NonLocal2d
 from botnet.models import bottleneck_transformer
 from botnet.models.complexity import COMPLETE, info, multiply_adds, render_info, total
 

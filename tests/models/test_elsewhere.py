@@ -11,7 +11,7 @@ import botnet  # noqa: F401 (registers the networks)
 from botnet.layers import MHSA2d
 from botnet.layers.torchscript import scriptable
 from botnet.models import fresh_parameters, load_resnet
-from tests.models.helpers import awake
+from tests.support.networks import awake
 
 
 def test_detr_trains_at_two_sizes() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from botnet.layers import MHSA2d
-from botnet.layers.nonlocal_block import NonLocal2d
+from botnet.layers.non_local import NonLocal2d
 from botnet.models import (
     bottleneck_transformer,
     fresh_parameters,
@@ -19,7 +19,7 @@ from botnet.models import (
     insert_non_local,
     load_resnet,
 )
-from tests.models.helpers import awake
+from tests.support.networks import awake
 
 FAMILIES = [
     "resnet26",

@@ -218,7 +218,7 @@ def test_hub_folder_round_trip(tmp_path: Path, prefix: str) -> None:
 
 def test_hub_gets_safetensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("botnet.models.weights.push_to_hf_hub", lambda *a, **k: calls.append((a[1:], k)))
+    monkeypatch.setattr("botnet.models.hub.push_to_hf_hub", lambda *a, **k: calls.append((a[1:], k)))
     push_to_hub(timm.create_model("botnet_tiny"), "me/botnet", private=True)
     assert calls == [(("me/botnet",), {"private": True, "safe_serialization": True})]
     names = []

@@ -14,7 +14,7 @@ from torch import nn
 
 import botnet  # noqa: F401 (registers the networks)
 from botnet.layers import MHSA2d
-from botnet.layers.nonlocal_block import NonLocal2d
+from botnet.layers.non_local import NonLocal2d
 from botnet.models import NETWORKS
 
 # One of each kind: attention in place, without stride, inserted; and Non-Local

@@ -1,0 +1,129 @@
+"""Building a classifier and reading a trained one without a trainer."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from botnet.errors import DataError, some
+from botnet.models.weights import read_weights
+from botnet.models.zoo import NETWORKS
+from botnet.training.checkpoint_file import read_checkpoint
+
+
+def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: Any) -> nn.Module:
+    """A classifier by its timm name; what has tables for one image size gets them for this one.
+
+    Args:
+        name: any that ``timm.create_model`` takes, this project's included.
+        num_classes: classes it tells apart.
+        image_size: side of its images in pixels.
+        kwargs: timm's further arguments, such as ``drop_path_rate`` or ``pretrained``.
+
+    Raises:
+        DataError: timm has no network of that name.
+    """
+    if ":" not in name and not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), 3, 0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise DataError(f"no network {name!r} in timm or here{hint}")
+    about = timm.get_pretrained_cfg(name)
+    if name in NETWORKS or (about is not None and about.fixed_input_size):
+        kwargs["img_size"] = image_size
+    return timm.create_model(name, num_classes=num_classes, **kwargs)
+
+
+def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:
+    """Load weights of the same network, from a checkpoint of ``botnet fit`` or a file of tensors.
+
+    Position tables are resized. A checkpoint names its classes: the classifier's rows are taken by name, and
+    those of classes it does not know start anew. A file of tensors does not: its classifier is taken as it is
+    if it has as many classes, else it starts anew.
+
+    Args:
+        model: whose weights are replaced.
+        path: the file.
+        class_names: of the model's outputs.
+
+    Returns:
+        What was taken and what was not, in words.
+
+    Raises:
+        DataError: the file cannot be read as data, or is of another network.
+    """
+    theirs: list[str] | None = None
+    try:
+        checkpoint, about = read_checkpoint(path, "classifier")
+        state, theirs = _network_state(checkpoint["state_dict"]), about["class_names"]
+    except DataError:  # not a checkpoint that names its classes
+        try:
+            state = _network_state(read_weights(path))
+        except (FileNotFoundError, ValueError) as error:
+            raise DataError(str(error)) from error
+    own = model.state_dict()
+    heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    names = [
+        name
+        for head in ((heads,) if isinstance(heads, str) else heads)
+        for name in (f"{head}.weight", f"{head}.bias")
+        if name in state and name in own
+    ]
+    if theirs is not None:
+        common = [name for name in class_names if name in theirs]
+        new = [class_names.index(name) for name in common]
+        old = [theirs.index(name) for name in common]
+        for name in names:
+            if own[name].shape[1:] == state[name].shape[1:]:
+                rows = own[name].clone()
+                rows[new] = state[name][old].to(rows)
+                state[name] = rows
+        others = [name for name in class_names if name not in theirs]
+        said = f"{len(common)} of {len(class_names)} classes known"
+        said += f"; the others start anew: {some(others)}" if others else ""
+    elif any(state[name].shape != own[name].shape for name in names):
+        said = f"its classifier has {len(state[names[0]])} classes; this one starts anew"
+        state |= {name: own[name] for name in names}
+    else:
+        said = f"its {len(class_names)} classes, which it does not name, are taken in their order"
+    _load(model, state, path)
+    return f"started from {path}: {said}"
+
+
+def _network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's tensors by its own names: the average of the weights where a checkpoint has one."""
+    for prefix in ("ema.module.", "model."):
+        found = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+        if found:
+            return found
+    return dict(state)
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise DataError(f"{path}: not the weights of this {type(model).__name__}: {reason[:300]}") from error
+
+
+def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A trained classifier from a checkpoint of :class:`ClassificationModule`, read as data.
+
+    Args:
+        path: ``last.ckpt`` or ``best.ckpt`` of a run.
+
+    Returns:
+        The network in evaluation mode, with the average of its weights where the run kept one; and what the
+        checkpoint says of its data: ``class_names``, and in ``evaluation`` how its images are prepared:
+        ``image_size``, ``crop_pct``, ``interpolation``, ``mean``, ``std``.
+
+    Raises:
+        DataError: as :func:`botnet.training.checkpoint_file.read_checkpoint`.
+    """
+    checkpoint, about = read_checkpoint(path, "classifier")
+    model = create_classifier(**about["classifier"])
+    _load(model, _network_state(checkpoint["state_dict"]), path)
+    return model.eval(), {key: about[key] for key in ("class_names", "evaluation")}

@@ -1,0 +1,154 @@
+"""Box and mask heads: pooling, targets and losses."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
+
+from botnet.detection.fpn import LEVELS
+from botnet.training.distributed import batch_mean
+
+
+class RoIAlign(MultiScaleRoIAlign):
+    """torchvision's pooling of RoIs as [tpu] ``multilevel_crop_and_resize`` has it: one bilinear sample at
+    the centre of each bin, and the largest from p6.
+
+    torchvision infers the pyramid's strides from the sizes of the images; on a canvas that is mostly padding
+    (jitter 0.1) these mislead it, so the strides are given, and the third argument of the call is not read.
+
+    Args:
+        size: bins a side.
+        strides: canvas pixels per cell of p2..p6.
+        canonical_size: side in pixels of a box that is pooled from p4.
+    """
+
+    def __init__(self, size: int, strides: Sequence[int], canonical_size: int) -> None:
+        super().__init__(list(LEVELS), size, sampling_ratio=1)
+        self.scales = [1 / stride for stride in strides]
+        self.map_levels = LevelMapper(2, 6, canonical_scale=canonical_size)
+
+
+def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Tensor:
+    """What the mask head should say of each box: its object's mask on a ``size x size`` grid.
+
+    The mask is sampled bilinearly at the centres of the grid's cells, pixel ``i`` covering
+    ``[i, i + 1)``, and cut at one half ([tpu] does so; ``paste_mask`` is the inverse). Only the sampled
+    pixels are touched, so a canvas full of masks is never converted to float.
+
+    Args:
+        masks: ``(objects, H, W)``, 0 or 1.
+        boxes: ``(R, 4)`` xyxy in canvas pixels.
+        matched: ``(R,)`` index of each box's object.
+        size: side of the grid.
+
+    Returns:
+        ``(R, size, size)`` float32, 0 or 1.
+    """
+    height, width = masks.shape[-2:]
+    steps = (torch.arange(size, device=boxes.device) + 0.5) / size
+    x = boxes[:, 0, None] + steps * (boxes[:, 2] - boxes[:, 0])[:, None] - 0.5  # R, size
+    y = boxes[:, 1, None] + steps * (boxes[:, 3] - boxes[:, 1])[:, None] - 0.5
+    x0, y0 = x.floor(), y.floor()
+    total = boxes.new_zeros(len(boxes), size, size)
+    for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        weight_x = (x - x0) if dx else (1 - (x - x0))
+        weight_y = (y - y0) if dy else (1 - (y - y0))
+        column = (x0 + dx).long().clamp(0, width - 1)
+        row = (y0 + dy).long().clamp(0, height - 1)
+        corner = masks[matched[:, None, None], row[:, :, None], column[:, None, :]]
+        total += weight_y[:, :, None] * weight_x[:, None, :] * corner
+    return (total >= 0.5).float()
+
+
+class RoIHeads(TorchvisionRoIHeads):
+    """torchvision's box and mask heads with the losses of [tpu], right under autocast."""
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        valid: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        if targets is not None:
+            proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
+        # Pooling wants channels first: turned once for boxes and masks, and their gradients summed there.
+        features = {name: level.contiguous() for name, level in features.items()}
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, [])))
+        logits, deltas = logits.float(), deltas.float()
+
+        if targets is not None:
+            positive = [torch.where(label > 0)[0] for label in labels]
+            truth = mask_logits = None
+            if self.has_mask():
+                boxes = [p[keep] for p, keep in zip(proposals, positive, strict=True)]
+                classes = [label[keep] for label, keep in zip(labels, positive, strict=True)]
+                mask_logits = self.mask_logits(features, boxes, classes)
+                truth = torch.cat(
+                    [
+                        mask_targets(target["masks"], box, index[keep], mask_logits.shape[-1])
+                        for target, box, index, keep in zip(targets, boxes, matched, positive, strict=True)
+                    ]
+                )
+            target = torch.cat(regression_targets)
+            return [], roi_losses(logits, deltas, torch.cat(labels), target, mask_logits, truth)
+
+        all_boxes, all_scores, all_labels = self.postprocess_detections(logits, deltas, proposals, valid)
+        detections = [
+            {"boxes": boxes, "scores": scores, "labels": labels}
+            for boxes, scores, labels in zip(all_boxes, all_scores, all_labels, strict=True)
+        ]
+        if self.has_mask():
+            masks = self.mask_logits(features, all_boxes, all_labels).sigmoid()[:, None]
+            for detection, of_image in zip(detections, masks.split([len(b) for b in all_boxes]), strict=True):
+                detection["masks"] = of_image
+        return detections, {}
+
+    def mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], classes: list[Tensor]) -> Tensor:
+        """The mask ``(R, 28, 28)`` of each box's own class; the others' are neither learnt from nor shown."""
+        hidden = self.mask_head(self.mask_roi_pool(features, boxes, []))
+        hidden = self.mask_predictor.relu(self.mask_predictor.conv5_mask(hidden))
+        last, own = self.mask_predictor.mask_fcn_logits, torch.cat(classes)
+        # The kernel is read as it lies in memory, channels last: so then lies its gradient, as DDP wants it.
+        logits = torch.einsum("rchw,rc->rhw", hidden, last.weight.permute(0, 2, 3, 1)[own, 0, 0])
+        return logits.float() + last.bias[own, None, None]
+
+
+def roi_losses(
+    logits: Tensor,
+    deltas: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    mask_logits: Tensor | None,
+    truth: Tensor | None,
+) -> dict[str, Tensor]:
+    """[tpu] ``FastrcnnClassLoss``, ``FastrcnnBoxLoss`` and ``MaskrcnnLoss``.
+
+    Cross entropy, mean over the sampled RoIs; Huber (delta 1), mean over the coordinates of the positive
+    ones, each read at its own class; binary cross entropy, mean over the pixels of their masks.
+
+    Args:
+        logits: ``(R, classes + 1)``.
+        deltas: ``(R, 4 (classes + 1))``.
+        labels: ``(R,)``, 0 for background.
+        targets: ``(R, 4)``; background's are not read.
+        mask_logits: ``(P, M, M)`` of the P positive RoIs at their own class, or None for Faster R-CNN.
+        truth: ``(P, M, M)``, 0 or 1.
+    """
+    positive = torch.where(labels > 0)[0]
+    own = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
+    # Sums of nothing keep every head in the graph where no RoI is positive (DDP needs it).
+    sums = {
+        "class": F.cross_entropy(logits, labels, reduction="sum"),
+        "box": F.huber_loss(own, targets[positive], reduction="sum", delta=1.0),
+    }
+    counts = [len(labels), own.numel()]
+    if mask_logits is not None and truth is not None:
+        sums["mask"] = F.binary_cross_entropy_with_logits(mask_logits, truth, reduction="sum")
+        counts.append(truth.numel())
+    means = batch_mean(torch.stack(list(sums.values())), torch.tensor(counts, device=logits.device))
+    return dict(zip(sums, means, strict=True))

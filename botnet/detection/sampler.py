@@ -1,0 +1,35 @@
+"""Which anchors and RoIs each image trains on."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+
+
+class Sampler(BalancedPositiveNegativeSampler):
+    """torchvision's choice of anchors and RoIs to learn from, each image's drawn from a generator of its own.
+
+    Drawn from the global one, it would depend on the images before it on the same device.
+    """
+
+    generators: Sequence[torch.Generator | None] = ()
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        chosen = [
+            self.choose(labels, generator)
+            for labels, generator in zip(matched_idxs, self.generators, strict=True)
+        ]
+        return [positive for positive, _ in chosen], [negative for _, negative in chosen]
+
+    def choose(self, labels: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """One image's positives and negatives, as masks: positive labels and 0; others are passed over."""
+        left, masks = self.batch_size_per_image, []
+        most = int(self.positive_fraction * self.batch_size_per_image)
+        for candidates, limit in ((labels >= 1, most), (labels == 0, self.batch_size_per_image)):
+            found = torch.where(candidates)[0]
+            order = torch.randperm(len(found), generator=generator, device=labels.device)
+            drawn = found[order[: min(limit, left)]]
+            left -= len(drawn)
+            masks.append(torch.zeros_like(candidates).index_fill_(0, drawn, True))
+        return masks[0], masks[1]

@@ -1,0 +1,245 @@
+"""Data loaders whose order, shared among devices, a resumed run continues exactly."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from botnet.errors import DataError
+from botnet.training.seeding import Key, generator, run_seed
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+class EpochSampler(Sampler[Key]):
+    """A new order in every epoch, of which each device takes its share, in whole optimiser steps.
+
+    The order is that of one device, dealt out in turn: step by step, several devices and passes see the
+    images that a single one with the whole batch would. What does not fill a step is left out.
+
+    Args:
+        length: samples of the data set.
+        seed: of the run.
+        batch_size: of each device.
+        rank: of this device, from 0.
+        world_size: devices.
+        passes: batches of each device in an optimiser step.
+    """
+
+    def __init__(
+        self, length: int, seed: int, batch_size: int, rank: int = 0, world_size: int = 1, passes: int = 1
+    ) -> None:
+        self.length, self.seed, self.batch_size = length, seed, batch_size
+        self.rank, self.world_size, self.passes = rank, world_size, passes
+        self.epoch = 0
+        self.first_batch = 0  # that is still to be seen in this epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        share = self.batch_size * self.passes  # of each device in a step
+        return self.length // (share * self.world_size) * share
+
+    def __iter__(self) -> Iterator[Key]:
+        order = self._order()
+        for batch in range(self.first_batch, len(self) // self.batch_size):
+            yield from ((self.epoch, index) for index in self._share(order, batch))
+
+    def indices(self, batch: int) -> list[int]:
+        """The samples of one batch of this epoch."""
+        return self._share(self._order(), batch)
+
+    def _order(self) -> list[int]:
+        return torch.randperm(self.length, generator=generator(self.seed, self.epoch, self.length)).tolist()
+
+    def _share(self, order: list[int], batch: int) -> list[int]:
+        start = (batch * self.world_size + self.rank) * self.batch_size
+        return order[start : start + self.batch_size]
+
+
+class EvalSampler(Sampler[int]):
+    """Every sample exactly once over all devices, in order: shares may differ by one.
+
+    Args:
+        length: samples of the data set.
+        rank: of this device, from 0.
+        world_size: devices.
+    """
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        self.share = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.share)
+
+
+class SkipBrokenDataset(Dataset):
+    """Training samples of which some cannot be read: each of these is replaced by the next that can be.
+
+    Args:
+        dataset: asked for by :data:`Key`; a sample that cannot be read raises
+            :class:`~botnet.errors.DataError`. One made of several samples names the broken one in the
+            error's ``sample``, and leaves out those in ``known_broken``, (length,) bool, which is set here.
+        limit: different samples that may be replaced in a run, counted over all workers of a device.
+    """
+
+    def __init__(self, dataset: Dataset, limit: int) -> None:
+        self.dataset, self.limit = dataset, limit
+        self.length = len(dataset)  # type: ignore[arg-type]
+        if limit >= self.length:
+            raise DataError(
+                f"of {self.length} samples {limit} cannot be replaced by others; lower skip_broken"
+            )
+        # In memory that the workers share.
+        self.broken = torch.zeros(self.length, dtype=torch.bool).share_memory_()
+        dataset.known_broken = self.broken  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, index: int) -> str:
+        """What messages call a sample."""
+        return self.dataset.name(index)  # type: ignore[attr-defined]
+
+    def __getitem__(self, key: Key) -> Any:
+        epoch, index = key
+        while True:
+            try:
+                return self.dataset[epoch, index]
+            except DataError as error:
+                broken = index if error.sample is None else error.sample
+                known = bool(self.broken[broken])
+                self.broken[broken] = True
+                count = int(self.broken.sum())
+                if count > self.limit:
+                    raise DataError(
+                        f"{error} ({count} samples cannot be read, more than skip_broken {self.limit} allows)"
+                    ) from error
+                if not known:
+                    print(f"{error}; replaced by another ({count} of at most {self.limit})", file=sys.stderr)
+                if broken == index:
+                    index = (index + 1) % self.length
+
+
+def _ignore_first_sigterm(worker: int) -> None:
+    """Let the run end its step when a job's every process is sent SIGTERM; told again, a worker ends."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+class Loader(DataLoader):
+    """A DataLoader that goes on where a run stopped.
+
+    Its workers begin when the first batch is asked for: by then the trainer has read its checkpoint and
+    knows the epoch and the batch. Made by :func:`make_loader`.
+    """
+
+    def __init__(self, *args: Any, first_batch: Callable[[], int], **kwargs: Any) -> None:
+        self.first_batch = first_batch
+        super().__init__(*args, **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if not isinstance(self.sampler, EpochSampler | EvalSampler):
+            raise DataError(
+                "the trainer has put a sampler of its own in the place of the data's; give it "
+                "use_distributed_sampler=False, and limit_train_batches rather than overfit_batches"
+            )
+        first = self.first_batch()
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.first_batch = first
+        try:
+            for number, batch in enumerate(super().__iter__(), first + 1):
+                if number == len(self):
+                    self._tell()
+                yield batch
+        except DataError as error:
+            # Of a worker's error torch makes a report with its whole traceback; the message is its end.
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+
+    def names(self, batch: int) -> list[str]:
+        """The samples of one training batch of this epoch, as the data set calls them."""
+        assert isinstance(self.sampler, EpochSampler)
+        return [self.dataset.name(index) for index in self.sampler.indices(batch)]  # type: ignore[attr-defined]
+
+    def _tell(self) -> None:
+        if isinstance(self.dataset, SkipBrokenDataset) and (count := int(self.dataset.broken.sum())):
+            print(f"unreadable samples so far, replaced by others: {count}", file=sys.stderr)
+
+    # The position is the trainer's own count of batches; having these two tells it that the order goes on.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def make_loader(
+    dataset: Dataset,
+    batch_size: int,
+    num_workers: int,
+    collate: Callable[[list[Any]], Any],
+    trainer: "Trainer | None" = None,
+    *,
+    train: bool,
+    skip_broken: int = 0,
+) -> Loader:
+    """Batches for one device: its share of the samples, in an order that an interruption does not change.
+
+    Args:
+        dataset: in training asked for by :data:`Key`, otherwise by index; ``name(index)`` is what messages
+            call a sample.
+        batch_size: samples a batch.
+        num_workers: processes that prepare samples.
+        collate: a batch from a list of samples.
+        trainer: whose devices share the samples, and which knows where a resumed run stopped; None: alone,
+            from the start.
+        train: a new order in every epoch, and whole optimiser steps only; otherwise every sample exactly
+            once.
+        skip_broken: different samples that may be unreadable, on each device, and are replaced by others;
+            only in training, where they do not falsify a result. 0: the first ends the run.
+
+    Raises:
+        DataError: a batch size below 1, fewer than 0 workers, or (``train``) fewer samples than one
+            optimiser step; when iterated: more samples than ``skip_broken`` cannot be read.
+    """
+    if batch_size < 1:
+        raise DataError(f"no batch has {batch_size} images; raise the batch size to 1 or more")
+    if num_workers < 0:
+        raise DataError(f"{num_workers} workers are not possible; give 0 (none) or more")
+    length = len(dataset)  # type: ignore[arg-type]
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    sampler: Sampler
+    if train:
+        passes = trainer.accumulate_grad_batches if trainer else 1
+        if length < batch_size * world_size * passes:
+            raise DataError(
+                f"{length} training samples are fewer than one optimiser step of {world_size} x {batch_size} "
+                f"x {passes} (devices x data.batch_size x passes); lower data.batch_size, or global_batch "
+                "where a step has several passes"
+            )
+        sampler = EpochSampler(length, run_seed(), batch_size, rank, world_size, passes)
+        if skip_broken:
+            dataset = SkipBrokenDataset(dataset, skip_broken)
+    else:
+        sampler = EvalSampler(length, rank, world_size)
+    return Loader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        drop_last=train,
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=_ignore_first_sigterm,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        first_batch=(lambda: trainer.fit_loop.batch_idx + 1) if train and trainer else (lambda: 0),
+    )

@@ -1,0 +1,58 @@
+"""Small image folders and recipes for the tests of classification."""
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from tests.support.recipes import quick_trainer
+
+CLASSES = ("blue", "green", "red")
+
+
+def write_images(
+    root: Path, classes=CLASSES, count: int = 4, size: tuple[int, int] = (40, 30), seed=0
+) -> Path:
+    """Class folders of noisy images, each class brighter in its own channel."""
+    rng = np.random.default_rng(seed)
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            pixels = rng.integers(0, 160, (size[1], size[0], 3), dtype=np.uint8)
+            pixels[..., label % 3] += 90
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def write_recipe(path: Path, data: Path, run: Path, model: dict | None = None, **changes) -> Path:
+    """A recipe of three steps an epoch; ``changes`` go to data.init_args."""
+    recipe = {
+        "model": {
+            "class_path": "botnet.classification.ClassificationModule",
+            "init_args": {
+                "model": "test_resnet",
+                "learning_rate": 0.05,
+                "warmup_epochs": 0.5,
+                "label_smoothing": 0.1,
+                "ema_decay": 0.9,
+                "pictures": 4,
+                **(model or {}),
+            },
+        },
+        "data": {
+            "class_path": "botnet.classification.ImageDataModule",
+            "init_args": {
+                "train": str(data / "train"),
+                "val": str(data / "val"),
+                "image_size": 32,
+                "batch_size": 4,
+                "val_batch_size": 4,
+                "num_workers": 0,
+                **changes,
+            },
+        },
+        "trainer": quick_trainer(run),
+    }
+    path.write_text(yaml.safe_dump(recipe))
+    return path

@@ -1,0 +1,36 @@
+"""What devices tell one another. Light on imports: each of its processes has them again."""
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import get_context
+
+from botnet.training.distributed import batch_mean, gather_shares
+
+
+def device(rank, world, store, answers):
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
+    sums = torch.tensor([[6.0, 0.0], [4.0, 0.0], [2.0, 0.0]])[rank]
+    counts = torch.tensor([[1, 0], [2, 0], [3, 0]])[rank]
+    answers.put((rank, batch_mean(sums, counts).tolist(), gather_shares(list(range(7))[rank::world])))
+    dist.destroy_process_group()
+
+
+def test_means_and_shares_of_three_devices(tmp_path):
+    context = get_context("spawn")
+    answers = context.Queue()
+    workers = [
+        context.Process(target=device, args=(rank, 3, str(tmp_path / "store"), answers)) for rank in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    found = sorted(answers.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join()
+    # Twelve over six; the shares average to it. Nothing counted is 0.
+    assert torch.tensor([mean for _, mean, _ in found]).mean(0).tolist() == [2.0, 0.0]
+    assert [shares for _, _, shares in found] == [[0, 1, 2, 3, 4, 5, 6], None, None]
+
+
+def test_alone_there_is_nobody_to_tell():
+    assert batch_mean(torch.tensor([6.0, 0.0]), torch.tensor([3, 0])).tolist() == [2.0, 0.0]
+    assert gather_shares([3, 1]) == [3, 1]
