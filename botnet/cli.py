@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from botnet.errors import DataError
+from botnet.errors import BotnetError, DataError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _parser().parse_args(arguments)
         options.further = further
         return int(options.run(options))
-    except (DataError, ImportError) as error:
+    except (BotnetError, ImportError) as error:
         print(f"botnet: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -205,7 +205,7 @@ def _train(arguments: list[str] | None) -> int:
     except ValueError as error:
         # jsonargparse wraps what is raised while it builds an object into a report on its types.
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, DataError):
+        while cause is not None and not isinstance(cause, BotnetError):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise

@@ -1,17 +1,16 @@
 """Building a classifier and reading a trained one without a trainer."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import Tensor, nn
 
-from botnet.errors import DataError, some
+from botnet.errors import CheckpointError, ConfigError, first_few, nearest
 from botnet.models.weights import read_weights
 from botnet.models.zoo import NETWORKS
-from botnet.training.checkpoint_file import read_checkpoint
+from botnet.training.checkpoint_file import TaskCheckpoint, read_checkpoint
 
 
 def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: Any) -> nn.Module:
@@ -24,12 +23,10 @@ def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: An
         kwargs: timm's further arguments, such as ``drop_path_rate`` or ``pretrained``.
 
     Raises:
-        DataError: timm has no network of that name.
+        ConfigError: timm has no network of that name.
     """
     if ":" not in name and not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), 3, 0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise DataError(f"no network {name!r} in timm or here{hint}")
+        raise ConfigError(f"no network {name!r} in timm or here{nearest(name, timm.list_models())}")
     about = timm.get_pretrained_cfg(name)
     if name in NETWORKS or (about is not None and about.fixed_input_size):
         kwargs["img_size"] = image_size
@@ -52,17 +49,17 @@ def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:
         What was taken and what was not, in words.
 
     Raises:
-        DataError: the file cannot be read as data, or is of another network.
+        CheckpointError: the file cannot be read as data, or is of another network.
     """
     theirs: list[str] | None = None
     try:
-        checkpoint, about = read_checkpoint(path, "classifier")
-        state, theirs = _network_state(checkpoint["state_dict"]), about["class_names"]
-    except DataError:  # not a checkpoint that names its classes
+        checkpoint = read_checkpoint(path).expect("classifier")
+        state, theirs = _network_state(checkpoint.contents["state_dict"]), checkpoint.metadata["class_names"]
+    except CheckpointError:  # not a checkpoint that names its classes
         try:
             state = _network_state(read_weights(path))
         except (FileNotFoundError, ValueError) as error:
-            raise DataError(str(error)) from error
+            raise CheckpointError(str(error)) from error
     own = model.state_dict()
     heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
     names = [
@@ -82,7 +79,7 @@ def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:
                 state[name] = rows
         others = [name for name in class_names if name not in theirs]
         said = f"{len(common)} of {len(class_names)} classes known"
-        said += f"; the others start anew: {some(others)}" if others else ""
+        said += f"; the others start anew: {first_few(others)}" if others else ""
     elif any(state[name].shape != own[name].shape for name in names):
         said = f"its classifier has {len(state[names[0]])} classes; this one starts anew"
         state |= {name: own[name] for name in names}
@@ -106,14 +103,16 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise DataError(f"{path}: not the weights of this {type(model).__name__}: {reason[:300]}") from error
+        raise CheckpointError(
+            f"{path}: not the weights of this {type(model).__name__}: {reason[:300]}"
+        ) from error
 
 
-def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A trained classifier from a checkpoint of :class:`ClassificationModule`, read as data.
+def load_classifier(source: str | Path | TaskCheckpoint) -> tuple[nn.Module, dict[str, Any]]:
+    """A trained classifier from a checkpoint of ``botnet fit``, read as data.
 
     Args:
-        path: ``last.ckpt`` or ``best.ckpt`` of a run.
+        source: ``last.ckpt`` or ``best.ckpt`` of a run, or what :func:`read_checkpoint` made of it.
 
     Returns:
         The network in evaluation mode, with the average of its weights where the run kept one; and what the
@@ -121,9 +120,9 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         ``image_size``, ``crop_pct``, ``interpolation``, ``mean``, ``std``.
 
     Raises:
-        DataError: as :func:`botnet.training.checkpoint_file.read_checkpoint`.
+        CheckpointError: the file cannot be read, or holds no classifier.
     """
-    checkpoint, about = read_checkpoint(path, "classifier")
-    model = create_classifier(**about["classifier"])
-    _load(model, _network_state(checkpoint["state_dict"]), path)
-    return model.eval(), {key: about[key] for key in ("class_names", "evaluation")}
+    checkpoint = source if isinstance(source, TaskCheckpoint) else read_checkpoint(source)
+    model = create_classifier(**checkpoint.expect("classifier").spec)
+    _load(model, _network_state(checkpoint.contents["state_dict"]), checkpoint.path)
+    return model.eval(), {key: checkpoint.metadata[key] for key in ("class_names", "evaluation")}

@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from botnet.classification.datasets import ImageSet, eval_transform
 from botnet.classification.readers import class_names, open_reader
-from botnet.errors import DataError, some
+from botnet.errors import DataError, first_few
 from botnet.training.loader import Loader, make_loader
 
 
@@ -100,7 +100,7 @@ class ImageDataModule(L.LightningDataModule):
             missing, beyond = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
             raise DataError(
                 f"{train} and {val} do not have the same classes: {len(ours)} and {len(theirs)}; "
-                f"only in {train}: {some(missing)}; only in {val}: {some(beyond)}"
+                f"only in {train}: {first_few(missing)}; only in {val}: {first_few(beyond)}"
             )
 
     @property

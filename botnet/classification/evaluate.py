@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from botnet.classification.checkpoint import load_classifier
 from botnet.classification.datasets import ImageSet
 from botnet.classification.readers import class_names, open_reader
 from botnet.devices import pick_device
-from botnet.errors import DataError
+from botnet.errors import ConfigError, DataError, nearest
 from botnet.models import read_weights
 from botnet.training.loader import make_loader
 
@@ -125,9 +124,7 @@ def is_classifier(model: str) -> bool:
 def _build(name: str, weights: Path | None) -> nn.Module:
     """A network of timm by its name, with weights from a file or from where timm has them."""
     if not timm.is_model(name) and not name.startswith(HUBS):
-        near = get_close_matches(name, timm.list_models(), 5, 0.5)
-        hint = f"; the nearest names are {', '.join(near)}" if near else ""
-        raise DataError(f"no file {name}, and no network that timm knows by this name{hint}")
+        raise ConfigError(f"no file {name}, and no network of timm{nearest(name, timm.list_models())}")
     if weights is None:
         try:
             return timm.create_model(name, pretrained=True)

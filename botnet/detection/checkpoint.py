@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from botnet.detection.rcnn import RCNN
-from botnet.errors import DataError, some
+from botnet.errors import CheckpointError, first_few
 from botnet.layers.position import PositionTables
-from botnet.training.checkpoint_file import read_checkpoint
+from botnet.training.checkpoint_file import TaskCheckpoint, read_checkpoint
 
 # Parts of the detector with one row, or four, for the background and each class.
 CLASS_PARTS = tuple(
@@ -18,33 +18,37 @@ CLASS_PARTS = tuple(
 )
 
 
-def detector_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+def detector_state(checkpoint: TaskCheckpoint) -> dict[str, Tensor]:
     """The detector's tensors in a checkpoint, by its own names."""
-    return {name.removeprefix("detector."): value for name, value in checkpoint["state_dict"].items()}
+    return {
+        name.removeprefix("detector."): value for name, value in checkpoint.contents["state_dict"].items()
+    }
 
 
-def load_detector(path: Path) -> tuple[RCNN, dict[str, Any]]:
-    """A trained detector from a checkpoint of :class:`DetectionModule`, read as data.
+def load_detector(source: str | Path | TaskCheckpoint) -> tuple[RCNN, dict[str, Any]]:
+    """A trained detector from a checkpoint of ``botnet fit``, read as data.
 
     Args:
-        path: ``last.ckpt`` or ``best.ckpt`` of a run.
+        source: ``last.ckpt`` or ``best.ckpt`` of a run, or what :func:`read_checkpoint` made of it.
 
     Returns:
         The detector in evaluation mode, and what the checkpoint says of its data: ``class_names``,
         ``category_ids``, ``canvas``.
 
     Raises:
-        DataError: as :func:`botnet.training.checkpoint_file.read_checkpoint`, or the backbone has no name.
+        CheckpointError: the file cannot be read, holds no detector, or does not name its backbone.
     """
-    checkpoint, about = read_checkpoint(path, "detector")
-    if not about["detector"]:
-        raise DataError(
-            f"{path} does not say which detector it holds: its backbone was given as a module; build it and "
-            "read the checkpoint with torch.load"
+    checkpoint = source if isinstance(source, TaskCheckpoint) else read_checkpoint(source)
+    if not checkpoint.expect("detector").spec:
+        raise CheckpointError(
+            f"{checkpoint.path} does not say which detector it holds: its backbone was given as a module; "
+            "build it and read the checkpoint with torch.load"
         )
-    detector = RCNN(**about["detector"])
+    detector = RCNN(**checkpoint.spec)
     detector.load_state_dict(detector_state(checkpoint))
-    return detector.eval(), {key: about[key] for key in ("class_names", "category_ids", "canvas")}
+    return detector.eval(), {
+        key: checkpoint.metadata[key] for key in ("class_names", "category_ids", "canvas")
+    }
 
 
 def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
@@ -62,12 +66,11 @@ def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
         What was taken and what was not, in words.
 
     Raises:
-        DataError: as :func:`~botnet.training.checkpoint_file.read_checkpoint`, or no kernel of the backbone
-            fits.
+        CheckpointError: the file cannot be read, holds no detector, or no kernel of its backbone fits.
     """
-    checkpoint, about = read_checkpoint(path, "detector")
+    checkpoint = read_checkpoint(path).expect("detector")
     state = detector_state(checkpoint)
-    theirs = about["class_names"]
+    theirs = checkpoint.metadata["class_names"]
     common = [name for name in class_names if name in theirs]
     new = [0, *(1 + class_names.index(name) for name in common)]  # 0 is the background
     old = [0, *(1 + theirs.index(name) for name in common)]
@@ -85,10 +88,10 @@ def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
         ):
             taken[name] = value
     if not any(name.startswith("backbone.") and value.ndim == 4 for name, value in taken.items()):
-        raise DataError(f"{path}: none of its backbone's kernels fits this one; it is of another network")
+        raise CheckpointError(f"{path}: no kernel of its backbone fits; it is of another network")
     detector.load_state_dict(taken, strict=False)
     left = sorted(own.keys() - taken.keys())
     return (
         f"started from {path}: {len(taken)} of {len(own)} tensors taken, {len(common)} of "
-        f"{len(class_names)} classes known" + (f"; as they were: {some(left)}" if left else "")
+        f"{len(class_names)} classes known" + (f"; as they were: {first_few(left)}" if left else "")
     )

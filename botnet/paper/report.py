@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib
 
-from botnet.errors import DataError
+from botnet.errors import BotnetError, DataError
 from botnet.folders import make_folder
 from botnet.models.complexity import info
 from botnet.paper.rows import Measured, Row, read_run, rows, shown
@@ -55,7 +55,7 @@ def report(folders: Sequence[Path], out: Path) -> tuple[str, list[str]]:
             else:
                 _check_row(run, known)
                 done.append(run)
-        except DataError as error:
+        except BotnetError as error:
             problems.append(str(error))
     if problems and not done and not waiting:
         raise DataError("; ".join(problems))

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from botnet.errors import DataError
+from botnet.errors import BotnetError, ConfigError, DataError, nearest
 from botnet.training.recipes import RECIPES
 
 HERE = Path(__file__).parent
@@ -89,13 +88,13 @@ def find_row(name: str) -> Row:
     """The row of that id.
 
     Raises:
-        DataError: there is none.
+        ConfigError: there is none.
     """
     known = rows()
     if name not in known:
-        near = get_close_matches(name, known, 3, 0.4)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise DataError(f"no row {name!r} in the paper's tables{hint} (botnet reproduce lists all)")
+        raise ConfigError(
+            f"no row {name!r} in the paper's tables{nearest(name, known)} (botnet reproduce lists all)"
+        )
     return known[name]
 
 
@@ -203,7 +202,7 @@ def _yours(folder: Path, numbers: Sequence[str], table: Table) -> str:
         return ""
     try:
         run = read_run(folder)
-    except DataError as error:
+    except BotnetError as error:
         said = f"{table.caption}\n{error}" if table.caption else str(error)
         table.caption = Text(said, "table.caption")
         return "broken"

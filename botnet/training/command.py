@@ -15,7 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 
 from botnet.errors import DataError
-from botnet.training.checkpoint_file import AtomicCheckpointIO, newest_checkpoint, steps_of
+from botnet.training.checkpoint_file import newest_checkpoint, steps_of
+from botnet.training.checkpoint_io import AtomicCheckpointIO
 from botnet.training.checkpoints import BestCheckpoint, FinalValidation, LastCheckpoint
 from botnet.training.finite_loss import FiniteLoss
 from botnet.training.global_batch import GlobalBatch

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
 
-from botnet.errors import DataError, some
+from botnet.errors import DataError, first_few
 from botnet.layers import MHSA2d
 from botnet.visualize.curves import plot_curves
 
@@ -99,7 +99,7 @@ class TaskModule(L.LightningModule):
         if self.num_classes != data.num_classes:
             raise DataError(
                 f"the {self.kind} has {self.num_classes} classes, the data have {data.num_classes} "
-                f"({some(data.class_names)}); build it with num_classes={data.num_classes}"
+                f"({first_few(data.class_names)}); build it with num_classes={data.num_classes}"
             )
         if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
             raise DataError(
@@ -218,9 +218,9 @@ class TaskModule(L.LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         if theirs is not None and data is not None and list(data.class_names) != theirs:
             raise DataError(
-                f"the checkpoint knows {len(theirs)} classes ({some(theirs)}), the data have "
-                f"{data.num_classes} ({some(data.class_names)}); a run can only go on with the classes it "
-                "was started with; to learn others from it, give it as model.init_args.init_from"
+                f"the checkpoint knows {len(theirs)} classes ({first_few(theirs)}), the data have "
+                f"{data.num_classes} ({first_few(data.class_names)}); a run can only go on with the classes "
+                "it was started with; to learn others from it, give it as model.init_args.init_from"
             )
 
 

@@ -204,7 +204,7 @@ def test_checkpoints_bring_their_classes_and_preparation(tmp_path, capsys):
     assert (status, "has its own weights" in said) == (2, True)
     torch.save({"botnet": {"detector": {}}}, path)
     status, said = run(capsys, "--model", path, "--data", tmp_path / "data")
-    assert (status, "does not say which classifier" in said) == (2, True)
+    assert (status, "give a checkpoint of a classifier" in said) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "botnet_tiny"])
@@ -256,7 +256,7 @@ def test_refuses_networks_and_weights_that_are_none(four, tmp_path, capsys):
     code = tmp_path / "code.pth"
     torch.save({"weight": nn.Linear(1, 1)}, code)
     for model, file, message in (
-        ("mobilenetv3_smal_050", weights, "nearest names are mobilenetv3_small_050"),
+        ("mobilenetv3_smal_050", weights, "did you mean mobilenetv3_small_050"),
         ("runs/best.ckpt", None, "no file runs/best.ckpt"),
         (NETWORK, tmp_path / "none.pth", "none.pth: no such file\n"),
         (NETWORK, broken, "broken.pth"),

@@ -25,7 +25,7 @@ from botnet.classification import ClassificationModule, ImageDataModule, create_
 from botnet.classification.checkpoint import start_from
 from botnet.classification.metric import Accuracy
 from botnet.cli import main
-from botnet.errors import DataError
+from botnet.errors import CheckpointError, ConfigError, DataError
 from botnet.layers import MHSA2d
 from botnet.models.weights import save_weights
 from botnet.training.global_batch import GlobalBatch
@@ -624,10 +624,10 @@ def test_fine_tuning_at_another_size_resizes_the_position_tables(tmp_path):
 def test_weights_of_another_network_are_refused(run, images):
     _, folder = run
     module = module_of(model="botnet_s1_tiny", init_from=folder / "checkpoints" / "best.ckpt")
-    with pytest.raises(DataError, match=r"best\.ckpt: not the weights of this BoTNet"):
+    with pytest.raises(CheckpointError, match=r"best\.ckpt: not the weights of this BoTNet"):
         trainer_of().fit(module, data_module(images))
     module = module_of(init_from=folder / "gone.ckpt")
-    with pytest.raises(DataError, match=r"gone\.ckpt: no such file"):
+    with pytest.raises(CheckpointError, match=r"gone\.ckpt: no such file"):
         trainer_of().fit(module, data_module(images))
 
 
@@ -655,7 +655,7 @@ def test_an_odd_batch_cannot_be_mixed(images):
 
 
 def test_an_unknown_network_is_answered_with_the_nearest_names(images, tmp_path, capsys):
-    with pytest.raises(DataError, match=r"no network 'botnet5O' in timm or here; did you mean .*botnet50"):
+    with pytest.raises(ConfigError, match=r"no network 'botnet5O' in timm or here; did you mean .*botnet50"):
         create_classifier("botnet5O", 3, 32)
     recipe = write_recipe(tmp_path / "recipe.yaml", images, tmp_path / "run", {"model": "botnet5O"})
     assert main(["fit", "--config", str(recipe)]) == 2
@@ -663,13 +663,13 @@ def test_an_unknown_network_is_answered_with_the_nearest_names(images, tmp_path,
 
 
 def test_other_files_are_no_checkpoints(tmp_path):
-    with pytest.raises(DataError, match="no such checkpoint"):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_classifier(tmp_path / "none.ckpt")
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(b"PK\x03\x04 not a whole file")
-    with pytest.raises(DataError, match=r"torn\.ckpt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"torn\.ckpt cannot be read"):
         load_classifier(torn)
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}}, foreign)
-    with pytest.raises(DataError, match="does not say which classifier"):
+    with pytest.raises(CheckpointError, match="does not say which network"):
         load_classifier(foreign)

@@ -15,7 +15,7 @@ from torch import nn
 from botnet.cli import main
 from botnet.detection import CocoDataModule, DetectionModule, load_detector, mask_rcnn
 from botnet.detection.checkpoint import detector_state, initialise
-from botnet.errors import DataError
+from botnet.errors import CheckpointError, DataError
 from botnet.layers import MHSA2d
 from botnet.training.checkpoint_file import read_checkpoint
 from botnet.training.task import parameter_groups
@@ -198,15 +198,15 @@ def test_a_checkpoint_that_holds_code_is_not_run(command, run, tmp_path, capsys)
 
 
 def test_other_files_are_no_checkpoints(tmp_path):
-    with pytest.raises(DataError, match="no such checkpoint"):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_detector(tmp_path / "none.ckpt")
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(b"PK\x03\x04 not a whole file")
-    with pytest.raises(DataError, match=r"torn\.ckpt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"torn\.ckpt cannot be read"):
         load_detector(torn)
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}}, foreign)
-    with pytest.raises(DataError, match="does not say which detector"):
+    with pytest.raises(CheckpointError, match="does not say which network"):
         load_detector(foreign)
 
 
@@ -347,7 +347,7 @@ def test_what_several_devices_cannot_do_is_refused():
 def test_fine_tuning_takes_what_fits_and_classes_by_name(run):
     _, folder = run
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    stored, about = read_checkpoint(checkpoint, "detector")
+    stored = read_checkpoint(checkpoint)
     state = detector_state(stored)
     names = ["nine", "zebra", "zero"]
     torch.manual_seed(1)
@@ -358,7 +358,8 @@ def test_fine_tuning_takes_what_fits_and_classes_by_name(run):
     after = detector.state_dict()
     assert "2 of 3 classes known" in said
     assert f"{len(after)} of {len(after)} tensors taken" in said
-    theirs = [0, about["class_names"].index("nine") + 1, None, about["class_names"].index("zero") + 1]
+    known = stored.metadata["class_names"]
+    theirs = [0, known.index("nine") + 1, None, known.index("zero") + 1]
     heads = {"box_predictor.cls_score": 1, "box_predictor.bbox_pred": 4, "mask_predictor.mask_fcn_logits": 1}
     for part, rows in heads.items():
         for kind in ("weight", "bias"):
@@ -380,9 +381,9 @@ def test_fine_tuning_takes_what_fits_and_classes_by_name(run):
 def test_fine_tuning_from_another_network_is_refused(run, tmp_path):
     checkpoint = run[1] / "checkpoints" / "last.ckpt"
     other = mask_rcnn(num_classes=2, canvas=64, **{**DETECTOR, "backbone": "convnext_atto"})
-    with pytest.raises(DataError, match="another network"):
+    with pytest.raises(CheckpointError, match="another network"):
         initialise(other, checkpoint, ["a", "b"])
-    with pytest.raises(DataError, match="no such checkpoint"):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
         initialise(other, tmp_path / "none.ckpt", ["a", "b"])
 
 

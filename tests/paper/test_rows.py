@@ -8,7 +8,7 @@ import yaml
 from matplotlib import pyplot as plt
 
 from botnet import cli
-from botnet.errors import DataError
+from botnet.errors import ConfigError, DataError
 from botnet.paper.report import PLOTS, report
 from botnet.paper.rows import LAYOUTS, find_row, fit_arguments, read_run, rows
 
@@ -75,7 +75,7 @@ def test_the_command_hands_further_options_on(coco_root, monkeypatch, capsys):
 
 
 def test_a_misspelt_row_names_its_neighbours():
-    with pytest.raises(DataError, match=r"did you mean .*table3/bot50-jitter-0.1-2.0"):
+    with pytest.raises(ConfigError, match=r"did you mean .*table3/bot50-jitter-0.1-2.0"):
         find_row("table3/bot50-jitter-0.1-2")
 
 

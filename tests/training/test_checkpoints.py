@@ -16,9 +16,10 @@ import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from botnet.cli import main
-from botnet.errors import DataError
+from botnet.errors import CheckpointError, DataError
 from botnet.training import checkpoints
-from botnet.training.checkpoint_file import AtomicCheckpointIO, newest_checkpoint
+from botnet.training.checkpoint_file import newest_checkpoint
+from botnet.training.checkpoint_io import AtomicCheckpointIO
 from botnet.training.checkpoints import LastCheckpoint
 from botnet.training.finite_loss import FiniteLoss
 from tests.support.recipes import write_recipe
@@ -309,7 +310,7 @@ def test_the_newest_checkpoint_is_the_one_with_most_steps(tmp_path):
     torch.save({"global_step": 8}, second)
     assert newest_checkpoint(tmp_path) == second
     slurm.write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"hpc_ckpt_1\.ckpt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"hpc_ckpt_1\.ckpt cannot be read"):
         newest_checkpoint(tmp_path)
 
 
@@ -361,11 +362,11 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(before, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may grow larger
     try:
-        with pytest.raises(DataError, match=r"last\.ckpt: the checkpoint cannot be written") as caught:
+        with pytest.raises(CheckpointError, match=r"last\.ckpt: the checkpoint cannot be written") as caught:
             io.save_checkpoint(new, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert ("the one before it is whole" in str(caught.value)) == before
+    assert ("the previous checkpoint is intact" in str(caught.value)) == before
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"] * before
     if before:
         assert differing(torch.load(path, weights_only=True), old) == []
