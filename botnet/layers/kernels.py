@@ -1,11 +1,11 @@
-"""Exact attention with factored position logits, computed in several ways behind one function.
+"""Exact attention with factored position logits: one function, several implementations.
 
-A query adds ``position[row] + position[H + column]`` to the logit of the key at (row, column).
+For each query, ``position[row] + position[H + column]`` is added to the logit of the key at (row, column).
 """
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,15 @@ from torch.autograd import forward_ad
 Implementation = Literal["reference", "tiled", "sdpa", "flex"]
 Size = Sequence[int]
 
-# Queries of one head whose logits exist at one time: enough to keep the matrix products efficient. Forward,
-# with less beside them in memory, twice as many.
+# Queries of one head whose logits are in memory at the same time: enough for efficient matrix products. The
+# forward pass, which stores less beside them, takes twice as many.
 TILE = 512
 
-# Tokens up to which the whole logits are cheaper than tiles (benchmarks/attention.py).
+# Tokens up to which computing all logits at once is faster than tiles (benchmarks/attention.py).
 SMALL = 256
 
-# With gradients also: logits of all images and heads that are cheaper to keep than to compute twice.
+# With gradients: number of logits, over all images and heads, up to which storing them is faster than
+# computing them again in the backward pass.
 FEW, FEW_LOW_PRECISION = 2_000_000, 12_000_000
 
 
@@ -42,18 +43,19 @@ def relative_attention(
         q: queries (B, heads, N, d), N = H * W in row-major order.
         k: keys (B, heads, N, d), or None for logits of the position alone.
         v: values (B, heads, N, d).
-        position: (B, heads, N, H + W), what a query adds to every key of a row, then of a column; or None.
+        position: (B, heads, N, H + W), logits that a query adds to all keys of each row, then of each column;
+            or None.
         size: (H, W) of the map.
-        scale: factor on q k^T; the position logits come already scaled.
-        pool: 1, or 2 for 2x2 windows; one over the edge of an odd map averages the cells it has.
-        implementation: force one of `IMPLEMENTATIONS`; default the one that measures best here.
+        scale: factor on q k^T; the position logits are already scaled.
+        pool: 1, or 2 for 2x2 windows; a window over the edge of an odd map averages the cells inside the map.
+        implementation: force one of `IMPLEMENTATIONS`; default the fastest measured, see `choose`.
 
     Returns:
         (B, heads, M, d), M = ceil(H / pool) * ceil(W / pool).
 
     Raises:
-        ValueError: without keys and position both, when the tensors do not fit the map, on another pool.
-        RuntimeError: ``implementation="tiled"`` in forward mode, which it has no derivative for.
+        ValueError: neither keys nor position logits, tensors that do not fit the map, or another pool.
+        RuntimeError: ``implementation="tiled"`` in forward-mode differentiation, which it does not support.
     """
     height, width = size
     if pool not in (1, 2):
@@ -66,7 +68,7 @@ def relative_attention(
         raise ValueError(f"position logits are {position.shape[-1]} wide, expected {height} + {width}")
     gradients = torch.is_grad_enabled() and v.requires_grad
     name = implementation or choose(v.shape, v.dtype, v.device, gradients)
-    # PyTorch drops the tangents at a custom operator without an error.
+    # PyTorch drops tangents at a custom operator without an error.
     if name == "tiled" and _forward_mode():
         raise RuntimeError(
             "tiled attention has no forward-mode derivative: force implementation='reference' for one"
@@ -77,7 +79,14 @@ def relative_attention(
 def attention_weights(
     q: Tensor, k: Tensor | None, position: Tensor | None, size: Size, scale: float
 ) -> Tensor:
-    """softmax(scale q k^T + position) of any queries (B, heads, M, d), with arguments as above.
+    """softmax(scale q k^T + position), in full.
+
+    Args:
+        q: any number of queries (B, heads, M, d).
+        k: keys (B, heads, N, d), or None.
+        position: logits (B, heads, M, H + W) of these queries, or None.
+        size: (H, W) of the map.
+        scale: factor on q k^T.
 
     Returns:
         (B, heads, M, N); rows sum to 1.
@@ -93,18 +102,18 @@ def attention_weights(
 
 
 def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: bool) -> Implementation:
-    """The implementation that measures best (benchmarks/attention.py).
+    """The implementation that was fastest in benchmarks/attention.py.
 
     Args:
         shape: (B, heads, N, d) of the values.
         dtype: of queries, keys and values.
-        device: theirs. On a GPU nothing was measured: the stock kernel is the safe choice there.
-        gradients: whether a backward pass is to come.
+        device: of queries, keys and values. GPUs were not measured: they use PyTorch's fused kernel.
+        gradients: whether a backward pass will follow.
     """
-    # Neither tiles nor the fused kernels have a forward-mode derivative.
+    # Neither the tiled nor the fused kernels have a forward-mode derivative.
     if _forward_mode():
         return "reference"
-    # Exported graphs are run elsewhere and at other sizes: stock operators, whatever this machine measures.
+    # Exported graphs run on other machines and at other sizes: standard operators only.
     if torch.onnx.is_in_onnx_export():
         return "reference"
     if torch.compiler.is_exporting() or device.type != "cpu":
@@ -114,20 +123,20 @@ def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: boo
     few = FEW if full_precision else FEW_LOW_PRECISION
     if tokens <= SMALL or (gradients and batch * heads * tokens**2 <= few):
         return "reference"
-    # The stock kernel converts tiles in its caches; ours would write each conversion out.
+    # PyTorch's kernel converts low precision block by block in the cache; ours would write it to memory.
     return "tiled" if full_precision else "sdpa"
 
 
 def _forward_mode() -> bool:
     """Whether derivatives are computed in forward mode, as by `torch.func.jvp`."""
-    # Not by the tensors' tangents: other transforms, such as vmap inside jvp, hide them.
+    # Checking the tensors for tangents is not enough: other transforms, such as vmap inside jvp, hide them.
     return forward_ad._current_level >= 0
 
 
 def _windows(size: Size, pool: int, device: torch.device) -> Tensor:
     """Cells (pool^2, M) of each pooling window.
 
-    A 2x2 window over the edge of an odd map has its cells twice instead, which leaves their average as it is.
+    A 2x2 window over the edge of an odd map lists its cells twice, which does not change their average.
     """
     y, x = (
         torch.arange(side + pool - 1, device=device).clamp(max=side - 1).unfold(0, pool, pool)
@@ -144,14 +153,18 @@ def _average(out: Tensor, size: Size, pool: int) -> Tensor:
 def _reference(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
-    """The plain formula; stores the logits of all heads, N x N each."""
+    """The formula as written; stores the N x N logits of every head."""
     return _average(attention_weights(q, k, position, size, scale) @ v, size, pool)
 
 
 def _sdpa(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
-    """A stock kernel at head width d + H + W: logits = [q, position] [k, onehot(row), onehot(column)]^T."""
+    """PyTorch's fused kernel at head width d + H + W.
+
+    logits = [scale q, position] [k, onehot(row), onehot(column)]^T: the one-hot vectors of a key's row and
+    column pick its two position logits.
+    """
     queries, keys = [], []
     if k is not None:
         queries.append(q * scale)
@@ -163,7 +176,7 @@ def _sdpa(
         queries.append(position)
         keys.append(torch.cat([rows, columns], -1).expand(*v.shape[:2], -1, -1))
     query, key = torch.cat(queries, -1), torch.cat(keys, -1)
-    # Linear-memory kernels ask for one width of queries, keys and values.
+    # The kernels with linear memory require queries, keys and values of equal width: pad with zeros.
     full = max(key.shape[-1], v.shape[-1])
     query, key, value = (
         torch.cat([x, x.new_zeros(*x.shape[:-1], full - x.shape[-1])], -1) for x in (query, key, v)
@@ -175,8 +188,8 @@ def _sdpa(
 def _flex(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
-    """FlexAttention with the position logits in its score_mod: under torch.compile on a GPU, one kernel."""
-    from torch.nn.attention.flex_attention import flex_attention  # takes a second
+    """FlexAttention, position logits added in its score_mod: one kernel under torch.compile on a GPU."""
+    from torch.nn.attention.flex_attention import flex_attention  # slow to import
 
     height, width = size
 
@@ -208,9 +221,22 @@ def _tiled_forward(
                 bias = None if position is None else position[head].index_select(0, tile)
                 weights = _weights(q[head].index_select(0, tile), keys, bias, size, scale, buffer)
                 parts = weights.chunk(group)
-                pooled = _pool(parts, out=parts[0])  # nobody needs the weights any more
+                pooled = _pool(parts, out=parts[0])  # the weights are not needed afterwards
                 out[head][start : start + step] = pooled @ values
     return out
+
+
+class _Gradients(NamedTuple):
+    """Gradients of the inputs; None where there is none. Without keys, queries have none either."""
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor
+    position: Tensor | None
+
+    def present(self) -> list[Tensor]:
+        """Those that are not None, in this order: the form that custom operators can return."""
+        return [x for x in self if x is not None]
 
 
 @torch.library.custom_op("botnet::relative_attention_backward", mutates_args=())
@@ -224,7 +250,7 @@ def _tiled_backward(
     scale: float,
     pool: int,
 ) -> list[Tensor]:
-    """Gradients of v, then of q and k where there are keys, then of the position where there is one."""
+    """The gradients that `_Gradients` has for these inputs."""
     grads = _empty_gradients(q, k, v, position)
     windows = _windows(size, pool, q.device)
     group, step = len(windows), max(1, TILE // len(windows))
@@ -234,34 +260,68 @@ def _tiled_backward(
         for head in product(range(q.shape[0]), range(q.shape[1])):
             keys = None if k is None else k[head].contiguous()
             values, upstream = v[head].contiguous(), grad[head] / group
-            # Sums over the tiles in a low precision would lose what each product keeps.
-            exact = torch.promote_types(q.dtype, torch.float32)
-            sums = [torch.zeros(x.shape[2:], dtype=exact, device=x.device) for x in grads]
-            # The products that sum over queries, those of values and keys, are faster transposed.
-            sums[::2] = [x.view(x.shape[::-1]).t() for x in sums[::2]]
+            sums = _zero_sums(grads)
             for start in range(0, windows.shape[1], step):
                 tile = windows[:, start : start + step].flatten()
+                rows = upstream[start : start + step]
                 queries = q[head].index_select(0, tile)
                 bias = None if position is None else position[head].index_select(0, tile)
                 weights = _weights(queries, keys, bias, size, scale, buffer)
-                rows = upstream[start : start + step]
                 parts = weights.chunk(group)
-                _add_product(sums[0].t(), rows.t(), _pool(parts, out=pool_buffer[: len(rows)]))
+                _add_product(sums.v.t(), rows.t(), _pool(parts, out=pool_buffer[: len(rows)]))
                 # The queries of a window share their output, hence the gradient of their weights.
                 grad_weights = torch.mm(rows, values.t(), out=grad_buffer[: len(rows)])
-                for member in parts:
-                    torch.ops.aten._softmax_backward_data.out(
-                        grad_weights, member, -1, member.dtype, grad_input=member
-                    )
-                if keys is not None:
-                    sums[1].index_add_(0, tile, (weights @ keys).to(exact), alpha=scale)
-                    _add_product(sums[2].t(), queries.t(), weights, scale)
-                if bias is not None:
-                    grid = weights.unflatten(-1, size)
-                    sums[-1].index_add_(0, tile, torch.cat([grid.sum(-1), grid.sum(-2)], -1).to(exact))
-            for whole, part in zip(grads, sums, strict=True):
-                whole[head] = part
-    return grads
+                for part in parts:
+                    _softmax_backward(grad_weights, part)
+                grad_logits = weights  # overwritten in place
+                _add_logit_gradients(sums, grad_logits, tile, queries, keys, size, scale)
+            for destination, total in zip(grads.present(), sums.present(), strict=True):
+                destination[head] = total
+    return grads.present()
+
+
+def _zero_sums(grads: _Gradients) -> _Gradients:
+    """Zeros for one head's gradients, to be summed over its tiles."""
+
+    def zeros(x: Tensor, transposed: bool = False) -> Tensor:
+        # In a lower precision, a sum over many tiles would lose what each of them adds.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        tokens, width = x.shape[2:]
+        if transposed:
+            return torch.zeros(width, tokens, dtype=dtype, device=x.device).t()
+        return torch.zeros(tokens, width, dtype=dtype, device=x.device)
+
+    # The products that sum over queries, those of keys and values, are faster transposed.
+    return _Gradients(
+        q=None if grads.q is None else zeros(grads.q),
+        k=None if grads.k is None else zeros(grads.k, transposed=True),
+        v=zeros(grads.v, transposed=True),
+        position=None if grads.position is None else zeros(grads.position),
+    )
+
+
+def _softmax_backward(grad_weights: Tensor, weights: Tensor) -> None:
+    """Overwrite attention weights by the gradients of their logits."""
+    torch.ops.aten._softmax_backward_data.out(grad_weights, weights, -1, weights.dtype, grad_input=weights)
+
+
+def _add_logit_gradients(
+    sums: _Gradients,
+    grad_logits: Tensor,
+    tile: Tensor,
+    queries: Tensor,
+    keys: Tensor | None,
+    size: Size,
+    scale: float,
+) -> None:
+    """Add what the logits (n, N) of a tile of n queries contribute to the gradients of q, k and position."""
+    if sums.q is not None and sums.k is not None and keys is not None:
+        sums.q.index_add_(0, tile, (grad_logits @ keys).to(sums.q.dtype), alpha=scale)
+        _add_product(sums.k.t(), queries.t(), grad_logits, scale)
+    if sums.position is not None:
+        grid = grad_logits.unflatten(-1, size)
+        by_row, by_column = grid.sum(-1), grid.sum(-2)
+        sums.position.index_add_(0, tile, torch.cat([by_row, by_column], -1).to(sums.position.dtype))
 
 
 def _weights(
@@ -279,7 +339,7 @@ def _weights(
 
 
 def _pool(parts: Sequence[Tensor], out: Tensor) -> Tensor:
-    """Sum over the queries of each window: the pool is linear, so it may act before the values do."""
+    """Sum over the queries of each window: the pool is linear, so weights can be pooled before the values."""
     if len(parts) == 1:
         return parts[0]
     torch.add(parts[0], parts[1], out=out)
@@ -297,15 +357,19 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> Non
 
 
 def _empty_output(q: Tensor, size: Size, pool: int) -> Tensor:
-    """(B, heads, M, d), laid out so that the map it becomes is channels-last."""
+    """(B, heads, M, d), in a memory layout that makes the output map channels-last."""
     batch, heads, _, d = q.shape
     rows, columns = ((side + pool - 1) // pool for side in size)
     return q.new_empty(batch, rows * columns, heads, d).transpose(1, 2)
 
 
-def _empty_gradients(q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None) -> list[Tensor]:
-    inputs = [v] + ([] if k is None else [q, k]) + ([] if position is None else [position])
-    return [torch.empty_like(x) for x in inputs]
+def _empty_gradients(q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None) -> _Gradients:
+    return _Gradients(
+        q=None if k is None else torch.empty_like(q),
+        k=None if k is None else torch.empty_like(k),
+        v=torch.empty_like(v),
+        position=None if position is None else torch.empty_like(position),
+    )
 
 
 @_tiled_forward.register_fake
@@ -326,7 +390,7 @@ def _(
     scale: float,
     pool: int,
 ) -> list[Tensor]:
-    return _empty_gradients(q, k, v, position)
+    return _empty_gradients(q, k, v, position).present()
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -336,10 +400,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, position = ctx.saved_tensors
-    grads = iter(_tiled_backward(grad, q, k, v, position, ctx.size, ctx.scale, ctx.pool))
-    grad_v = next(grads)
-    grad_q, grad_k = (None, None) if k is None else (next(grads), next(grads))
-    return grad_q, grad_k, grad_v, None if position is None else next(grads), None, None, None
+    present = iter(_tiled_backward(grad, q, k, v, position, ctx.size, ctx.scale, ctx.pool))
+    grads = _Gradients(
+        q=None if k is None else next(present),
+        k=None if k is None else next(present),
+        v=next(present),
+        position=None if position is None else next(present),
+    )
+    return *grads, None, None, None
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:
