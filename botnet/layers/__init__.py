@@ -1,4 +1,4 @@
-"""The layers the paper invents: plain modules, tensors in, tensors out."""
+"""The layers that the paper introduces: plain modules, tensors in, tensors out."""
 
 from botnet.layers.attention import MHSA2d
 from botnet.layers.kernels import relative_attention

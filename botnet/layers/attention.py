@@ -25,14 +25,14 @@ class MHSA2d(nn.Module):
         heads: attention heads, each of width d = dim / heads.
         stride: 1, or 2 for a 2x2 average pool after the attention (Section 3); output sides are rounded up.
         position: "relative", "absolute" or None (Table 4).
-        content: whether the logits have the term q k^T; False leaves the position alone (Table 4).
-        feat_size: (H, W) of the position tables, in cells; any other map size is accepted at any call.
-        qkv_std: standard deviation that queries, keys and values start from. Default 0.01, the authors'. With
-            few channels their logits are then nearly zero, and so are the gradients that would change
-            that: "fan_in", C^-0.5, is the better start for small networks.
+        content: whether the logits have the term q k^T; False leaves only the position term (Table 4).
+        feat_size: (H, W) of the position tables, in cells; `forward` accepts maps of any other size.
+        qkv_std: initial standard deviation of the query, key and value projections. Default 0.01, as the
+            authors have it. With few channels the logits are then nearly zero, and so are the gradients that
+            would change them: "fan_in", C^-0.5, is the better choice for small networks.
 
     Raises:
-        ValueError: on a width not divisible by the heads, another stride or position, no logits at all, or a
+        ValueError: a width not divisible by the heads, another stride or position, no logits at all, or a
             `qkv_std` that is neither positive nor "fan_in".
     """
 
@@ -52,7 +52,7 @@ class MHSA2d(nn.Module):
         if stride not in (1, 2):
             raise ValueError(f"stride={stride}: expected 1 or 2")
         if position is None and not content:
-            raise ValueError("position=None and content=False leave no logits: keep one of them")
+            raise ValueError("position=None and content=False leave no logits: keep one of the two terms")
         if position is not None and position not in POSITIONS:
             raise ValueError(f"position={position!r}: expected 'relative', 'absolute' or None")
         if qkv_std != "fan_in" and not (isinstance(qkv_std, int | float) and 0 < qkv_std < math.inf):
@@ -84,7 +84,7 @@ class MHSA2d(nn.Module):
             self.pos_embed.reset_parameters()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters to spare from weight decay: the position tables."""
+        """Names of the parameters without weight decay: the position tables."""
         return {name for name, _ in self.named_parameters() if name.startswith("pos_embed.")}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,11 +107,11 @@ class MHSA2d(nn.Module):
         return out if channels_last else out.contiguous()
 
     def attention_weights(self, x: Tensor, cells: Tensor) -> Tensor:
-        """What some cells of a map attend to: rows of the softmax, exact, of which `forward` keeps none.
+        """Attention weights of some cells of a map: exact softmax rows, which `forward` does not store.
 
         Args:
             x: map (B, C, H, W).
-            cells: (M,) of the N = H * W cells, counted row by row, before any pool.
+            cells: (M,) indices into the N = H * W cells, row by row, before any pooling.
 
         Returns:
             (B, heads, M, N); each row sums to 1.
@@ -131,7 +131,7 @@ class MHSA2d(nn.Module):
             raise ValueError(f"expected a map (B, {self.dim}, H, W), got a tensor of shape {tuple(x.shape)}")
         _, _, height, width = x.shape
         d = self.dim // self.heads
-        # Views of a channels-last map: no copies here, nor of the gradients on their way back.
+        # Views of a channels-last map: no copies, neither here nor of the gradients in the backward pass.
         qkv = self.qkv(x).permute(0, 2, 3, 1).unflatten(-1, (3, self.heads, d))
         q, k, v = qkv.unbind(3)  # B, H, W, heads, d
         position = None

@@ -1,4 +1,4 @@
-"""The Non-Local block: the rival that Section 4.6 compares with."""
+"""The Non-Local block, the baseline of Section 4.6."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,14 +7,17 @@ from torch import Tensor, nn
 class NonLocal2d(nn.Module):
     """Residual all-to-all attention with one head and no positions (Wang et al. 2018; Table 7).
 
-    The embedded Gaussian form: logits are the plain products of two projections, unscaled. The last
-    normalisation starts at zero, so that a freshly inserted block is the identity.
+    The embedded Gaussian form: logits are products of two projections, unscaled. The weight of the last
+    normalisation starts at zero, so that a newly inserted block is the identity.
 
     Args:
         dim: channels C of the map.
-        reduction: how many times narrower than C the embeddings are. Default 2, as Section 2 says.
-        project_values: average a projection of the map, as Wang et al. do, and not the map
-            itself, as Figure 4 draws it after Xie et al. 2019. Default True.
+        reduction: ratio of C to the width of the embeddings. Default 2, as in Section 2.
+        project_values: whether the values are a projection of the map (Wang et al.) or the map itself, as
+            Figure 4 draws it after Xie et al. 2019. Default True.
+
+    Raises:
+        ValueError: `reduction` does not divide `dim`.
     """
 
     def __init__(self, dim: int, reduction: int = 2, project_values: bool = True) -> None:
@@ -30,6 +33,7 @@ class NonLocal2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw the projections from N(0, 0.01); the weight of the normalisation is zero."""
         for layer in (self.query, self.key, self.value, self.proj):
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
@@ -38,7 +42,7 @@ class NonLocal2d(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map of shape B C H W to a map of the same shape."""
+        """Attend over a map (B, C, H, W); returns a map of the same shape."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         # B C H W -> B N C: one head over N = H*W tokens
         y = F.scaled_dot_product_attention(

@@ -1,4 +1,4 @@
-"""Where things are: relative and absolute position encodings of a 2-D map, and tables of any size."""
+"""Relative and absolute position encodings of a 2-D map, and resizing their tables."""
 
 import logging
 import warnings
@@ -11,9 +11,9 @@ _log = logging.getLogger(__name__)
 
 
 class PositionTables(nn.Module):
-    """What both encodings share: a table for the rows and one for the columns, resized as maps require.
+    """Base of both encodings: a table for the rows and one for the columns, resized to the map.
 
-    A smaller map uses the centre of a table, exactly; a larger one uses the table stretched linearly.
+    A smaller map uses the centre of a table, unchanged; for a larger one the table is interpolated linearly.
     """
 
     @property
@@ -33,7 +33,7 @@ class PositionTables(nn.Module):
         return self._encode(rows, height), self._encode(columns, width)
 
     def resize(self, feat_size: tuple[int, int]) -> str:
-        """Change the tables for good to a map of `feat_size` (H, W); returns what was done to each axis."""
+        """Replace the tables by those of a map of `feat_size` (H, W); returns what was done to each axis."""
         done = _describe(self.feat_size, feat_size)
         for (name, table), side in zip(list(self.named_parameters()), feat_size, strict=True):
             resized = self._resized(table.detach(), side)
@@ -61,17 +61,17 @@ class PositionTables(nn.Module):
 
     @staticmethod
     def _side(entries: int) -> int:
-        """Map side that a table of so many entries describes."""
+        """Side of the map that a table with this number of entries describes."""
         raise NotImplementedError
 
     @staticmethod
     def _fits(entries: int) -> bool:
-        """Whether some map side gives a table of so many entries."""
+        """Whether any map side has a table with this number of entries."""
         raise NotImplementedError
 
     @staticmethod
     def _resized(table: Tensor, side: int) -> Tensor:
-        """The table of another map side."""
+        """The table for another map side."""
         raise NotImplementedError
 
     @classmethod
@@ -83,7 +83,7 @@ class PositionTables(nn.Module):
 class RelativePosition(PositionTables):
     """Split relative encodings R_h and R_w (Figure 4): one learned vector per row and per column offset.
 
-    Entry ``key - query + L - 1`` of a table belongs to that offset, L being the map side it describes.
+    Entry ``offset + L - 1`` of a table belongs to ``offset = key - query``; L is the map side it describes.
 
     Args:
         feat_size: (H, W) of the map that the tables describe, in cells.
@@ -107,7 +107,7 @@ class RelativePosition(PositionTables):
 
     @staticmethod
     def _resized(table: Tensor, side: int) -> Tensor:
-        # Crop and stretch in one expression of tensors: an exported graph then holds for every map size.
+        # Crop and interpolate in one tensor expression: an exported graph is then valid for any map size.
         last = len(table) // 2
         offsets = _arange(1 - side, side, table)
         return _interpolate(table, offsets * last / offsets[-1].clamp(min=max(last, 1)) + last)
@@ -154,18 +154,18 @@ class AbsolutePosition(PositionTables):
 
 
 def resize_position_tables(model: nn.Module, size: tuple[int, int]) -> dict[str, str]:
-    """Change the position tables of a layer or of every layer of a model, for good.
+    """Resize the position tables of a layer, or of all layers of a network, in place.
 
     Args:
-        model: a layer or a network; its largest tables come to describe `size`, the others the map that is as
-            many times smaller as theirs was (the later blocks of a stage work at half the side of its first).
+        model: a layer or a network. Its largest tables are resized to `size`; the others keep their ratio to
+            the largest (the later blocks of a stage work at half the side of the first).
         size: (H, W) in cells.
 
     Returns:
         What was done, by module name: each axis is cropped to its centre, interpolated or kept. Also logged.
 
     Raises:
-        ValueError: when there are no position tables to resize, or `size` is not two positive sides.
+        ValueError: there are no position tables, or `size` is not two positive sides.
     """
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size={size}: expected (H, W), two positive numbers of cells")
@@ -175,7 +175,7 @@ def resize_position_tables(model: nn.Module, size: tuple[int, int]) -> dict[str,
     largest = [max(module.feat_size[axis] for module in tables.values()) for axis in (0, 1)]
     done = {}
     for name, module in tables.items():
-        strides = [round(whole / side) for whole, side in zip(largest, module.feat_size, strict=True)]
+        strides = [round(full / side) for full, side in zip(largest, module.feat_size, strict=True)]
         height, width = (-(-side // stride) for side, stride in zip(size, strides, strict=True))
         done[name] = module.resize((height, width))
         _log.info("%s: %s", name or "position tables", done[name])
@@ -183,7 +183,7 @@ def resize_position_tables(model: nn.Module, size: tuple[int, int]) -> dict[str,
 
 
 def _arange(start: int, stop: int, table: Tensor) -> Tensor:
-    """Coordinates on a table's device, in its precision or single precision, whichever is finer."""
+    """Coordinates on a table's device, in its precision but at least single precision."""
     dtype = torch.promote_types(table.dtype, torch.float32)
     return torch.arange(start, stop, device=table.device, dtype=dtype)
 

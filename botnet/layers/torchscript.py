@@ -1,4 +1,4 @@
-"""The attention layer in the part of Python that TorchScript reads: the plain formula, one way to compute."""
+"""The attention layer in the subset of Python that TorchScript supports: the formula as written."""
 
 import copy
 from typing import TypeVar
@@ -13,7 +13,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def scriptable(model: M) -> M:
-    """A copy of a network that `torch.jit.script` can read; the registered networks call it by themselves."""
+    """A copy of a network that `torch.jit.script` can compile; registered networks call this themselves."""
     model = copy.deepcopy(model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, MHSA2d):
@@ -22,10 +22,10 @@ def scriptable(model: M) -> M:
 
 
 class ScriptableMHSA2d(nn.Module):
-    """The function of an `MHSA2d` with its logits stored as a whole; for `torch.jit.script` alone.
+    """The same function as an `MHSA2d`, with all logits stored; only for `torch.jit.script`.
 
     Args:
-        layer: the `MHSA2d` to stand in for; its parameters are shared.
+        layer: the `MHSA2d` to replace; its parameters are shared.
     """
 
     height_table: Tensor | None
