@@ -44,7 +44,7 @@ def test_info(capsys):
 @pytest.mark.parametrize("size", [("0", "0"), ("224", "-3")])
 def test_info_needs_a_positive_size(size, capsys):
     assert main(["info", "resnet18", "--size", *size]) == 2
-    assert f"--size {' '.join(size)}: give positive" in capsys.readouterr().err
+    assert f"size {' '.join(size)}: give positive" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["meta", "cuda:99", "hpu:99", "nonsense"])

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from botnet.layers.kernels import Implementation, attention_weights, relative_attention
 from botnet.layers.position import AbsolutePosition, PositionTables, RelativePosition
 
+Position = Literal["relative", "absolute"]
+QkvStd = float | Literal["fan_in"]
+
 POSITIONS: dict[str, type[AbsolutePosition] | type[RelativePosition]] = {
     "relative": RelativePosition,
     "absolute": AbsolutePosition,
@@ -41,10 +44,10 @@ class MHSA2d(nn.Module):
         dim: int,
         heads: int = 4,
         stride: int = 1,
-        position: Literal["relative", "absolute"] | None = "relative",
+        position: Position | None = "relative",
         content: bool = True,
         feat_size: tuple[int, int] | None = None,
-        qkv_std: float | Literal["fan_in"] = 0.01,
+        qkv_std: QkvStd = 0.01,
     ) -> None:
         super().__init__()
         if dim % heads:

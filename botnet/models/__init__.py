@@ -1,4 +1,4 @@
-"""Networks: surgery on any ResNet, the zoo of the paper, its weights and its counts."""
+"""Networks: surgery on ResNets, the networks of the paper, their weights and their multiply-adds."""
 
 from botnet.models.adopt import adopt_attention
 from botnet.models.hub import from_pretrained, push_to_hub, save_pretrained

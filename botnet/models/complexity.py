@@ -1,13 +1,12 @@
 """Parameters and multiply-adds of a network.
 
-The counts come from hooks on the modules of the network itself during one pass of shapes without data
-(the meta device), so that a wrong stride, width or block gives a wrong count. Counting torch's operations
-instead would count the kernel that happens to run the attention and not the layer; a layer's own
-hook counts what Figure 4 draws, and knows which product is which. Normalisation, activation, softmax,
-pooling and additions are not counted.
+The counts come from hooks on the modules of the network, in one forward pass on the meta device, so that a
+wrong stride, width or block gives a wrong count. Counting torch's operations instead would count whichever
+kernel computes the attention; a hook on the layer counts what Figure 4 draws, product by product.
+Normalisation, activation, softmax, pooling and additions are not counted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -24,21 +23,22 @@ from botnet.models.shapes import shape_pass
 from botnet.models.surgery import STAGES
 from botnet.models.zoo import NETWORKS
 
+# Kinds of products; "dense position" is another way to compute "position", see `multiply_adds`.
 COMPLETE = frozenset({"conv", "fc", "qkv", "content", "position", "values"})
 
 
 def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[tuple[str, str], int]:
-    """Multiply-adds for one image, by layer and by what they are spent on.
+    """Multiply-adds for one image, by layer and kind of product.
 
     Args:
         model: any network of convolutions, linear layers, `MHSA2d` and `NonLocal2d`, on any device.
         size: height and width of the image in pixels.
 
     Returns:
-        {(name of the layer, kind): multiply-adds}; the kinds are "conv", "fc", and for attention "qkv",
-        "content" (queries with keys), "position" (queries with the encodings of all offsets),
-        "values", and "dense position", which is the position term multiplied out for every pair of
-        cells, once per axis: an alternative to "position" that `COMPLETE` leaves out.
+        {(name of the layer, kind): multiply-adds}. The kinds are "conv" and "fc", and for attention "qkv",
+        "content" (queries with keys), "position" (queries with the encodings of all offsets), "values", and
+        "dense position": the position term computed for every pair of cells, once per axis. It is an
+        alternative to "position", and `COMPLETE` does not contain it.
     """
     counts: dict[tuple[str, str], int] = {}
     inside_attention = {child for m in model.modules() if isinstance(m, MHSA2d) for child in m.children()}
@@ -60,6 +60,7 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[tuple[str, st
 
 
 def _products(layer: Any, x: Tensor, y: Tensor) -> Iterator[tuple[str, int]]:
+    """Kinds and multiply-adds of a layer, from its input and output."""
     if isinstance(layer, nn.Linear):
         yield "fc", y.numel() * layer.in_features
         return
@@ -84,7 +85,7 @@ def _products(layer: Any, x: Tensor, y: Tensor) -> Iterator[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One line of Table 1: a stage, its output in cells, its blocks, parameters and multiply-adds."""
+    """A line of Table 1; `output` is (channels, height, width), or (channels,) of the head."""
 
     name: str
     output: tuple[int, ...]
@@ -98,7 +99,7 @@ class Info:
     """A network stage by stage.
 
     Args:
-        name: in timm.
+        name: the network's name in timm.
         size: height and width of the image in pixels.
         stages: c1 to c5 and the head.
     """
@@ -122,65 +123,82 @@ def info(name: str, size: tuple[int, int] | None = None) -> Info:
     """Count a network stage by stage, in the form of Table 1.
 
     Args:
-        name: a ResNet-like network that timm knows, this project's included.
-        size: height and width of the image in pixels; default what the network's configuration says.
+        name: a ResNet-like network of timm; those of this project are registered there.
+        size: height and width of the image in pixels; default what timm's configuration of the network says.
 
     Raises:
-        ValueError: timm has no such network, it is none of the ResNet kind, or ``size`` is not positive.
+        ValueError: timm has no such network, it is not a ResNet, or ``size`` is not positive.
     """
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}; this project's are {', '.join(NETWORKS)}")
     if size is not None and min(size) < 1:
-        raise ValueError(f"--size {size[0]} {size[1]}: give positive numbers of pixels")
+        raise ValueError(f"size {size[0]} {size[1]}: give positive numbers of pixels")
     if size is None:
         config = timm.get_pretrained_cfg(name)
         size = (224, 224) if config is None else config.input_size[1:]
     model = build_on_meta(name, size)
     if not all(hasattr(model, layer) for layer in STAGES.values()):
-        raise ValueError(f"{name} is no ResNet: it has no stages {', '.join(STAGES.values())}")
+        raise ValueError(f"{name} is not a ResNet: it has no stages {', '.join(STAGES.values())}")
     return Info(name, size, _stages(model, size))
 
 
 def total(counts: dict[tuple[str, str], int], kinds: frozenset[str] = COMPLETE) -> int:
-    """Sum of the counts of `multiply_adds` over some kinds; by default the complete count."""
+    """Sum of the counts of `multiply_adds` over some kinds of products; by default the complete count."""
     return sum(products for (_, kind), products in counts.items() if kind in kinds)
 
 
 def build_on_meta(name: str, size: tuple[int, int]) -> nn.Module:
-    """A network of timm without data, a BoTNet's position tables sized for images of `size` pixels."""
+    """A network of timm on the meta device; position tables fit images of `size` (height, width) pixels."""
     with torch.device("meta"):
         return timm.create_model(name, img_size=size if name in NETWORKS else None)
 
 
 def _stages(model: nn.Module, size: tuple[int, int]) -> list[Stage]:
-    names = [name for name, _ in model.named_children()]
-    first, last = names.index("layer1"), names.index("layer4")
-    stage_of = dict.fromkeys(names[:first], "c1") | dict.fromkeys(names[last + 1 :], "head")
-    stage_of |= {layer: stage for stage, layer in STAGES.items()} | {"maxpool": "c2"}
-    outputs: dict[str, tuple[int, ...]] = {}
-    handles = [
-        module.register_forward_hook(
-            lambda _module, _inputs, y, stage=stage_of[name]: outputs.__setitem__(stage, tuple(y.shape[1:]))
-        )
-        for name, module in model.named_children()
-        if name != "maxpool"
-    ]
-    counts = multiply_adds(model, size)
-    for handle in handles:
-        handle.remove()
+    counts, outputs = _count_with_outputs(model, size)
     return [
         Stage(
             stage,
             outputs[stage],
-            "; ".join(filter(None, (_describe(model.get_submodule(n)) for n in group))),
-            sum(p.numel() for n in group for p in model.get_submodule(n).parameters()),
-            sum(
-                c for (layer, kind), c in counts.items() if layer.split(".")[0] in group and kind in COMPLETE
-            ),
+            "; ".join(filter(None, (_describe(model.get_submodule(name)) for name in names))),
+            sum(p.numel() for name in names for p in model.get_submodule(name).parameters()),
+            total({key: products for key, products in counts.items() if key[0].split(".")[0] in names}),
         )
-        for stage in ("c1", *STAGES, "head")
-        if (group := [n for n in names if stage_of[n] == stage])
+        for stage, names in _modules_by_stage(model).items()
     ]
+
+
+def _modules_by_stage(model: nn.Module) -> dict[str, list[str]]:
+    """Names of the top-level modules of a ResNet, from c1 to the head."""
+    names = [name for name, _ in model.named_children()]
+    first, last = names.index("layer1"), names.index("layer4")
+    by_stage = {"c1": [name for name in names[:first] if name != "maxpool"]}
+    by_stage |= {stage: [layer] for stage, layer in STAGES.items()}
+    if "maxpool" in names:
+        by_stage["c2"].insert(0, "maxpool")  # Table 1 has it in c2
+    by_stage["head"] = names[last + 1 :]
+    return {stage: names for stage, names in by_stage.items() if names}
+
+
+def _count_with_outputs(
+    model: nn.Module, size: tuple[int, int]
+) -> tuple[dict[tuple[str, str], int], dict[str, tuple[int, ...]]]:
+    """Multiply-adds as `multiply_adds` returns them, and the output shape of each stage for one image."""
+    outputs: dict[str, tuple[int, ...]] = {}
+
+    def record(stage: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _module, _inputs, y: outputs.update({stage: tuple(y.shape[1:])})
+
+    # The last module of a stage to run overwrites the shapes of those before it.
+    handles = [
+        model.get_submodule(name).register_forward_hook(record(stage))
+        for stage, names in _modules_by_stage(model).items()
+        for name in names
+    ]
+    try:
+        return multiply_adds(model, size), outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _describe(module: Any) -> str:

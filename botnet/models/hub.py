@@ -1,23 +1,29 @@
-"""Networks on the Hugging Face hub."""
+"""Networks on the Hugging Face hub, and in local folders of the same form."""
 
 import copy
 from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import get_model_args, push_to_hf_hub, save_for_hf
 from torch import nn
 
+from botnet.errors import CheckpointError
 from botnet.layers import MHSA2d
 
 
 def save_pretrained(model: nn.Module, folder: str | Path) -> None:
-    """Write a registered network to a folder as the hub keeps it: config.json and model.safetensors.
+    """Write a registered network to a folder in the hub's form: config.json and model.safetensors.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` and `from_pretrained` read it.
 
+    Args:
+        model: a network made by `timm.create_model`.
+        folder: is made if it does not exist.
+
     Raises:
-        ValueError: timm cannot build this network by a name, because it was changed after it was made.
+        ValueError: timm cannot build this network by its name, because it was changed after it was made.
     """
     save_for_hf(_exportable(model), str(folder), safe_serialization=True)
 
@@ -27,8 +33,8 @@ def push_to_hub(model: nn.Module, repo_id: str, private: bool = False) -> None:
 
     Args:
         model: a network made by `timm.create_model`.
-        repo_id: "owner/name" on the hub; the login is huggingface_hub's.
-        private: whether only its owner can see it. Default False.
+        repo_id: "owner/name" on the hub; log in with huggingface_hub.
+        private: whether the repository is private. Default False.
 
     Raises:
         ValueError: see `save_pretrained`.
@@ -37,37 +43,43 @@ def push_to_hub(model: nn.Module, repo_id: str, private: bool = False) -> None:
 
 
 def _exportable(model: nn.Module) -> nn.Module:
-    """A copy with contiguous tensors, for safetensors; refused if its name means another network."""
+    """A copy with contiguous tensors, for safetensors; refused if timm builds another network by its name."""
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     rebuilt: nn.Module | None = None
-    # A features_only network has no number of classes.
+    # A features_only network has no num_classes.
     if name is not None and timm.is_model(name) and hasattr(model, "num_classes"):
         with torch.device("meta"):
             rebuilt = timm.create_model(name, **get_model_args(model))
-    if rebuilt is None or _parts(rebuilt) != _parts(model):
+    if rebuilt is None or _signature(rebuilt) != _signature(model):
         what = f"what timm builds by the name {name!r}" if name else "built by timm"
         raise ValueError(
-            f"this {type(model).__name__} is not {what}, so it could not be read back; register it with timm "
-            "under a name of its own, or keep its tensors by save_weights and load_weights"
+            f"this {type(model).__name__} is not {what}, so it could not be loaded again; register it with "
+            "timm under another name, or use save_weights and load_weights for its tensors"
         )
     return copy.deepcopy(model).to(memory_format=torch.contiguous_format)
 
 
-def _parts(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Names of all tensors, and of the attention layers: other projects' have tensors of the same names."""
+def _signature(model: nn.Module) -> tuple[set[str], set[str]]:
+    """Names of all tensors, and of the `MHSA2d` layers: timm's attention has tensors of the same names."""
     attention = {name for name, module in model.named_modules() if isinstance(module, MHSA2d)}
     return set(model.state_dict()), attention
 
 
 def from_pretrained(source: str | Path, num_classes: int | None = None) -> nn.Module:
-    """Make the network that `push_to_hub` or `save_pretrained` kept, with its weights.
+    """A network with its weights, as `push_to_hub` or `save_pretrained` stored it.
 
     Args:
         source: "owner/name" on the hub, "hf-hub:owner/name", "local-dir:FOLDER" or a folder.
-        num_classes: another number of classes, whose classifier is then random. Default as kept.
+        num_classes: another number of classes, with a new, random classifier. Default as stored.
+
+    Raises:
+        CheckpointError: there is no such network, or its files are broken.
     """
     if Path(source).is_dir():
         source = f"local-dir:{source}"
     elif ":" not in str(source):
         source = f"hf-hub:{source}"
-    return timm.create_model(str(source), pretrained=True, num_classes=num_classes)
+    try:
+        return timm.create_model(str(source), pretrained=True, num_classes=num_classes)
+    except (OSError, RuntimeError, SafetensorError) as error:  # OSError: the hub's client, too
+        raise CheckpointError(f"{source}: no network can be loaded from it ({error})") from error

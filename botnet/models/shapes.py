@@ -1,4 +1,4 @@
-"""Map sizes inside a network, from a forward pass of shapes alone."""
+"""Map sizes inside a network, from a forward pass on the meta device."""
 
 from collections.abc import Sequence
 
@@ -9,28 +9,39 @@ from torch import Tensor, nn
 def map_sizes(
     model: nn.Module, layers: Sequence[nn.Module], img_size: int | tuple[int, int] | None
 ) -> list[tuple[int, int]]:
-    """Height and width of the map that each layer sees, by one forward pass of shapes alone."""
+    """Height and width of the input map of each layer, from one forward pass on the meta device.
+
+    Args:
+        model: a network of timm or torchvision.
+        layers: layers of it.
+        img_size: side, or height and width, of the image in pixels; default what timm's configuration of the
+            model says, else 224.
+    """
     if img_size is None:
         img_size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    seen: dict[nn.Module, tuple[int, int]] = {}
+    sizes: dict[nn.Module, tuple[int, int]] = {}
 
-    def remember(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        seen[layer] = (inputs[0].shape[-2], inputs[0].shape[-1])
+    def record(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        sizes[layer] = (inputs[0].shape[-2], inputs[0].shape[-1])
 
-    handles = [layer.register_forward_pre_hook(remember) for layer in layers]
+    handles = [layer.register_forward_pre_hook(record) for layer in layers]
     try:
         shape_pass(model, (height, width))
     finally:
         for handle in handles:
             handle.remove()
-    return [seen[layer] for layer in layers]
+    return [sizes[layer] for layer in layers]
 
 
 def shape_pass(model: nn.Module, size: tuple[int, int]) -> None:
-    """Send one image of height and width `size` through a network without data, for its hooks to see shapes.
+    """Run a network on the meta device, on one image without data, so that its hooks see shapes.
 
-    Nothing is computed, and neither parameters nor statistics change (the meta device stands in for both).
+    Nothing is computed; the network's own parameters, statistics and modes do not change.
+
+    Args:
+        model: a network of timm or torchvision, on any device.
+        size: height and width of the image in pixels.
     """
     training = {module: module.training for module in model.modules()}
     channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))

@@ -1,20 +1,21 @@
-"""Turn a ResNet into its BoTNet in place: replace the 3x3 of chosen blocks, or insert whole blocks.
+"""Turn a ResNet into a BoTNet in place: replace the 3x3 of chosen blocks, or insert new blocks.
 
-Works on any network whose stages are called ``layer1`` ... ``layer4`` and consist of bottleneck blocks
-(``conv1`` 1x1, ``conv2`` 3x3, ``conv3`` 1x1): timm's resnet, resnet-D, resnext, seresnet, ecaresnet,
-resnetrs, wide and gluon families, and torchvision's resnets. Every module that is not replaced stays the
-very same object with the very same name, so an ImageNet checkpoint of the ResNet still fits.
+Works on any network with stages ``layer1`` ... ``layer4`` of bottleneck blocks (``conv1`` 1x1, ``conv2`` 3x3,
+``conv3`` 1x1): timm's resnet, resnet-D, resnext, seresnet, ecaresnet, resnetrs, wide and gluon families, and
+torchvision's resnets. Every module that is not replaced stays the same object under the same name, so an
+ImageNet checkpoint of the ResNet still fits.
 """
 
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from botnet.layers import MHSA2d
+from botnet.layers.attention import Position, QkvStd
 from botnet.layers.non_local import NonLocal2d
 from botnet.models.shapes import map_sizes
 
@@ -28,31 +29,30 @@ def bottleneck_transformer(
     stages: Sequence[str] = ("c5",),
     blocks: Sequence[int] | None = None,
     heads: int = 4,
-    position: Literal["relative", "absolute"] | None = "relative",
+    position: Position | None = "relative",
     content: bool = True,
     s1: bool = False,
     shortcut_act: bool = False,
     img_size: int | tuple[int, int] | None = None,
-    qkv_std: float | Literal["fan_in"] = 0.01,
+    qkv_std: QkvStd = 0.01,
 ) -> M:
     """Replace the 3x3 convolution of bottleneck blocks by self-attention (Section 3, Table 1), in place.
 
     Args:
-        model: a ResNet of timm or torchvision with bottleneck blocks; weights already in it are kept.
-        stages: which of "c2" ... "c5"; default the last one only, as in the paper.
-        blocks: indices of the blocks within each chosen stage, negative ones count from the end;
-            default all of them.
+        model: a ResNet of timm or torchvision with bottleneck blocks; its weights are kept.
+        stages: of "c2" ... "c5"; default the last one, as in the paper.
+        blocks: indices of blocks within each chosen stage, negative ones from the end; default all of them.
         heads: attention heads; must divide the width of the 3x3. Default 4.
         position: "relative", "absolute" or None (Table 4).
         content: whether the query-key product is part of the logits (Table 4).
-        s1: take the stride out of the chosen stages (BoT-S1, Section 4.7.1), so that everything from
-            there on runs at twice the resolution.
-        shortcut_act: add an activation after the projected shortcut of the chosen stages, as the authors'
-            published snippet has it; ResNet checkpoints are trained without it. Default False.
-        img_size: side, or height and width, in pixels of the images that the position tables are made
-            for; default what timm's configuration of the model says, else 224. Other sizes work at
-            any time, see `MHSA2d`.
-        qkv_std: standard deviation that queries, keys and values start from, see `MHSA2d`. Default 0.01.
+        s1: remove the stride of the chosen stages (BoT-S1, Section 4.7.1), so that they and all later ones
+            work at twice the resolution.
+        shortcut_act: add an activation after the projected shortcut of the chosen stages, as in the authors'
+            published snippet; ResNet checkpoints are trained without it. Default False.
+        img_size: side, or height and width, in pixels, of the images that the position tables fit; default
+            what timm's configuration of the model says, else 224. The network still takes images of any
+            size, see `MHSA2d`.
+        qkv_std: initial standard deviation of queries, keys and values, see `MHSA2d`. Default 0.01.
 
     Returns:
         The same model. New layers are randomly initialised; `botnet.models.fresh_parameters` lists them.
@@ -61,29 +61,34 @@ def bottleneck_transformer(
         ValueError: the model has no such stage, block, or bottleneck structure, or the width of a 3x3 is
             not divisible by `heads`.
     """
-    targets: dict[tuple[str, int], Any] = {}
+    targets = _choose_blocks(model, stages, blocks)
+    # All checks come first: a network that is refused is left unchanged.
+    for where, block in targets.items():
+        _check_convertible(where, block, heads)
+    for stage in stages if s1 else ():
+        _check_bottleneck(f"{stage} block 0", _stage(model, stage)[0])
+    for stage in stages:
+        if s1:
+            _remove_stride(model, stage)
+        if shortcut_act:
+            first: Any = _stage(model, stage)[0]
+            first.downsample.append(copy.deepcopy(first.act3 if hasattr(first, "act3") else first.relu))
+    sizes = map_sizes(model, [block.conv2 for block in targets.values()], img_size)
+    for block, size in zip(targets.values(), sizes, strict=True):
+        block.conv2 = _attention_for(block.conv2, heads, position, content, size, qkv_std)
+    return model
+
+
+def _choose_blocks(model: nn.Module, stages: Sequence[str], blocks: Sequence[int] | None) -> dict[str, Any]:
+    """Blocks of some stages by their description, such as "c5 block 0"."""
+    chosen: dict[str, Any] = {}
     for stage in stages:
         chain = _stage(model, stage)
         for index in range(len(chain)) if blocks is None else blocks:
             if not -len(chain) <= index < len(chain):
                 raise ValueError(f"{stage} has {len(chain)} blocks, there is no block {index}")
-            targets[stage, index % len(chain)] = chain[index]
-        if s1:
-            _check_bottleneck(f"{stage} block 0", chain[0])
-    for (stage, index), block in targets.items():
-        _check_convertible(f"{stage} block {index}", block, heads)
-
-    for stage in stages:
-        if s1:
-            _remove_stride(model, stage)
-        first: Any = _stage(model, stage)[0]
-        if shortcut_act:
-            first.downsample.append(copy.deepcopy(first.act3 if hasattr(first, "act3") else first.relu))
-
-    sizes = map_sizes(model, [block.conv2 for block in targets.values()], img_size)
-    for block, size in zip(targets.values(), sizes, strict=True):
-        block.conv2 = _attention_for(block.conv2, heads, position, content, size, qkv_std)
-    return model
+            chosen[f"{stage} block {index % len(chain)}"] = chain[index]
+    return chosen
 
 
 def insert_non_local(model: M, *, stages: Sequence[str] = ("c4",), project_values: bool = True) -> M:
@@ -91,14 +96,14 @@ def insert_non_local(model: M, *, stages: Sequence[str] = ("c4",), project_value
 
     Args:
         model: a ResNet of timm or torchvision with bottleneck blocks.
-        stages: which of "c2" ... "c5"; default c4, as in Table 7.
+        stages: of "c2" ... "c5"; default c4, as in Table 7.
         project_values: see `botnet.layers.NonLocal2d`.
 
     Returns:
-        The same model, computing the same function until the new blocks are trained.
+        The same model; it computes the same function until the new blocks are trained.
 
     Raises:
-        ValueError: the model has no such stage, or a single block in it, or one without a bottleneck.
+        ValueError: a stage does not exist, has a single block, or does not consist of bottleneck blocks.
     """
     lasts: dict[str, Any] = {stage: _last_of_several(model, stage) for stage in stages}
     for stage, last in lasts.items():
@@ -114,25 +119,26 @@ def insert_bot(
     *,
     stages: Sequence[str] = ("c4",),
     heads: int = 4,
-    position: Literal["relative", "absolute"] | None = "relative",
+    position: Position | None = "relative",
     content: bool = True,
     img_size: int | tuple[int, int] | None = None,
-    qkv_std: float | Literal["fan_in"] = 0.01,
+    qkv_std: QkvStd = 0.01,
 ) -> M:
     """Insert a BoT block before the last block of each stage (Section 4.6, Table 7), in place.
 
     Args:
         model: a ResNet of timm or torchvision with bottleneck blocks.
-        stages: which of "c2" ... "c5"; Table 7 has c4 (the default), and c4 with c5.
+        stages: of "c2" ... "c5"; Table 7 has c4 (the default), and c4 with c5.
         heads, position, content, img_size, qkv_std: as in `bottleneck_transformer`.
 
     Returns:
-        The same model. The new block has the shape of the last one, with attention for its 3x3; its
-        last normalisation starts at zero, so that it passes on its input until it is trained. All of it is
-        trainable, with plain batch norms, also where the model's own parameters and norms are frozen.
+        The same model. The new block has the shape of the last one, with attention in place of its 3x3. The
+        weight of its last normalisation is zero, so that the block is the identity until it is trained. All
+        of it is trainable, with ordinary batch norms, even where the model's parameters and norms are frozen.
 
     Raises:
-        ValueError: the model has no such stage, or a single block in it, or one without a bottleneck.
+        ValueError: a stage does not exist, has a single block, or does not consist of bottleneck blocks; or
+            the width of its 3x3 is not divisible by `heads`.
     """
     lasts: dict[str, Any] = {stage: _last_of_several(model, stage) for stage in stages}
     for stage, last in lasts.items():
@@ -148,13 +154,13 @@ def insert_bot(
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(block.bn3.weight)
         block.conv2 = _attention_for(last.conv2, heads, position, content, size, qkv_std)
-        block.requires_grad_(True)  # whatever is frozen around it, a new block has all to learn
+        block.requires_grad_(True)  # copied from a block that may be frozen
         _insert_before_last(model, stage, "bot", block)
     return model
 
 
 def _unfreeze_norms(block: nn.Module) -> None:
-    """Put fresh batch norms in the place of frozen ones, whose weights are buffers that nothing trains."""
+    """Replace frozen batch norms, whose weights are buffers, by new trainable ones."""
     for name, norm in list(block.named_modules()):
         if isinstance(norm, FrozenBatchNorm2d):  # timm's, too
             fresh = nn.BatchNorm2d(len(norm.weight), norm.eps)
@@ -164,13 +170,13 @@ def _unfreeze_norms(block: nn.Module) -> None:
 def _last_of_several(model: nn.Module, stage: str) -> nn.Module:
     chain = _stage(model, stage)
     if len(chain) < 2:
-        raise ValueError(f"{stage} has a single block: there is no place between its last two")
+        raise ValueError(f"{stage} has a single block, but the new one goes between the last two")
     return chain[-1]
 
 
 def _insert_before_last(model: nn.Module, stage: str, kind: str, block: nn.Module) -> None:
-    # Numbered after its predecessor, so that no other block changes its name (checkpoints keep fitting)
-    # and timm's patterns for layer-wise settings count it with that predecessor.
+    # Named after its predecessor: no other block changes its name, so checkpoints still fit, and timm's
+    # patterns for layer-wise settings put it into the same layer as its predecessor.
     children = list(_stage(model, stage).named_children())
     name = f"{int(children[-1][0]) - 1}_{kind}"
     before = sum(other.startswith(name) for other, _ in children)
@@ -181,10 +187,10 @@ def _insert_before_last(model: nn.Module, stage: str, kind: str, block: nn.Modul
 def _attention_for(
     conv: nn.Conv2d,
     heads: int,
-    position: Literal["relative", "absolute"] | None,
+    position: Position | None,
     content: bool,
     feat_size: tuple[int, int],
-    qkv_std: float | Literal["fan_in"],
+    qkv_std: QkvStd,
 ) -> MHSA2d:
     attention = MHSA2d(
         conv.in_channels,
@@ -200,7 +206,7 @@ def _attention_for(
 
 def _stage(model: nn.Module, name: str) -> nn.Sequential:
     if name not in STAGES:
-        raise ValueError(f"unknown stage {name!r}; the stages of a ResNet are {', '.join(STAGES)}")
+        raise ValueError(f"unknown stage {name!r}; expected one of {', '.join(STAGES)}")
     stage = getattr(model, STAGES[name], None)
     if not isinstance(stage, nn.Sequential) or len(stage) == 0:
         raise ValueError(
@@ -217,8 +223,8 @@ def _check_bottleneck(where: str, block: Any) -> None:
     kernels = [conv.kernel_size if isinstance(conv, nn.Conv2d) else None for conv in convs]
     if kernels != [(1, 1), (3, 3), (1, 1)]:
         raise ValueError(
-            f"{where} is a {type(block).__name__}, which is no 1x1, 3x3, 1x1 bottleneck; "
-            "take a ResNet made of bottleneck blocks, such as resnet26 or resnet50"
+            f"{where} is a {type(block).__name__}, not a bottleneck of 1x1, 3x3 and 1x1; "
+            "use a ResNet of bottleneck blocks, such as resnet26 or resnet50"
         )
 
 
@@ -227,15 +233,15 @@ def _check_convertible(where: str, block: Any, heads: int) -> None:
     conv = block.conv2
     if conv.in_channels != conv.out_channels:
         raise ValueError(
-            f"{where}: its 3x3 goes from {conv.in_channels} to {conv.out_channels} channels; "
-            "attention keeps the width, so this network (an SENet-154 form) cannot be converted"
+            f"{where}: its 3x3 goes from {conv.in_channels} to {conv.out_channels} channels, but attention "
+            "keeps the number of channels; networks like SENet-154 cannot be converted"
         )
     if conv.in_channels % heads:
         raise ValueError(f"{where}: {heads} heads do not divide the width {conv.in_channels}")
 
 
 def _remove_stride(model: nn.Module, stage: str) -> None:
-    """Make the first block of a stage keep its resolution, without touching a weight."""
+    """Set the stride of the first block of a stage to 1; no weight changes."""
     first: Any = _stage(model, stage)[0]
     stride, first.stride = first.stride, 1
     first.conv1.stride = first.conv2.stride = (1, 1)

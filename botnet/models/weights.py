@@ -1,10 +1,9 @@
-"""Weights in and out: ImageNet ResNets into BoTNets, other people's attention layers, files and the hub."""
+"""Weights of networks: files of tensors, and trained ResNets loaded into BoTNets."""
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
 import timm
 import torch
@@ -14,10 +13,15 @@ from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from botnet.errors import CheckpointError
 from botnet.layers import MHSA2d
 from botnet.layers.non_local import NonLocal2d
 
-M = TypeVar("M", bound=nn.Module)
+CLASSIFIER = frozenset({"fc.weight", "fc.bias"})
+
+
+class MissingWeightsError(CheckpointError, FileNotFoundError):
+    """A file of weights that does not exist."""
 
 
 def fresh_parameters(model: nn.Module) -> list[str]:
@@ -27,6 +31,7 @@ def fresh_parameters(model: nn.Module) -> list[str]:
 
 
 def _new_modules(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the parameters of attention layers and inserted blocks."""
     return tuple(
         f"{name}."
         for name, module in model.named_modules()
@@ -38,47 +43,36 @@ def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[st
     """Load a trained ResNet into a BoTNet: everything but the replaced layers (Section 4.1, note 6).
 
     Args:
-        model: a BoTNet, whole or `features_only`; another number of input channels is adapted as timm
-            does it, and a classifier of another number of classes stays as it is.
-        weights: a file (.safetensors, or a .pth that holds tensors only), the name of a timm network
-            with or without tag ("resnet50.a1_in1k"), a torchvision enum
-            (`ResNet50_Weights.IMAGENET1K_V2`), or a state dict.
+        model: a BoTNet, complete or `features_only`. Another number of input channels is adapted as timm
+            does it; a classifier of another number of classes is not loaded.
+        weights: a file (.safetensors, or a .pth with nothing but tensors), the name of a timm network with or
+            without tag ("resnet50.a1_in1k"), a torchvision enum (`ResNet50_Weights.IMAGENET1K_V2`), or a
+            state dict.
 
     Returns:
         The names of the parameters that keep their random values.
 
     Raises:
-        FileNotFoundError, ValueError: the weights cannot be read, or are not those of the same ResNet.
+        MissingWeightsError: there is no such file; it is a `CheckpointError` and a `FileNotFoundError`.
+        CheckpointError: the weights cannot be read, or are not those of the same ResNet.
     """
-    # Frozen normalisations and old checkpoints do not count batches; nothing depends on that count.
-    source = {k: v for k, v in _resnet_state(weights).items() if not k.endswith("num_batches_tracked")}
-    target = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    new = _new_modules(model)
-    fresh = {name for name in target if name.startswith(new)}
-    stem = next((name for name, weight in source.items() if weight.ndim == 4), None)
-    if stem is not None and stem in target and source[stem].shape[1] != target[stem].shape[1]:
-        source[stem] = adapt_input_conv(target[stem].shape[1], source[stem], source[stem].shape[1])
-    classifier = {"fc.weight", "fc.bias"}
-    if any(source[name].shape != target[name].shape for name in classifier & target.keys() & source.keys()):
-        fresh |= classifier
-
+    source, target = _without_counters(_resnet_state(weights)), _without_counters(model.state_dict())
+    _adapt_stem(source, target)
+    fresh = {name for name in target if name.startswith(_new_modules(model))}
+    if any(source[name].shape != target[name].shape for name in CLASSIFIER & source.keys() & target.keys()):
+        fresh |= CLASSIFIER
     loaded = {name: tensor for name, tensor in source.items() if name in target and name not in fresh}
-    missing = target.keys() - loaded.keys() - fresh
-    # What the network has no place for: layers that attention replaced, and stages that it ends before.
-    replaced = {name.rpartition(".")[0] for name, m in model.named_modules() if isinstance(m, MHSA2d)}
-    surplus = {
-        name
-        for name in source.keys() - target.keys() - classifier
-        if hasattr(model, name.partition(".")[0])
-        and not any(name.startswith((f"{block}.conv2.", f"{block}.se.")) for block in replaced)
+    problems = {
+        "lack": target.keys() - loaded.keys() - fresh,
+        "have beyond it": _surplus(model, source.keys() - target.keys()),
+        "have in other shapes": {name for name, t in loaded.items() if t.shape != target[name].shape},
     }
-    misfit = {name for name, tensor in loaded.items() if tensor.shape != target[name].shape}
-    for problem, names in (("lack", missing), ("have beyond it", surplus), ("have in other shapes", misfit)):
+    for problem, names in problems.items():
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise ValueError(
-                f"{_label(weights)}: not the ResNet of this {type(model).__name__}; "
-                f"the weights {problem}: {shown}"
+            label = "state dict" if isinstance(weights, Mapping) else str(weights)
+            raise CheckpointError(
+                f"{label}: not the ResNet of this {type(model).__name__}; the weights {problem}: {shown}"
             )
     model.load_state_dict(loaded, strict=False)
     return [name for name, _ in model.named_parameters() if name in fresh]
@@ -92,58 +86,79 @@ def _resnet_state(weights: str | Path | WeightsEnum | Mapping[str, Tensor]) -> M
     if isinstance(weights, str) and timm.is_model(weights):
         return timm.create_model(weights, pretrained=True).state_dict()
     if isinstance(weights, str) and not Path(weights).is_file():
-        raise FileNotFoundError(f"{weights}: no such file, and no network that timm knows by this name")
+        raise MissingWeightsError(f"{weights}: no such file, and no network of this name in timm")
     return read_weights(weights)
 
 
-def _label(weights: Any) -> str:
-    return "state dict" if isinstance(weights, Mapping) else str(weights)
+def _without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the norms' batch counters: frozen norms and old checkpoints have none."""
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _adapt_stem(source: dict[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Fit the first kernel of a ResNet to the input channels of another network, as timm does it."""
+    stem = next((name for name, weight in source.items() if weight.ndim == 4), None)
+    if stem is not None and stem in target and source[stem].shape[1] != target[stem].shape[1]:
+        source[stem] = adapt_input_conv(target[stem].shape[1], source[stem], source[stem].shape[1])
+
+
+def _surplus(model: nn.Module, unused: Collection[str]) -> set[str]:
+    """Those of the weights without a place in a network for which it should have one.
+
+    It needs none for the classifier, for stages after its last one, and for layers that attention replaces.
+    """
+    attention = {name.rpartition(".")[0] for name, m in model.named_modules() if isinstance(m, MHSA2d)}
+    replaced = tuple(f"{block}.{layer}." for block in attention for layer in ("conv2", "se"))
+    return {
+        name
+        for name in unused
+        if name not in CLASSIFIER and hasattr(model, name.partition(".")[0]) and not name.startswith(replaced)
+    }
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a file of tensors: .safetensors, or what `torch.save` wrote if it holds nothing but tensors.
+    """Read a file of tensors: .safetensors, or one that `torch.save` wrote if it holds nothing but tensors.
 
-    A dictionary that keeps them under "state_dict" or "model" is unwrapped, and a "module." that
-    a parallel wrapper left in front of the names is dropped.
+    A dictionary with the tensors under "state_dict" or "model" is unwrapped, and the prefix "module." of a
+    parallel wrapper is removed from their names.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, holds no tensors, or is a pickle with more in it than tensors.
+        MissingWeightsError: there is no such file; it is a `CheckpointError` and a `FileNotFoundError`.
+        CheckpointError: it is damaged, holds no tensors, or is a pickle with more in it than tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise MissingWeightsError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused, because it is not made of tensors alone. Reading any other pickle runs "
-            "whatever program its author put into it. Ask for a .safetensors file; or, if you trust the "
-            "author, load it yourself with torch.load(..., weights_only=False) and keep the tensors with "
-            "safetensors.torch.save_file."
+        raise CheckpointError(
+            f"{path}: refused, because it holds more than tensors: reading such a pickle runs whatever code "
+            "its author put into it. Get a .safetensors file; or, if you trust the author, load it yourself "
+            "with torch.load(..., weights_only=False) and save the tensors with safetensors.torch.save_file."
         ) from error
     except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: damaged or no file of weights ({error})") from error
+        raise CheckpointError(f"{path}: damaged, or not a file of weights ({error})") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ValueError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
     return clean_state_dict(content)
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write a network's tensors to a .safetensors file, which `read_weights` and `load_weights` take."""
+    """Write a network's tensors to a .safetensors file, which `read_weights` and `load_weights` read."""
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a file of tensors that fit a network by name and shape; position tables are resized to fit.
+    """Load a file of tensors whose names and shapes are the network's; position tables are resized to fit.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_weights`.
+        CheckpointError: see `read_weights`.
         RuntimeError: names or shapes do not fit; from PyTorch, which lists them.
     """
     model.load_state_dict(read_weights(path))

@@ -1,4 +1,4 @@
-"""Every network of the paper, one row each, registered with timm.
+"""The networks of the paper, one row of a table each, registered with timm.
 
     timm.create_model("botnet50", img_size=1024, features_only=True, out_indices=(1, 2, 3, 4))
 
@@ -8,7 +8,7 @@ The plain baselines are timm's own resnet50, resnet101, resnet152 and resnet200.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -17,24 +17,25 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import Bottleneck, ResNet
 
 from botnet.layers import MHSA2d
+from botnet.layers.attention import QkvStd
 from botnet.layers.torchscript import scriptable
 from botnet.models.surgery import bottleneck_transformer, insert_bot, insert_non_local
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a name stands for: the shape of a ResNet, and what is done to it.
+    """A row of the table: the shape of a ResNet, and the surgery on it.
 
     Args:
-        paper: where the paper has it.
-        blocks: blocks in c2, c3, c4, c5.
-        surgery: the change that makes it what it is; None for a network of convolutions.
-        img_size: side in pixels of the images it is meant for; the position tables fit it.
-        se: squeeze-and-excitation in the convolutional blocks, to 1/16 of their output width, and SiLU
-            everywhere: the form of the scaled families (Section 4.7.4).
+        paper: tables or figures of the paper that the network is in.
+        blocks: number of blocks in c2, c3, c4, c5.
+        surgery: function that changes the ResNet in place; None for a convolutional network.
+        img_size: side in pixels of the images that it is meant for; the position tables fit them.
+        se: squeeze-and-excitation in the convolutional blocks, with 1/16 of their output width, and SiLU
+            everywhere, as in the scaled families (Section 4.7.4).
         widths: channels of the 3x3 in c2 ... c5; a block's output is four times as wide.
-        stem_width: None for the 7x7 stem of 64 channels; else three 3x3 ending in twice this width.
-        qkv_std: standard deviation that queries, keys and values start from, see `MHSA2d`.
+        stem_width: None for the 7x7 stem of 64 channels; else three 3x3, the last one twice this width.
+        qkv_std: initial standard deviation of queries, keys and values, see `MHSA2d`.
     """
 
     paper: str
@@ -44,7 +45,7 @@ class Network:
     se: bool = False
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     stem_width: int | None = None
-    qkv_std: float | Literal["fan_in"] = 0.01
+    qkv_std: QkvStd = 0.01
 
     @property
     def stride(self) -> int:
@@ -57,7 +58,7 @@ bot_s1 = partial(bottleneck_transformer, s1=True)
 
 
 def _non_local(model: ResNet, img_size: Any, qkv_std: Any) -> ResNet:
-    return insert_non_local(model)  # it has neither position tables nor queries of ours
+    return insert_non_local(model)  # has neither position tables nor an `MHSA2d`
 
 
 TINY: dict[str, Any] = {"widths": (32, 48, 96, 192), "stem_width": 16}
@@ -101,24 +102,24 @@ NETWORKS = {
 
 
 class BoTNet(ResNet):
-    """A timm ResNet built from a row of the table; everything that is not attention is timm's.
+    """A timm ResNet built from a row of the table; everything but the attention is timm's.
 
     Args:
         network: the row.
-        img_size: side, or height and width, in pixels, that the position tables are made for; any
-            other size can be given to the network at any time. Default the row's own.
-        qkv_std: standard deviation that queries, keys and values start from, see `MHSA2d`. Default the row's.
-        resnet: timm's arguments of `ResNet`: num_classes, in_chans, output_stride, drop_path_rate, ...
+        img_size: side, or height and width, in pixels, of the images that the position tables fit; default
+            the row's. The network still takes images of any size.
+        qkv_std: initial standard deviation of queries, keys and values, see `MHSA2d`; default the row's.
+        resnet: arguments of timm's `ResNet`: num_classes, in_chans, output_stride, drop_path_rate, ...
     """
 
     def __init__(
         self,
         network: Network,
         img_size: int | tuple[int, int] | None = None,
-        qkv_std: float | Literal["fan_in"] | None = None,
+        qkv_std: QkvStd | None = None,
         **resnet: Any,
     ) -> None:
-        block: Any = Bottleneck  # timm annotates an instance where it takes the class
+        block: Any = Bottleneck  # timm's annotation says an instance, but it takes the class
         form: dict[str, Any] = {"channels": network.widths}
         if network.stem_width is not None:
             form.update(stem_type="deep", stem_width=network.stem_width)
@@ -139,7 +140,7 @@ class BoTNet(ResNet):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay spares: the position tables."""
+        """Names of the parameters without weight decay: the position tables."""
         return {
             f"{prefix}.{name}"
             for prefix, module in self.named_modules()
@@ -148,7 +149,7 @@ class BoTNet(ResNet):
         }
 
     def __prepare_scriptable__(self) -> "BoTNet":
-        """What `torch.jit.script` is given in place of this network."""
+        """The network that `torch.jit.script` compiles in place of this one."""
         return scriptable(self)
 
 
@@ -183,5 +184,5 @@ default_cfgs = generate_default_cfgs(
 for _name, _network in NETWORKS.items():
     _register(_name, _network)
 
-# torch.fx takes attention as one operation: its shape arithmetic depends on the size of the map.
+# torch.fx traces attention as one operation, because its shape arithmetic depends on the size of the map.
 register_notrace_module(MHSA2d)

@@ -114,7 +114,7 @@ def test_info_of_other_networks() -> None:
     text(render_info(basic))
     with pytest.raises(ValueError, match=r"timm has no network 'resnet5000'.*botnet50"):
         info("resnet5000")
-    with pytest.raises(ValueError, match="vit_tiny_patch16_224 is no ResNet"):
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224 is not a ResNet"):
         info("vit_tiny_patch16_224")
 
 

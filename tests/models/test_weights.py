@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from timm.layers.bottleneck_attn import BottleneckAttn
 from torch import nn
 
+from botnet.errors import CheckpointError
 from botnet.layers import MHSA2d
 from botnet.models import (
     adopt_attention,
@@ -86,7 +87,7 @@ def test_loads_around_inserted_blocks(resnet26: nn.Module) -> None:
 def test_loads_squeeze_excite_networks() -> None:
     source = timm.create_model("senet_s0")
     model = timm.create_model("botnet_t3", num_classes=0)
-    with pytest.raises(ValueError, match=r"the weights lack: layer4\.3"):  # T3 has more blocks in c5
+    with pytest.raises(CheckpointError, match=r"the weights lack: layer4\.3"):  # T3 has more blocks in c5
         load_resnet(model, source.state_dict())
     model = bottleneck_transformer(timm.create_model("senet_s0"))
     for block in model.layer4:
@@ -119,14 +120,14 @@ def test_torchvision_enum_and_timm_tag(resnet26: nn.Module, monkeypatch: pytest.
 def test_another_network_is_refused(source: str, message: str) -> None:
     model = timm.create_model("botnet26")
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match=re.escape(f"not the ResNet of this BoTNet; {message}")):
+    with pytest.raises(CheckpointError, match=re.escape(f"not the ResNet of this BoTNet; {message}")):
         load_resnet(model, timm.create_model(source).state_dict())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 def test_another_width_is_refused() -> None:
     model = timm.create_model("botnet50")
-    with pytest.raises(ValueError, match=r"the weights have in other shapes: layer1\.0\.bn1\.bias"):
+    with pytest.raises(CheckpointError, match=r"the weights have in other shapes: layer1\.0\.bn1\.bias"):
         load_resnet(model, timm.create_model("wide_resnet50_2").state_dict())
 
 
@@ -134,7 +135,7 @@ def test_another_width_is_refused() -> None:
 def test_weights_without_a_kernel_are_refused(source: dict) -> None:
     with torch.device("meta"):
         model = timm.create_model("botnet26")
-    with pytest.raises(ValueError, match=r"the weights lack: bn1\.bias"):
+    with pytest.raises(CheckpointError, match=r"the weights lack: bn1\.bias"):
         load_resnet(model, source)
 
 
@@ -216,6 +217,16 @@ def test_hub_folder_round_trip(tmp_path: Path, prefix: str) -> None:
     assert from_pretrained(f"{prefix}{tmp_path}", num_classes=2)(x).shape == (1, 2)
 
 
+def test_broken_hub_folder(tmp_path: Path) -> None:
+    save_pretrained(timm.create_model("botnet_tiny"), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match=f"local-dir:{tmp_path}: no network can be loaded from it"):
+        from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        from_pretrained(tmp_path)
+
+
 def test_hub_gets_safetensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr("botnet.models.hub.push_to_hf_hub", lambda *a, **k: calls.append((a[1:], k)))
@@ -263,19 +274,20 @@ class Trap:
 def test_unsafe_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     sprung = tmp_path / "sprung"
     torch.save({"weight": torch.ones(1), "extra": Trap(sprung)}, tmp_path / "trap.pth")
-    with pytest.raises(ValueError, match=r"trap\.pth: refused.*runs whatever program.*safetensors"):
+    with pytest.raises(CheckpointError, match=r"trap\.pth: refused.*runs whatever code.*safetensors"):
         read_weights(tmp_path / "trap.pth")
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Trap(sprung)))
-    with pytest.raises(ValueError, match=r"plain\.pkl: "):
+    with pytest.raises(CheckpointError, match=r"plain\.pkl: "):
         load_resnet(timm.create_model("botnet_tiny"), tmp_path / "plain.pkl")
     assert not sprung.exists()
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such file, and no network that timm knows"):
-        load_resnet(timm.create_model("botnet_tiny"), "gone.pth")
-    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such file$"):
-        read_weights("gone.pth")
+    for kind in (CheckpointError, FileNotFoundError):
+        with pytest.raises(kind, match=r"gone\.pth: no such file, and no network of this name in timm"):
+            load_resnet(timm.create_model("botnet_tiny"), "gone.pth")
+        with pytest.raises(kind, match=r"gone\.pth: no such file$"):
+            read_weights("gone.pth")
     whole = tmp_path / "whole.safetensors"
     save_file({"weight": torch.ones(100)}, whole)
     for name, content in {
@@ -284,8 +296,8 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         "empty.pth": b"",
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(CheckpointError, match=name):
             read_weights(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=r"list\.pth: expected a dictionary of tensors, found list"):
+    with pytest.raises(CheckpointError, match=r"list\.pth: expected a dictionary of tensors, found list"):
         read_weights(tmp_path / "list.pth")
