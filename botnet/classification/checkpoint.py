@@ -56,10 +56,7 @@ def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:
         checkpoint = read_checkpoint(path).expect("classifier")
         state, theirs = _network_state(checkpoint.contents["state_dict"]), checkpoint.metadata["class_names"]
     except CheckpointError:  # not a checkpoint that names its classes
-        try:
-            state = _network_state(read_weights(path))
-        except (FileNotFoundError, ValueError) as error:
-            raise CheckpointError(str(error)) from error
+        state = _network_state(read_weights(path))
     own = model.state_dict()
     heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
     names = [

@@ -75,7 +75,7 @@ class Network:
         if self.printed_madds is not None:
             return self.printed_madds
         assert self.network is not None
-        return sum(s.madds for s in info(self.network, (self.image_size, self.image_size)).stages) / 1e9
+        return info(self.network, (self.image_size, self.image_size)).madds / 1e9
 
 
 @cache
