@@ -124,11 +124,11 @@ def test_transposing_image_and_tables_transposes_the_output(size, position, stri
 
 @settings(max_examples=20, deadline=None)
 @given(dy=st.integers(0, 3), dx=st.integers(0, 3), stride=st.sampled_from([1, 2]))
-def test_whole_cell_shifts(dy: int, dx: int, stride: int) -> None:
-    """Relative positions see offsets only. On a flat background the values vanish (v = 0), so an object moved
-    by whole cells takes its output with it wherever the weights of its cells are alone in the softmax."""
+def test_shifting_an_object_by_cells_shifts_its_output(dy: int, dx: int, stride: int) -> None:
+    """Relative positions depend on offsets only. On a background with v = 0, an object's output moves with the
+    object, provided that all softmax weight is on its own cells."""
     module = layer(feat_size=(9, 9), stride=stride)
-    # A constant channel: the object's keys outweigh the background's, which would differ at the border.
+    # A constant channel gives the object's keys all the weight; the background would differ at the border.
     keys = torch.zeros(8, 8, dtype=torch.float64)
     keys[[0, 4], 0] = 1.0
     queries = torch.zeros(8, 8, dtype=torch.float64)
@@ -198,7 +198,7 @@ def test_initial_values() -> None:
     assert module.feat_size == (64, 32)
 
 
-def test_copies_behave_alike() -> None:
+def test_copies_compute_the_same() -> None:
     module = layer(stride=2)
     x = torch.randn(1, 8, 5, 4, dtype=torch.float64)
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):

@@ -5,7 +5,7 @@ from torch.export import Dim
 
 from botnet.layers import MHSA2d
 
-# Three rows and columns at least: torch.export takes an output of one row (stride 2) for a special case.
+# At least three rows and columns: torch.export specialises on an output of one row (stride 2).
 DYNAMIC = {"x": {2: Dim("height", min=3, max=100), 3: Dim("width", min=3, max=100)}}
 MAPS = [(6, 8), (9, 5), (17, 20)]
 
@@ -19,7 +19,7 @@ def layer(**kwargs) -> MHSA2d:
 
 @pytest.mark.parametrize("implementation", ["reference", "tiled", "sdpa"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_compiles_whole(stride: int, implementation: str) -> None:
+def test_compiles_without_graph_breaks(stride: int, implementation: str) -> None:
     module = layer(stride=stride)
     module.implementation = implementation
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -22,7 +22,7 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def flex_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention refuses gradients on a CPU, where its eager form has them all the same."""
+    """FlexAttention refuses gradients on a CPU, although its eager form supports them."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
 
 
@@ -43,7 +43,7 @@ def draw(
 def plain(
     q: Tensor, k: Tensor | None, v: Tensor, p: Tensor | None, size: tuple[int, int], pool: int
 ) -> Tensor:
-    """The contract of `relative_attention`, query by query and key by key."""
+    """What `relative_attention` computes, query by query and key by key."""
     height, width = size
     out = torch.zeros_like(v)
     for cell in range(height * width):
@@ -67,7 +67,7 @@ def plain(
 @pytest.mark.parametrize(("content", "position"), TERMS)
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.usefixtures("tiny_tiles", "flex_gradients")
-def test_meets_the_contract(name: str, content: bool, position: bool, pool: int) -> None:
+def test_equals_the_formula(name: str, content: bool, position: bool, pool: int) -> None:
     tensors = draw(SIZE, content=content, position=position)
     out = relative_attention(*tensors, SIZE, 0.3, pool, name)
     torch.testing.assert_close(out, plain(*tensors, SIZE, pool))
@@ -81,7 +81,7 @@ def test_gradients(name: str, content: bool, position: bool, pool: int) -> None:
     size = (2, 3)
     tensors = draw(size, d=2, content=content, position=position)
     if name == "flex":
-        # Numeric differences would compile it hundreds of times: compare with autograd on the plain loops.
+        # gradcheck would compile it hundreds of times: compare with autograd through the plain loops.
         inputs = [x for x in (tensors if content else tensors[2:]) if x is not None]
         out, expected = relative_attention(*tensors, size, 0.3, pool, name), plain(*tensors, size, pool)
         upstream = torch.randn_like(out)
@@ -119,8 +119,8 @@ def test_implementations_agree(
 
 
 @pytest.mark.parametrize("pool", [1, 2])
-def test_tiled_never_holds_the_logits(pool: int) -> None:
-    """The largest allocation of a forward and backward pass is a tile's; the plain formula's is N x N."""
+def test_tiled_never_stores_all_logits(pool: int) -> None:
+    """Its largest allocation, forward and backward, is a tile; that of the reference is N x N."""
     size = (64, 64)
     tokens = size[0] * size[1]
     largest = {}
@@ -133,8 +133,8 @@ def test_tiled_never_holds_the_logits(pool: int) -> None:
     assert largest["tiled"] <= largest["reference"] / 3
 
 
-def test_low_precision_gradients_do_not_wear_off_over_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even weights: every value has a gradient of 1, from 50 tiles of 0.02 each."""
+def test_low_precision_gradients_are_summed_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With uniform attention every value has a gradient of 1: the sum of 0.02 from each of 50 tiles."""
     monkeypatch.setattr(kernels, "TILE", 8)
     q, k, v = (torch.zeros(1, 1, 400, 4, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     relative_attention(q, k, v, None, (20, 20), 0.5, implementation="tiled").sum().backward()
@@ -150,7 +150,7 @@ def test_second_derivative_is_refused() -> None:
 
 
 def tangent(function, tensors: Sequence[Tensor], tangents: Sequence[Tensor], how: str) -> Tensor | None:
-    """The directional derivative of a function in forward mode, as one of torch's interfaces has it."""
+    """The directional derivative of a function in forward mode, by one of torch's interfaces."""
     if how == "jvp":
         return torch.func.jvp(function, tuple(tensors), tuple(tangents))[1]
     if how == "jvp of vmap":
@@ -164,7 +164,7 @@ def tangent(function, tensors: Sequence[Tensor], tangents: Sequence[Tensor], how
 @pytest.mark.parametrize("how", ["jvp", "jvp of vmap", "forward_ad"])
 @pytest.mark.parametrize("name", [*IMPLEMENTATIONS, None])
 def test_forward_mode_is_right_or_refused(name: str | None, how: str) -> None:
-    size, step = (2, 150), 1e-6  # tiles are the default for such a map
+    size, step = (2, 150), 1e-6  # a map for which the default is tiled
     tensors = [x.detach() for x in draw(size)]
     tangents = [torch.randn_like(x) for x in tensors]
 

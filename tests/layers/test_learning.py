@@ -1,4 +1,4 @@
-"""The attention learns: its softmax, nearly even at first, becomes selective where the task asks for it."""
+"""The attention learns: its softmax, nearly uniform at first, becomes selective where the task needs it."""
 
 import math
 
@@ -13,9 +13,9 @@ DIM, SIDE, CLASSES = 192, 6, 4  # the width of the small networks' c5
 
 
 def batches(task: str):
-    """Maps (8, DIM, SIDE, SIDE) whose cells show a class each, and the class that each cell has to name.
+    """Maps (8, DIM, SIDE, SIDE) with a class in each cell, and the target class of each cell.
 
-    "content": that of the one cell that carries a mark; "position": that of the cell to the right.
+    The target for "content" is the class of the one marked cell, for "position" that of the cell to the right.
     """
     rng = torch.Generator().manual_seed(1)
     looks, mark = torch.randn(CLASSES, DIM, generator=rng), torch.randn(DIM, generator=rng)
@@ -33,7 +33,7 @@ def batches(task: str):
 
 
 def entropies(layer: MHSA2d, x: Tensor) -> Tensor:
-    """Mean entropy of each head's attention, 1 where it is even over all cells."""
+    """Mean entropy of each head's attention; 1 if it is uniform over all cells."""
     with torch.no_grad():
         weights = layer.attention_weights(x, torch.arange(SIDE**2))
     return torch.special.entr(weights).sum(-1).mean((0, 2)) / math.log(SIDE**2)
@@ -61,7 +61,7 @@ def test_every_head_becomes_selective(task: str) -> None:
     assert before.min() > 0.9
     assert after.mean() < 0.8
     assert (before - after).min() > 0.05
-    # From 0.01, with all else equal, the slowest head is still nearly even.
+    # With a standard deviation of 0.01 and all else equal, the slowest head is still nearly uniform.
     _, small = train(task, 0.01)
     assert small.max() > 0.9
     assert small.max() > after.max() + 0.05

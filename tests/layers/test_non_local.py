@@ -1,4 +1,4 @@
-"""The Non-Local block against its formula, written as loops."""
+"""The Non-Local block against its formula in loops."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_equals_the_formula(project_values: bool, size: tuple[int, int]) -> None
     assert torch.allclose(block(x), expected, rtol=1e-10)
 
 
-def test_fresh_block_is_the_identity_and_can_learn() -> None:
+def test_new_block_is_the_identity_and_gets_gradients() -> None:
     block = NonLocal2d(8)
     x = torch.randn(2, 8, 4, 6)
     assert torch.equal(block(x), x)

@@ -44,14 +44,14 @@ def test_a_smaller_map_uses_the_centre_exactly(cls: type, dtype: torch.dtype) ->
     module = cls((300, 64), 8).to(dtype)  # more cells than bfloat16 can count
     cropped = copy.deepcopy(module)
     cropped.resize((280, 7))
-    for whole, part in zip(module.parameters(), cropped.parameters(), strict=True):
-        margin = (len(whole) - len(part)) // 2
-        assert torch.equal(part, whole[margin : margin + len(part)])
-    for on_the_fly, for_good in zip(module(280, 7), cropped(280, 7), strict=True):
-        assert torch.equal(on_the_fly, for_good)
+    for full, part in zip(module.parameters(), cropped.parameters(), strict=True):
+        margin = (len(full) - len(part)) // 2
+        assert torch.equal(part, full[margin : margin + len(part)])
+    for on_the_fly, resized in zip(module(280, 7), cropped(280, 7), strict=True):
+        assert torch.equal(on_the_fly, resized)
 
 
-def test_a_call_leaves_the_parameters_alone() -> None:
+def test_forward_does_not_change_the_parameters() -> None:
     module = MHSA2d(8, 2, feat_size=(4, 4))
     before = copy.deepcopy(module.state_dict())
     module(torch.randn(1, 8, 9, 2)).sum().backward()
@@ -62,7 +62,7 @@ def test_a_call_leaves_the_parameters_alone() -> None:
 
 @pytest.mark.parametrize("position", ["relative", "absolute"])
 @pytest.mark.parametrize("size", [(2, 9), (6, 3), (1, 1), (4, 4)])
-def test_resizing_for_good_gives_what_a_call_of_that_size_used(position: str, size: tuple[int, int]) -> None:
+def test_resized_tables_equal_those_that_forward_uses(position: str, size: tuple[int, int]) -> None:
     module = MHSA2d(8, 2, position=position, feat_size=(4, 4)).double()
     resized = copy.deepcopy(module)
     resize_position_tables(resized, size)
@@ -71,14 +71,14 @@ def test_resizing_for_good_gives_what_a_call_of_that_size_used(position: str, si
     torch.testing.assert_close(resized(x), module(x))
 
 
-def test_growing_and_shrinking_back_by_a_whole_factor_keeps_old_entries() -> None:
+def test_growing_by_an_integer_factor_keeps_old_entries() -> None:
     module = RelativePosition((4, 4), 2)
     before = module.height_rel.detach().clone()
     assert module.resize((10, 4)) == "4x4 to 10x4, height: interpolate, width: keep"
     torch.testing.assert_close(module.height_rel.detach()[::3], before)
 
 
-def test_resizing_says_what_it_does(caplog: pytest.LogCaptureFixture) -> None:
+def test_resizing_reports_and_logs_what_it_does(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "botnet"):
         done = resize_position_tables(MHSA2d(8, 2, feat_size=(4, 6)), (8, 3))
     assert done == {"pos_embed": "4x6 to 8x3, height: interpolate, width: crop"}
@@ -105,15 +105,15 @@ def test_resized_tables_still_train() -> None:
 
 @pytest.mark.parametrize("position", ["relative", "absolute"])
 @pytest.mark.parametrize("size", [(7, 4), (2, 3)])
-def test_loading_tables_of_another_size_resizes_them_and_says_so_once(
+def test_loading_tables_of_another_size_resizes_them_with_one_warning(
     position: str, size: tuple[int, int]
 ) -> None:
     source = MHSA2d(8, 2, position=position, feat_size=(4, 4))
     state = copy.deepcopy(source.state_dict())
     target = MHSA2d(8, 2, position=position, feat_size=size)
-    with pytest.warns(UserWarning, match="resized on loading: 4x4 to") as said:
+    with pytest.warns(UserWarning, match="resized on loading: 4x4 to") as caught:
         target.load_state_dict(state)
-    assert len(said) == 1
+    assert len(caught) == 1
     resize_position_tables(source, size)
     for name, value in target.state_dict().items():
         assert torch.equal(value, source.state_dict()[name])
@@ -121,7 +121,7 @@ def test_loading_tables_of_another_size_resizes_them_and_says_so_once(
     assert state[f"pos_embed.height_{position[:3]}"].shape[0] == (7 if position == "relative" else 4)
 
 
-def test_loading_tables_of_the_same_size_says_nothing() -> None:
+def test_loading_tables_of_the_same_size_gives_no_warning() -> None:
     source, target = MHSA2d(8, 2, feat_size=(4, 4)), MHSA2d(8, 2, feat_size=(4, 4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

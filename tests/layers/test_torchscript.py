@@ -1,4 +1,4 @@
-"""The layer that TorchScript reads computes what the layer computes."""
+"""The layer for TorchScript computes what `MHSA2d` computes."""
 
 import pytest
 import torch

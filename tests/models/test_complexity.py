@@ -1,4 +1,4 @@
-"""The counts: against torch's own counter, by hand, and of wrong networks."""
+"""Multiply-adds against torch's own counter, by hand, and of wrong networks."""
 
 import io
 
@@ -25,14 +25,13 @@ def text(renderable: object) -> str:
     "name", ["resnet50", "botnet_tiny", "botnet50_qk", "botnet_t3", "resnet50_nl", "resnet50_bot_c4"]
 )
 def test_equals_torchs_counter(name: str) -> None:
-    """torch counts the operations that run; on equal terms it must find what the hooks find."""
+    """torch counts the operations that run; outside the attention both counts must be equal."""
     model = timm.create_model(name).eval()
     size = (64, 96)
     counts = multiply_adds(model, size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.randn(1, 3, *size))
-    # How the position term is multiplied out, and whether values are pooled before or after, is
-    # the kernel's affair; all else must agree.
+    # Inside the attention, the number of operations depends on the kernel.
     attention = {layer for layer, kind in counts if kind == "qkv"}
     hooked = sum(n for (layer, kind), n in counts.items() if layer not in attention and kind in COMPLETE)
     inside = sum(
@@ -79,7 +78,7 @@ def test_a_wrong_network_gives_a_wrong_count() -> None:
     assert counts[0] / 1e9 == pytest.approx(102.99, abs=0.01)
 
 
-def test_counting_leaves_no_trace() -> None:
+def test_counting_does_not_change_the_network() -> None:
     model = timm.create_model("botnet_tiny")
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     multiply_adds(model, (64, 96))
@@ -88,7 +87,7 @@ def test_counting_leaves_no_trace() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_info_adds_up() -> None:
+def test_info_totals_equal_the_network() -> None:
     counted = info("botnet50", (1024, 1024))
     assert [stage.name for stage in counted.stages] == ["c1", "c2", "c3", "c4", "c5", "head"]
     assert [stage.output[1:] for stage in counted.stages[:5]] == [(1024 // 2**i,) * 2 for i in range(1, 6)]

@@ -1,4 +1,4 @@
-"""The networks in other people's hands: transformers, segmentation_models_pytorch, ONNX, torch.compile."""
+"""The networks in other tools: transformers, segmentation_models_pytorch, ONNX, torch.compile."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import botnet  # noqa: F401 (registers the networks)
 from botnet.layers import MHSA2d
 from botnet.layers.torchscript import scriptable
 from botnet.models import fresh_parameters, load_resnet
-from tests.support.networks import awake
+from tests.support.networks import randomize_norms
 
 
 def test_detr_trains_at_two_sizes() -> None:
@@ -33,8 +33,8 @@ def test_detr_trains_at_two_sizes() -> None:
     )
     torch.manual_seed(0)
     detr = transformers.DetrForObjectDetection(config)
-    # DETR freezes the normalisation: weights must come first, or zero gammas stay zero for ever.
-    resnet = awake(timm.create_model("resnet50"))
+    # DETR freezes the normalisation: without loaded weights, gammas that start at zero would stay zero.
+    resnet = randomize_norms(timm.create_model("resnet50"))
     fresh = load_resnet(detr.model.backbone.model, resnet.state_dict())
     assert fresh == fresh_parameters(detr.model.backbone.model)
     optimizer = torch.optim.SGD(detr.parameters(), lr=1e-4)
@@ -65,8 +65,8 @@ def test_segmentation_models() -> None:
 
 def test_onnx_classifier_of_any_size(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs it")
-    runtime = pytest.importorskip("onnxruntime", reason="the judge of the exported file")
-    model = awake(timm.create_model("botnet_tiny", num_classes=10)).eval()
+    runtime = pytest.importorskip("onnxruntime", reason="runs the exported file")
+    model = randomize_norms(timm.create_model("botnet_tiny", num_classes=10)).eval()
     for module in model.modules():
         if isinstance(module, MHSA2d):
             module.implementation = "reference"  # ONNX has no operation for the tiled kernel
@@ -84,8 +84,8 @@ def test_onnx_classifier_of_any_size(tmp_path: Path) -> None:
 
 
 def test_compiled_botnet50_is_one_graph() -> None:
-    # The graph and its gradient are the network's affair; what inductor makes of the layer, the layer's.
-    model = awake(timm.create_model("botnet50", num_classes=10)).double()
+    # Only the graph and its gradients are tested here; the layer's own tests compile it.
+    model = randomize_norms(timm.create_model("botnet50", num_classes=10)).double()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 3, 64, 96, dtype=torch.double)
     expected = torch.autograd.grad(model(x).square().sum(), model.layer4[0].conv2.qkv.weight)[0]
@@ -96,7 +96,7 @@ def test_compiled_botnet50_is_one_graph() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 @pytest.mark.parametrize("name", ["botnet_tiny", "resnet50_nl"])
 def test_torchscript(name: str, tmp_path: Path) -> None:
-    model = awake(timm.create_model(name, num_classes=10)).eval()
+    model = randomize_norms(timm.create_model(name, num_classes=10)).eval()
     before = str(model)
     torch.jit.script(model).save(tmp_path / "net.pt")
     scripted = torch.jit.load(tmp_path / "net.pt")
@@ -109,7 +109,7 @@ def test_torchscript(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 def test_torchscript_of_features() -> None:
-    model = awake(timm.create_model("botnet_tiny", features_only=True)).eval()
+    model = randomize_norms(timm.create_model("botnet_tiny", features_only=True)).eval()
     scripted = torch.jit.script(scriptable(model))
     x = torch.randn(1, 3, 96, 64)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_torchscript_of_features() -> None:
 
 
 def test_channels_last_and_autocast() -> None:
-    model: nn.Module = awake(timm.create_model("botnet_tiny", num_classes=10)).eval()
+    model: nn.Module = randomize_norms(timm.create_model("botnet_tiny", num_classes=10)).eval()
     x = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         expected = model(x)

@@ -1,4 +1,4 @@
-"""Surgery changes what it says and nothing else."""
+"""Surgery replaces or inserts the chosen layers and leaves the rest of the network unchanged."""
 
 import copy
 
@@ -19,7 +19,7 @@ from botnet.models import (
     insert_non_local,
     load_resnet,
 )
-from tests.support.networks import awake
+from tests.support.networks import randomize_norms
 
 FAMILIES = [
     "resnet26",
@@ -47,7 +47,7 @@ def build(name: str) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def resnet26() -> nn.Module:
-    return awake(timm.create_model("resnet26", num_classes=10)).eval()
+    return randomize_norms(timm.create_model("resnet26", num_classes=10)).eval()
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ def test_s1_doubles_the_last_map(name: str) -> None:
         assert [level["reduction"] for level in s1.feature_info][-2:] == [16, 16]
 
 
-def test_attention_replaced_back_is_the_resnet() -> None:
-    resnet50 = awake(timm.create_model("resnet50", num_classes=10)).eval()
+def test_putting_the_convolutions_back_gives_the_resnet() -> None:
+    resnet50 = randomize_norms(timm.create_model("resnet50", num_classes=10)).eval()
     botnet50 = timm.create_model("botnet50", num_classes=10).eval()
     load_resnet(botnet50, resnet50.state_dict())
     x = torch.randn(2, 3, 96, 64)
@@ -139,8 +139,8 @@ def test_attention_replaced_back_is_the_resnet() -> None:
     assert torch.equal(botnet50(x), resnet50(x))
 
 
-def test_blocks_with_zero_gamma_pass_on_their_shortcut(resnet26: nn.Module, net: nn.Module) -> None:
-    # float64: attention may hand on another memory layout, whose convolutions round differently
+def test_blocks_with_zero_gamma_return_their_shortcut(resnet26: nn.Module, net: nn.Module) -> None:
+    # float64: the attention's output may have another memory layout, in which convolutions round differently
     bottleneck_transformer(net.double())
     resnet26 = copy.deepcopy(resnet26).double()
     for block in net.layer4:
@@ -174,7 +174,7 @@ def test_choice_of_stage_and_block(net: nn.Module) -> None:
     )
 
 
-def test_s1_on_one_block_still_frees_the_stage(net: nn.Module) -> None:
+def test_s1_with_one_block_removes_the_stride_of_the_stage(net: nn.Module) -> None:
     bottleneck_transformer(net, blocks=[1], s1=True)
     assert list(attention(net)) == ["layer4.1.conv2"]
     assert net.forward_features(torch.randn(1, 3, 64, 96)).shape == (1, 2048, 4, 6)
@@ -203,7 +203,7 @@ def test_shortcut_activation(resnet26: nn.Module, net: nn.Module) -> None:
     assert isinstance(tv.layer4[0].downsample[-1], nn.ReLU)
 
 
-def test_mode_dtype_device_and_hooks_survive(net: nn.Module) -> None:
+def test_mode_dtype_and_device_are_kept_and_no_hooks_remain(net: nn.Module) -> None:
     net.train()
     net.layer1.eval()
     net.to(torch.bfloat16)
@@ -231,7 +231,7 @@ def test_mode_dtype_device_and_hooks_survive(net: nn.Module) -> None:
         ("botnet26", {}, "c5 block 0 is an attention block already"),
     ],
 )
-def test_refuses_and_leaves_the_network_alone(name: str, options: dict, message: str) -> None:
+def test_refused_networks_are_unchanged(name: str, options: dict, message: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     before = str(model)
@@ -243,7 +243,7 @@ def test_refuses_and_leaves_the_network_alone(name: str, options: dict, message:
 @pytest.mark.parametrize("name", ["resnet26", "torchvision resnet50"])
 @pytest.mark.parametrize("insert", [insert_bot, insert_non_local])
 def test_inserted_blocks_start_as_identity_and_keep_names(insert, name: str) -> None:
-    model = awake(build(name)).eval().double()
+    model = randomize_norms(build(name)).eval().double()
     keys = list(model.state_dict())
     x = torch.randn(2, 3, 96, 64, dtype=torch.float64)
     expected = model(x)
@@ -259,7 +259,7 @@ def test_inserted_blocks_start_as_identity_and_keep_names(insert, name: str) -> 
         nn.init.zeros_(last.weight)
 
 
-def test_inserted_block_is_new(net: nn.Module) -> None:
+def test_inserted_block_has_new_weights(net: nn.Module) -> None:
     insert_bot(net, img_size=(256, 192))
     old, new = net.layer3[-1], net.layer3[-2]
     assert new.conv2.feat_size == (16, 12)
@@ -288,7 +288,7 @@ def test_inserted_blocks_learn_in_a_frozen_network(insert, source: str) -> None:
     assert not any(isinstance(module, FrozenBatchNorm2d) for module in new.modules())
 
 
-def test_inserted_blocks_are_numbered_after_their_predecessor_however_many() -> None:
+def test_inserted_blocks_are_named_after_their_predecessor() -> None:
     with torch.device("meta"):
         model = timm.create_model("resnet26")
         for insert in (insert_bot, insert_non_local, insert_bot, insert_non_local, insert_bot):

@@ -1,4 +1,4 @@
-"""Weights from elsewhere give the function they gave there; files that could run code are refused."""
+"""Weights from other projects compute the same function here; files that could run code are refused."""
 
 import pickle
 import re
@@ -38,7 +38,7 @@ def resnet26() -> nn.Module:
 
 
 def same(model: nn.Module, other: nn.Module, fresh: list[str]) -> bool:
-    """Whether all but the fresh parameters are equal, and all fresh ones are not taken from the other."""
+    """Whether all tensors but the fresh parameters are equal."""
     ours, theirs = model.state_dict(), other.state_dict()
     return all(torch.equal(ours[key], theirs[key]) for key in ours if key not in fresh)
 
@@ -103,11 +103,11 @@ def test_torchvision_enum_and_timm_tag(resnet26: nn.Module, monkeypatch: pytest.
     model = timm.create_model("botnet50")
     assert same(model, original, load_resnet(model, weights))
 
-    asked = []
+    created = []
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *a, **k: asked.append((a, k)) or resnet26)
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: created.append((a, k)) or resnet26)
     load_resnet(create("botnet26"), "resnet26.bt_in1k")
-    assert asked == [(("resnet26.bt_in1k",), {"pretrained": True})]
+    assert created == [(("resnet26.bt_in1k",), {"pretrained": True})]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_timm_network() -> None:
     torch.manual_seed(0)
     model = timm.create_model("botnet26t_256", num_classes=5).eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # awake residual branches, so that attention matters
+        if isinstance(module, nn.BatchNorm2d):  # a zero gamma would hide the attention
             nn.init.constant_(module.weight, 0.7)
     x = torch.randn(1, 3, 256, 256)
     expected = model(x)
@@ -191,7 +191,7 @@ def test_timm_network() -> None:
     ],
     ids=["narrow queries", "other width", "bias", "narrow heads"],
 )
-def test_foreign_forms_that_do_not_fit(layer: nn.Module) -> None:
+def test_foreign_layers_of_another_form_are_refused(layer: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"0: expected queries, keys and values of the input's 64 channels"):
         adopt_attention(nn.Sequential(layer))
 
@@ -250,7 +250,9 @@ def test_hub_gets_safetensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["converted", "inserted", "adopted", "features", "no name"],
 )
-def test_a_network_that_its_name_does_not_give_is_not_kept(name: str | None, change, tmp_path: Path) -> None:
+def test_a_network_that_its_name_does_not_build_is_not_saved(
+    name: str | None, change, tmp_path: Path
+) -> None:
     model = change(None if name is None else timm.create_model(name))
     expected = f"not what timm builds by the name {name!r}" if name else "not built by timm"
     with pytest.raises(ValueError, match=f"{expected}.*save_weights"):
@@ -272,26 +274,26 @@ class Trap:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_unsafe_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
-    sprung = tmp_path / "sprung"
-    torch.save({"weight": torch.ones(1), "extra": Trap(sprung)}, tmp_path / "trap.pth")
+    written = tmp_path / "written"
+    torch.save({"weight": torch.ones(1), "extra": Trap(written)}, tmp_path / "trap.pth")
     with pytest.raises(CheckpointError, match=r"trap\.pth: refused.*runs whatever code.*safetensors"):
         read_weights(tmp_path / "trap.pth")
-    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Trap(sprung)))
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Trap(written)))
     with pytest.raises(CheckpointError, match=r"plain\.pkl: "):
         load_resnet(timm.create_model("botnet_tiny"), tmp_path / "plain.pkl")
-    assert not sprung.exists()
+    assert not written.exists()
 
 
-def test_bad_files_are_named(tmp_path: Path) -> None:
+def test_errors_name_bad_files(tmp_path: Path) -> None:
     for kind in (CheckpointError, FileNotFoundError):
         with pytest.raises(kind, match=r"gone\.pth: no such file, and no network of this name in timm"):
             load_resnet(timm.create_model("botnet_tiny"), "gone.pth")
         with pytest.raises(kind, match=r"gone\.pth: no such file$"):
             read_weights("gone.pth")
-    whole = tmp_path / "whole.safetensors"
-    save_file({"weight": torch.ones(100)}, whole)
+    intact = tmp_path / "intact.safetensors"
+    save_file({"weight": torch.ones(100)}, intact)
     for name, content in {
-        "cut.safetensors": whole.read_bytes()[:200],
+        "cut.safetensors": intact.read_bytes()[:200],
         "text.safetensors": b"not weights",
         "empty.pth": b"",
     }.items():

@@ -1,4 +1,4 @@
-"""Every registered network, asked everything that timm's own answer to."""
+"""Every registered network supports what timm's own networks support."""
 
 import dataclasses
 import subprocess
@@ -38,7 +38,7 @@ def test_import_registers(order: str) -> None:
     assert done.stdout.split() == ["True", str(len(NETWORKS))]
 
 
-# More of the same blocks than a smaller network of its kind: shapes and gradients without data will do.
+# The same blocks as a smaller network, but more of them: tested on the meta device only.
 LARGE = [
     "botnet152",
     "botnet200",
@@ -48,10 +48,10 @@ LARGE = [
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in LARGE])
-def test_builds_learns_and_reloads(name: str) -> None:
+def test_builds_trains_and_reloads(name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3)
-    for module in model.modules():  # else a fresh residual branch is switched off, and nothing in it learns
+    for module in model.modules():  # a new residual branch has zero weight, and nothing in it gets gradients
         if hasattr(module, "bn3"):
             nn.init.ones_(module.bn3.weight)
         if isinstance(module, NonLocal2d):
@@ -79,7 +79,7 @@ def test_builds_learns_and_reloads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_large_ones_build_learn_and_reload(name: str) -> None:
+def test_large_networks_build_train_and_reload(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=3)
         for x in (torch.empty(2, 3, 32, 32), torch.empty(2, 3, 64, 33)):
@@ -92,7 +92,7 @@ def test_large_ones_build_learn_and_reload(name: str) -> None:
     model.load_state_dict(state, assign=True)
 
 
-def test_the_papers_networks_start_from_0_01_and_the_small_ones_by_fan_in() -> None:
+def test_qkv_std_is_0_01_in_the_papers_networks_and_fan_in_in_the_small_ones() -> None:
     def starts(name: str, **options) -> set[float]:
         with torch.device("meta"):
             net = timm.create_model(name, **options)
@@ -207,12 +207,12 @@ def test_parameter_groups_follow_depth(kind: str) -> None:
     depth = {name: i for i, names in groups.items() for name in names}
     order = [depth[name] for name, _ in model.named_parameters()]
     assert order == sorted(order)
-    # everything but stem, blocks and classifier would be a block that the pattern misses
+    # More groups than stem, blocks and classifier would mean a block that the pattern misses.
     blocks = sum(len(getattr(model, f"layer{i}")) for i in (1, 2, 3, 4))
     assert len(set(order)) <= blocks + 2
 
 
-def test_tables_escape_weight_decay(kind: str) -> None:
+def test_position_tables_have_no_weight_decay(kind: str) -> None:
     model = timm.create_model(kind)
     tables = {name for name, _ in model.named_parameters() if "pos_embed" in name}
     assert model.no_weight_decay() == tables
@@ -225,7 +225,7 @@ def test_tables_escape_weight_decay(kind: str) -> None:
     assert not tables & decayed
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     x = torch.randn(2, 3, 64, 96)
     gradients = []
     for enable in (False, True):
@@ -245,7 +245,7 @@ def test_timm_options() -> None:
     assert tiny(global_pool="catavgmax").head_hidden_size == 2 * 768
 
 
-# Rows that differ in nothing but the image size (T5 and T7, S2 and S3, S4 and S5) are the same network here.
+# Rows that differ only in the image size (T5 and T7, S2 and S3, S4 and S5) are the same network here.
 DISTINCT = {repr(dataclasses.replace(network, img_size=0)): name for name, network in NETWORKS.items()}
 
 

@@ -1,11 +1,11 @@
-"""What several tests of networks need."""
+"""Helpers for tests of networks."""
 
 import torch
 from torch import nn
 
 
-def awake(model: nn.Module) -> nn.Module:
-    """Give every normalisation weights and statistics that a trained network could have."""
+def randomize_norms(model: nn.Module) -> nn.Module:
+    """Give every batch norm the weights and statistics that a trained network could have."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""The layer of Figure 4 as loops over cells, in float64 numpy, written from the formula alone."""
+"""The layer of Figure 4 as loops over cells, in float64 NumPy, written from the formula only."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ def mhsa(
     relative: tuple[Array, Array] | None = None,
     absolute: tuple[Array, Array] | None = None,
 ) -> Array:
-    """Output (B, C, ceil(H/stride), ceil(W/stride)) for a map x (B, C, H, W) and q, k, v rows (3C, C)."""
+    """Output (B, C, ceil(H/stride), ceil(W/stride)) for a map x (B, C, H, W) and q, k, v weights (3C, C)."""
     batch, dim, height, width = x.shape
     d = dim // heads
     cells = [(row, column) for row in range(height) for column in range(width)]
