@@ -1,13 +1,13 @@
-"""The attention layer beside its peers: time, peak memory, and how both grow with the map.
+"""The attention layer and its peers: time, peak memory, and how both grow with the map.
 
-    python benchmarks/attention.py                       # everything; cases measured before are kept
+    python benchmarks/attention.py                       # all cases; those in the results file are kept
     python benchmarks/attention.py --maps 64x64 --dtypes float32 --again
 
 Peers: timm's BottleneckAttn (positions scaled, as the authors' code has it), the PyPI package
-bottleneck-transformer-pytorch, and the plain formula. "botnet" is the layer as it comes; "sdpa" and the like
-are its other implementations, forced. All have the same weights and the same input, 512 channels in
-channels_last, and are timed in turns. FlexAttention joins them on a GPU only: on a CPU it has no kernel with
-gradients.
+bottleneck-transformer-pytorch, and the plain formula. "botnet" is the layer by default; "tiled", "sdpa" and
+"flex" force one of its implementations. All have the same weights and the same input, 512 channels in
+channels_last, and are timed in alternation. FlexAttention is measured on a GPU only: on a CPU it has no
+kernel with gradients.
 """
 
 import math
@@ -82,7 +82,7 @@ def measure(
         del layers[chosen]  # it is what "botnet" runs
     x = torch.randn(batch, DIM, height, width, device=device).to(number, memory_format=torch.channels_last)
     runs = {name: run(layer, x, kind) for name, layer in layers.items()}
-    # Small maps are over in a moment, large ones take a minute.
+    # Small maps take milliseconds, large ones a minute.
     factor = next(factor for limit, factor in ((7, 10), (14, 3), (64, 1), (math.inf, 0.5)) if width <= limit)
     seconds = alternate(runs, max(3, int(factor * rounds)), clock)
     return {
@@ -96,7 +96,7 @@ def measure(
 
 
 def build(height: int, width: int, stride: int) -> dict[str, nn.Module]:
-    """Every layer, with the same weights."""
+    """All layers, with the same weights."""
     size = (height, width)
     torch.manual_seed(0)
     timm = BottleneckAttn(DIM, feat_size=size, stride=stride, num_heads=HEADS, scale_pos_embed=True)
@@ -134,8 +134,8 @@ def run(layer: nn.Module, x: Tensor, kind: str) -> Callable[[], None]:
 def products(height: int, width: int, stride: int, kind: str) -> int:
     """Multiply-adds of the tiled layer on one image: projections, position logits, the attention itself.
 
-    Backward, every product but the recomputed logits comes twice. A pool of the weights divides the products
-    with the values by its four cells.
+    The backward pass computes the logits again and every product twice. Pooling the weights first divides the
+    products with the values by four.
     """
     tokens = height * width
     linear = 3 * tokens * DIM**2 + tokens * (height + width) * DIM
@@ -165,7 +165,7 @@ def tabulate(results: dict[str, Any]) -> Table:
 
 
 def targets(results: dict[str, Any]) -> list[str]:
-    """The figures that the layer is held to, from the cases at hand."""
+    """The targets of the layer, beside what the cases measured."""
     lines = []
     for case, least in {
         "float32 64x64 stride 1 forward": 3.0,

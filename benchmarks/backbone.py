@@ -1,9 +1,9 @@
-"""What attention costs a whole backbone: BoT50 beside R50, one training step and one inference.
+"""The cost of attention in a backbone: BoT50 against R50, a training step and inference.
 
     python benchmarks/backbone.py
     python benchmarks/backbone.py --sizes 1024 --passes inference
 
-One image in channels_last, float32, up to c5 without a head. "plain" is BoT50 with the formula written out.
+One image in channels_last, float32, up to c5 without a head. "plain" is BoT50 with the reference attention.
 The paper's figure is the ratio of its training steps on TPU-v3 at 1024 px (Table 1): 1032.66 / 786.5 ms.
 """
 

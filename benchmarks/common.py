@@ -1,4 +1,4 @@
-"""Paired timing, peak memory and the roofline, for every benchmark here."""
+"""Paired timing, peak memory and the roofline, shared by the benchmarks."""
 
 import argparse
 import ctypes
@@ -18,12 +18,12 @@ import torch
 def alternate(
     functions: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of each function, one call per round in turn, so that a busy moment falls on all alike.
+    """Seconds of each function, called in alternation, so that other load on the machine affects all alike.
 
     Args:
-        functions: what to time, by name; each is called once more, untimed, before.
+        functions: what to time, by name; each is called once before, untimed.
         rounds: timed calls of each.
-        clock: seconds by the wall, by default.
+        clock: seconds; default wall-clock time.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
@@ -40,7 +40,7 @@ def alternate(
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over the rounds of how many times longer the first takes."""
+    """Median over the rounds of the ratio of the first to the second time."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
@@ -49,23 +49,23 @@ def options(doc: str | None, file: str, rounds: int, *, resumes: bool = True) ->
 
     Args:
         doc: the benchmark's docstring.
-        file: results that it writes, in build/benchmarks.
-        rounds: how many by default.
-        resumes: it keeps what the file has, and can run by the processor's time.
+        file: results file in build/benchmarks.
+        rounds: default number of rounds.
+        resumes: whether it keeps earlier results, and can measure CPU time.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks") / file)
     if resumes:
-        parser.add_argument("--again", action="store_true", help="measure also what the file has already")
+        parser.add_argument("--again", action="store_true", help="measure again what the results file has")
         parser.add_argument(
-            "--cpu-time", action="store_true", help="one thread by its CPU time, on a busy machine"
+            "--cpu-time", action="store_true", help="CPU time of one thread, for a busy machine"
         )
     return parser
 
 
 def choose_clock(cpu_time: bool) -> Callable[[], float]:
-    """The wall's clock; or, for a machine that others use too, one thread by the processor's time."""
+    """Wall-clock time; or the CPU time of one thread, for a machine that others use too."""
     if not cpu_time:
         return time.perf_counter
     torch.set_num_threads(1)
@@ -79,9 +79,9 @@ def synchronize() -> None:
 
 
 def peak_memory(function: Callable[[], Any]) -> int:
-    """Bytes that one call holds at most above what is held before it.
+    """Peak bytes of one call, above what is allocated before it.
 
-    On a CPU this is the process's resident peak as Linux counts it, so libraries' workspaces are in it.
+    On a CPU this is the peak resident memory of the process on Linux, so it contains libraries' workspaces.
     """
     function()
     gc.collect()
@@ -91,7 +91,7 @@ def peak_memory(function: Callable[[], Any]) -> int:
         function()
         return torch.cuda.max_memory_allocated() - before
     if not sys.platform.startswith("linux"):
-        raise RuntimeError("peak memory of a CPU run is read from Linux's /proc: run with --no-memory")
+        raise RuntimeError("peak memory of a CPU run is read from Linux's /proc; run on Linux or on a GPU")
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak restarts from what is resident now
     before = _status("VmRSS")
@@ -114,7 +114,7 @@ def gemm_rate(dtype: torch.dtype, device: torch.device, clock: Callable[[], floa
 
 
 def machine(device: torch.device, clock: Callable[[], float]) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine and settings of a measurement."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     return {
         "device": name,

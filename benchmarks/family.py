@@ -1,11 +1,12 @@
 """The training step of every network of Figure 5, at its own image size, beside the paper's step on TPU-v3.
 
-    python benchmarks/family.py                          # everything; what was measured before is kept
+    python benchmarks/family.py                          # all groups; those in the results file are kept
     python benchmarks/family.py --only headline --again
 
-A step is forward, backward and the optimiser's update, in channels_last. The networks of a group take turns,
-so that the ratios within it are those of one moment. Batch: 1 on a CPU, 32 on a GPU. The paper's headline is
-T7 at 384 px against EfficientNet-B7 at 600 px: 1.64 times its speed on TPU-v3 (Section 4.7.4).
+A step is forward, backward and the optimiser's update, in channels_last. The networks of a group are timed in
+alternation, so that the load of the machine does not change their ratios. Batch: 1 on a CPU, 32 on a GPU. The
+paper's headline is T7 at 384 px against EfficientNet-B7 at 600 px: 1.64 times its speed on TPU-v3 (Section
+4.7.4).
 """
 
 import statistics
@@ -38,7 +39,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups to measure")
     parser.add_argument("--batch", type=int, default=32 if device.type == "cuda" else 1, help="images a step")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the image sizes, to try it out")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor on the image sizes, for a quick trial"
+    )
     args = parser.parse_args()
 
     clock = choose_clock(args.cpu_time)
@@ -74,7 +77,7 @@ def main() -> None:
 
 
 def round_size(network: Network, scale: float) -> int:
-    """A network's image size, scaled and whole patches of 32 pixels unless it is its own."""
+    """A network's image size; if scaled, rounded to a multiple of 32 pixels."""
     return network.image_size if scale == 1 else max(32, round(network.image_size * scale / 32) * 32)
 
 
@@ -92,7 +95,7 @@ def measure(
     for name, network in networks.items():
         torch.manual_seed(0)
         size = round_size(network, scale)
-        # The sizes of timm's transformers are fixed when they are built; its convolutions have none.
+        # timm's transformers have a fixed image size; its EfficientNets do not.
         fixed = {} if network.network.startswith("efficientnet") else {"img_size": size}
         model = timm.create_model(network.network, **fixed)
         if name == REFERENCE:
@@ -144,7 +147,7 @@ def tabulate(setting: str, results: dict[str, Any], networks: dict[str, Network]
 
 
 def headlines(results: dict[str, Any]) -> list[str]:
-    """What T7 is compared with, in the rounds that it took turns in."""
+    """T7 against EfficientNet-B7 and the reference attention, timed in alternation."""
     lines = []
     for result in results.values():
         seconds, sizes = result["seconds"], result["sizes"]

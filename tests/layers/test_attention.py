@@ -125,8 +125,8 @@ def test_transposing_image_and_tables_transposes_the_output(size, position, stri
 @settings(max_examples=20, deadline=None)
 @given(dy=st.integers(0, 3), dx=st.integers(0, 3), stride=st.sampled_from([1, 2]))
 def test_shifting_an_object_by_cells_shifts_its_output(dy: int, dx: int, stride: int) -> None:
-    """Relative positions depend on offsets only. On a background with v = 0, an object's output moves with the
-    object, provided that all softmax weight is on its own cells."""
+    """Relative positions depend on offsets only. On a background with v = 0, an object's output moves with
+    it, provided that all softmax weight is on its own cells."""
     module = layer(feat_size=(9, 9), stride=stride)
     # A constant channel gives the object's keys all the weight; the background would differ at the border.
     keys = torch.zeros(8, 8, dtype=torch.float64)

@@ -15,7 +15,7 @@ DIM, SIDE, CLASSES = 192, 6, 4  # the width of the small networks' c5
 def batches(task: str):
     """Maps (8, DIM, SIDE, SIDE) with a class in each cell, and the target class of each cell.
 
-    The target for "content" is the class of the one marked cell, for "position" that of the cell to the right.
+    The target for "content" is the class of the marked cell, for "position" that of the cell to the right.
     """
     rng = torch.Generator().manual_seed(1)
     looks, mark = torch.randn(CLASSES, DIM, generator=rng), torch.randn(DIM, generator=rng)
