@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -145,7 +145,7 @@ def _one_line(error: Exception) -> str:
 
 
 def starting_checkpoint(
-    command: Literal["fit", "validate"], given: str | None, run: RunFolder, requeued: bool = False
+    command: str, given: str | None, run: RunFolder, requeued: bool = False
 ) -> str | None:
     """The checkpoint that a command starts from.
 
