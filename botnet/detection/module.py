@@ -42,7 +42,7 @@ class DetectionModule(TaskModule):
         weight_decay: on the kernels of convolutions and fully connected layers only.
         warmup_steps: optimiser steps in which the rate rises linearly.
         warmup_learning_rate: the rate at the first step.
-        decay_at: parts of the run after which the rate falls by ten.
+        decay_at: parts of the run after which the rate is divided by ten.
         pictures: validation images that are drawn, ground truth beside prediction.
         init_from: checkpoint of another run to start from, or to validate, whose classes may be others
             (:func:`initialise`); not read where a checkpoint of this run is.

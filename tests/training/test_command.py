@@ -230,6 +230,14 @@ def test_a_run_without_checkpoints(tmp_path):
     assert (run / "csv").is_dir()
 
 
+def test_a_refused_start_does_not_occupy_the_folder(tmp_path, capsys):
+    recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", max_epochs=1)
+    assert fit(recipe, "--global_batch", "7") == 2
+    assert "7 images" in capsys.readouterr().err
+    assert (tmp_path / "run" / "csv").is_dir()  # by Lightning, before the batch was checked
+    assert fit(recipe) == 0
+
+
 # ---- the validation at the end
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import SequentialSampler, default_collate
 
-from botnet.errors import ConfigError, DataError
+from botnet.errors import CheckpointError, ConfigError, DataError
 from botnet.training.loader import EpochSampler, EvalSampler, Loader, SkipBrokenDataset, make_loader
 from botnet.training.seeding import generator
 from tests.support.tiny import Numbers
@@ -228,6 +228,41 @@ def refusal(loader):
 def test_the_first_unreadable_sample_ends_the_run(workers):
     loader = make_loader(Numbers(12, broken=(5,)), 4, workers, default_collate, train=True)
     assert refusal(loader) == "sample 5: cannot be read"
+
+
+class Refusing(Numbers):
+    """Raises an error for every sample."""
+
+    def __init__(self, error):
+        super().__init__(8)
+        self.error = error
+
+    def __getitem__(self, key):
+        raise self.error
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [DataError, ConfigError, CheckpointError])
+def test_an_error_of_a_worker_arrives_as_it_was_raised(kind, workers):
+    error = kind("a.png: DataError: of two\nlines")
+    error.sample = 5
+    loader = make_loader(Refusing(error), 4, workers, default_collate, train=False)
+    with pytest.raises(kind) as caught:
+        next(iter(loader))
+    assert type(caught.value) is kind
+    assert (str(caught.value), caught.value.sample) == (str(error), 5)
+    if workers:
+        loader._iterator._shutdown_workers()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bug_in_a_worker_shows_its_traceback(workers):
+    loader = make_loader(Refusing(KeyError("bug")), 4, workers, default_collate, train=False)
+    with pytest.raises(KeyError, match="bug") as caught:
+        next(iter(loader))
+    assert workers == 0 or "in __getitem__" in str(caught.value)
+    if workers:
+        loader._iterator._shutdown_workers()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
