@@ -1,10 +1,10 @@
-"""Two devices do what one does: a training step on two images, and a validation of three.
+"""Check that two devices do what one does: a training step on two images, and a validation of three.
 
     python scripts/ddp.py COCO_BY          a folder with instances_val.json and images/
 
-The devices are processes on this machine's CPU that talk over gloo, started by torchrun. Norms are frozen:
-torch synchronises batch norms on GPUs only. Compared are every parameter after the step, and after an
-evaluation through the same wrapper the twelve numbers, every record of the results and the pictures' names.
+The devices are CPU processes that communicate over gloo, started by torchrun. Norms are frozen: torch
+synchronises batch norms on GPUs only. Every parameter is compared after the step; after an evaluation through
+the same wrapper, the twelve numbers, every record of the results and the pictures' names.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
 
 
 class FrozenNorms(Callback):
-    """Keeps every batch norm as it is: each image's forward pass then depends on that image alone."""
+    """Freezes every batch norm: each image's forward pass then depends on that image alone."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         for module in pl_module.modules():
@@ -39,7 +39,7 @@ class FrozenNorms(Callback):
 
 
 def run(instances: Path, images: Path, canvas: int, backbone: str, folder: Path) -> None:
-    """On one device of WORLD_SIZE: a step, and a validation, into ``folder``."""
+    """A step and a validation on one device of WORLD_SIZE, into ``folder``."""
     devices = int(os.environ.get("WORLD_SIZE", 1))
     options: dict[str, Any] = {
         "default_root_dir": folder,
@@ -63,7 +63,7 @@ def run(instances: Path, images: Path, canvas: int, backbone: str, folder: Path)
             canvas=canvas, jitter=(0.8, 1.25), batch_size=2 // devices, val_batch_size=1, num_workers=0,
         )  # fmt: skip
         small = SMALL if backbone == "botnet_tiny" else {}
-        # Untrained, it is sure of nothing; what it takes for objects shall be compared all the same.
+        # An untrained detector has low scores; its detections are compared all the same.
         detector = mask_rcnn(backbone, data.num_classes, canvas=canvas, score_threshold=0.0, **small)
         before = {name: value.clone() for name, value in detector.state_dict().items()}
         module = DetectionModule(detector, learning_rate, warmup_learning_rate=learning_rate, pictures=2)
@@ -79,12 +79,12 @@ def run(instances: Path, images: Path, canvas: int, backbone: str, folder: Path)
 
 
 def prove(instances: Path, images: Path, canvas: int, backbone: str, folder: Path) -> dict[str, Any]:
-    """Run on one and on two devices, on the first three images; what differs.
+    """Run on one and on two devices, on the first three images, and compare.
 
     Returns:
-        ``moved``, the greatest change of a parameter by the step on one device, and ``apart``, the greatest
-        difference between the two steps; ``same``, by what was compared after the validation, and how many
-        ``records`` the results have.
+        ``moved``, the greatest change of a parameter in the step on one device; ``apart``, the greatest
+        difference between the two steps; ``same``, whether each part of the validation is equal; and
+        ``records``, the number of results.
     """
     alone, two = folder / "one", folder / "two"
     for place in (alone, two):
@@ -95,7 +95,7 @@ def prove(instances: Path, images: Path, canvas: int, backbone: str, folder: Pat
     truth["annotations"] = [record for record in truth["annotations"] if record["image_id"] in kept]
     instances = folder / "instances.json"
     instances.write_text(json.dumps(truth))
-    # As many threads in either: products are rounded differently by two.
+    # The same number of threads in both: it changes the rounding of products.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -146,7 +146,7 @@ def main() -> None:
     for what, equal in proof["same"].items():
         print(f"validation on 1 and on 2 devices, {what}: {'the same' if equal else 'DIFFERENT'}")
     if proof["apart"] > 1e-6 or not all(proof["same"].values()):
-        sys.exit("one and two devices are not the same")
+        sys.exit("one device and two devices differ")
 
 
 if __name__ == "__main__":

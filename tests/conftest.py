@@ -1,5 +1,6 @@
 """Shared fixtures. Data that only some machines have is asked for here, and its absence is said."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -33,3 +34,16 @@ def digits(tmp_path_factory) -> Path:
 def made(tmp_path: Path) -> Set:
     """A sound COCO-format data set on disk, to be spoilt."""
     return Set(tmp_path)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the package logs in this process."""
+    caplog.set_level(logging.INFO, logger="botnet")
+    return caplog
+
+
+@pytest.fixture
+def log_to_stderr(monkeypatch) -> None:
+    """What the package logs is on stderr, also in the workers of a loader."""
+    monkeypatch.setattr(logging.getLogger("botnet"), "handlers", [logging.lastResort])

@@ -14,11 +14,11 @@ from botnet.training.checkpoint_file import TaskCheckpoint, read_checkpoint
 
 
 def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: Any) -> nn.Module:
-    """A classifier by its timm name; what has tables for one image size gets them for this one.
+    """A classifier by its timm name; tables that belong to an image size are made for this one.
 
     Args:
-        name: any that ``timm.create_model`` takes, this project's included.
-        num_classes: classes it tells apart.
+        name: any that ``timm.create_model`` accepts, this project's included.
+        num_classes: number of classes.
         image_size: side of its images in pixels.
         kwargs: timm's further arguments, such as ``drop_path_rate`` or ``pretrained``.
 
@@ -27,8 +27,8 @@ def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: An
     """
     if ":" not in name and not timm.is_model(name):
         raise ConfigError(f"no network {name!r} in timm or here{nearest(name, timm.list_models())}")
-    about = timm.get_pretrained_cfg(name)
-    if name in NETWORKS or (about is not None and about.fixed_input_size):
+    config = timm.get_pretrained_cfg(name)
+    if name in NETWORKS or (config is not None and config.fixed_input_size):
         kwargs["img_size"] = image_size
     return timm.create_model(name, num_classes=num_classes, **kwargs)
 
@@ -37,8 +37,8 @@ def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:
     """Load weights of the same network, from a checkpoint of ``botnet fit`` or a file of tensors.
 
     Position tables are resized. A checkpoint names its classes: the classifier's rows are taken by name, and
-    those of classes it does not know start anew. A file of tensors does not: its classifier is taken as it is
-    if it has as many classes, else it starts anew.
+    those of other classes are reinitialised. A file of tensors does not: its classifier is taken as it is
+    if it has as many classes, else it is reinitialised.
 
     Args:
         model: whose weights are replaced.
@@ -46,44 +46,60 @@ def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:
         class_names: of the model's outputs.
 
     Returns:
-        What was taken and what was not, in words.
+        A message on what was taken and what was not.
 
     Raises:
         CheckpointError: the file cannot be read as data, or is of another network.
     """
-    theirs: list[str] | None = None
-    try:
-        checkpoint = read_checkpoint(path).expect("classifier")
-        state, theirs = _network_state(checkpoint.contents["state_dict"]), checkpoint.metadata["class_names"]
-    except CheckpointError:  # not a checkpoint that names its classes
-        state = _network_state(read_weights(path))
+    state, theirs = _read_state(path)
     own = model.state_dict()
-    heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
-    names = [
-        name
-        for head in ((heads,) if isinstance(heads, str) else heads)
-        for name in (f"{head}.weight", f"{head}.bias")
-        if name in state and name in own
-    ]
+    names = [name for name in _classifier_tensors(model) if name in state and name in own]
     if theirs is not None:
-        common = [name for name in class_names if name in theirs]
-        new = [class_names.index(name) for name in common]
-        old = [theirs.index(name) for name in common]
-        for name in names:
-            if own[name].shape[1:] == state[name].shape[1:]:
-                rows = own[name].clone()
-                rows[new] = state[name][old].to(rows)
-                state[name] = rows
-        others = [name for name in class_names if name not in theirs]
-        said = f"{len(common)} of {len(class_names)} classes known"
-        said += f"; the others start anew: {first_few(others)}" if others else ""
+        message = _take_rows(own, state, names, class_names, theirs)
     elif any(state[name].shape != own[name].shape for name in names):
-        said = f"its classifier has {len(state[names[0]])} classes; this one starts anew"
+        message = f"its classifier has {len(state[names[0]])} classes; this one is reinitialised"
         state |= {name: own[name] for name in names}
     else:
-        said = f"its {len(class_names)} classes, which it does not name, are taken in their order"
+        message = f"its {len(class_names)} classes, which it does not name, are taken in their order"
     _load(model, state, path)
-    return f"started from {path}: {said}"
+    return f"started from {path}: {message}"
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The network's tensors in a file, and its class names if it is a checkpoint."""
+    try:
+        checkpoint = read_checkpoint(path).expect("classifier")
+        return _network_state(checkpoint.contents["state_dict"]), checkpoint.metadata["class_names"]
+    except CheckpointError:  # not a checkpoint that names its classes
+        return _network_state(read_weights(path)), None
+
+
+def _classifier_tensors(model: nn.Module) -> list[str]:
+    """Names of the tensors with a row for each class."""
+    heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    heads = (heads,) if isinstance(heads, str) else heads
+    return [f"{head}.{part}" for head in heads for part in ("weight", "bias")]
+
+
+def _take_rows(
+    own: Mapping[str, Tensor],
+    state: dict[str, Tensor],
+    names: Sequence[str],
+    class_names: Sequence[str],
+    theirs: Sequence[str],
+) -> str:
+    """Put the classifier's rows in ``state`` into the order of our classes; returns a message on them."""
+    common = [name for name in class_names if name in theirs]
+    new = [class_names.index(name) for name in common]
+    old = [theirs.index(name) for name in common]
+    for name in names:
+        if own[name].shape[1:] == state[name].shape[1:]:
+            rows = own[name].clone()
+            rows[new] = state[name][old].to(rows)
+            state[name] = rows
+    others = [name for name in class_names if name not in theirs]
+    message = f"{len(common)} of {len(class_names)} classes known"
+    return message + (f"; the others are reinitialised: {first_few(others)}" if others else "")
 
 
 def _network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,6 +112,7 @@ def _network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state, of which every tensor must fit."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -109,12 +126,12 @@ def load_classifier(source: str | Path | TaskCheckpoint) -> tuple[nn.Module, dic
     """A trained classifier from a checkpoint of ``botnet fit``, read as data.
 
     Args:
-        source: ``last.ckpt`` or ``best.ckpt`` of a run, or what :func:`read_checkpoint` made of it.
+        source: ``last.ckpt`` or ``best.ckpt`` of a run, or such a checkpoint from :func:`read_checkpoint`.
 
     Returns:
-        The network in evaluation mode, with the average of its weights where the run kept one; and what the
-        checkpoint says of its data: ``class_names``, and in ``evaluation`` how its images are prepared:
-        ``image_size``, ``crop_pct``, ``interpolation``, ``mean``, ``std``.
+        The network in evaluation mode, with the average of its weights where the run had one; and of its data
+        ``class_names``, and in ``evaluation`` how images are prepared: ``image_size``, ``crop_pct``,
+        ``interpolation``, ``mean``, ``std``.
 
     Raises:
         CheckpointError: the file cannot be read, or holds no classifier.

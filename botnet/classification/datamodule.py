@@ -1,20 +1,18 @@
-"""Images in classes, prepared for training and evaluation (paper, Section 4.7)."""
+"""Labelled images for training and evaluation (paper, Section 4.7)."""
 
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
-from torch.utils.data import default_collate
 
 from botnet.classification.datasets import ImageSet, eval_transform
 from botnet.classification.readers import class_names, open_reader
-from botnet.errors import DataError, first_few
-from botnet.training.loader import Loader, make_loader
+from botnet.errors import ConfigError, DataError, first_few
+from botnet.training.task import TaskDataModule
 
 
-class ImageDataModule(L.LightningDataModule):
-    """Training and validation images of any classes: ImageNet, or one's own.
+class ImageDataModule(TaskDataModule):
+    """Training and validation images of any classes: ImageNet, or custom ones.
 
     The defaults are the standard augmentation of ResNets (Table 9): random resized crop and flip.
 
@@ -24,14 +22,14 @@ class ImageDataModule(L.LightningDataModule):
         reader: how both are stored: ``folder``; ``tar``, a tar of class folders or a folder with a tar for
             each class; ``wds``, a folder of WebDataset shards; ``hfds/NAME``, a data set of Hugging Face's
             ``datasets``, ``train`` and ``val`` then name its splits.
-        image_size: side in pixels of what the network is given, in training and evaluation.
-        crop_pct: evaluation sees the centre crop of this part of the short side.
+        image_size: side in pixels of the network's input, in training and evaluation.
+        crop_pct: evaluation takes the centre crop of this part of the short side.
         interpolation: of every resize: ``bicubic``, ``bilinear`` or another of timm's.
-        scale: least and largest part of the area that a random crop takes.
-        ratio: least and largest aspect, width to height, of that crop.
+        scale: smallest and largest part of the area that a random crop takes.
+        ratio: smallest and largest aspect, width to height, of that crop.
         flip: probability of a horizontal flip.
-        rand_augment: timm's word for it, ``rand-m10-n2`` for 2 layers of magnitude 10; none by default.
-        color_jitter: strength for brightness, contrast and saturation; timm leaves it out beside RandAugment.
+        rand_augment: in timm's notation, ``rand-m10-n2`` for 2 layers of magnitude 10; none by default.
+        color_jitter: strength for brightness, contrast and saturation; timm ignores it with RandAugment.
         random_erasing: probability that a rectangle is erased.
         mean, std: of the network's input, in RGB; ImageNet's by default.
         batch_size: images a step on each device.
@@ -39,7 +37,14 @@ class ImageDataModule(L.LightningDataModule):
         num_workers: processes that prepare images.
         skip_broken: different training images that may be unreadable, on each device, and are replaced by
             others; 0: the first ends the run.
+
+    Raises:
+        DataError: a set cannot be read, or the two differ in their classes.
+        ConfigError: a batch without images, or augmentation that timm does not know.
     """
+
+    train_set: ImageSet
+    val_set: ImageSet
 
     def __init__(
         self,
@@ -62,10 +67,8 @@ class ImageDataModule(L.LightningDataModule):
         num_workers: int = 4,
         skip_broken: int = 0,
     ) -> None:
-        super().__init__()
-        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
-        self.skip_broken = skip_broken
-        # What a picture goes through before the network sees it in evaluation; kept in checkpoints.
+        super().__init__(batch_size, val_batch_size, num_workers, skip_broken)
+        # How an image is prepared for the network in evaluation; saved in checkpoints.
         self.evaluation: dict[str, Any] = {
             "image_size": image_size,
             "crop_pct": crop_pct,
@@ -73,34 +76,29 @@ class ImageDataModule(L.LightningDataModule):
             "mean": tuple(mean),
             "std": tuple(std),
         }
-        try:
-            training = create_transform(
-                image_size,
-                is_training=True,
-                scale=scale,
-                ratio=ratio,
-                hflip=flip,
-                auto_augment=rand_augment,
-                color_jitter=color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
-                re_prob=random_erasing,
-                re_mode="pixel",
-                interpolation=interpolation,
-                mean=tuple(mean),
-                std=tuple(std),
-            )
-        except (AssertionError, KeyError) as error:
-            raise DataError(
-                f"rand_augment {rand_augment!r}, interpolation {interpolation!r}: not both are timm's words "
-                f"({error}); such as rand-m10-n2 and bicubic"
-            ) from error
+        training = _training_transform(
+            image_size,
+            scale=scale,
+            ratio=ratio,
+            hflip=flip,
+            auto_augment=rand_augment,
+            color_jitter=color_jitter or None,  # timm takes None for none
+            re_prob=random_erasing,
+            interpolation=interpolation,
+            mean=tuple(mean),
+            std=tuple(std),
+        )
         self.train_set = ImageSet(open_reader(Path(train), reader), training, train=True)
         self.val_set = ImageSet(open_reader(Path(val), reader), eval_transform(**self.evaluation))
+        self._check_classes(train, val)
+
+    def _check_classes(self, train: Path, val: Path) -> None:
         ours, theirs = class_names(self.train_set.reader), class_names(self.val_set.reader)
         if ours != theirs:
-            missing, beyond = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+            missing, additional = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
             raise DataError(
                 f"{train} and {val} do not have the same classes: {len(ours)} and {len(theirs)}; "
-                f"only in {train}: {first_few(missing)}; only in {val}: {first_few(beyond)}"
+                f"only in {train}: {first_few(missing)}; only in {val}: {first_few(additional)}"
             )
 
     @property
@@ -109,27 +107,17 @@ class ImageDataModule(L.LightningDataModule):
         return class_names(self.train_set.reader)
 
     @property
-    def num_classes(self) -> int:
-        """Classes of the training images."""
-        return len(self.class_names)
-
-    @property
     def image_size(self) -> int:
-        """Side in pixels of what the network is given."""
+        """Side in pixels of the network's input."""
         return int(self.evaluation["image_size"])
 
-    def train_dataloader(self) -> Loader:
-        return make_loader(
-            self.train_set,
-            self.batch_size,
-            self.num_workers,
-            default_collate,
-            self.trainer,
-            train=True,
-            skip_broken=self.skip_broken,
-        )
 
-    def val_dataloader(self) -> Loader:
-        return make_loader(
-            self.val_set, self.val_batch_size, self.num_workers, default_collate, self.trainer, train=False
-        )
+def _training_transform(image_size: int, **options: Any) -> Any:
+    """timm's training transform; its options are checked."""
+    try:
+        return create_transform(image_size, is_training=True, re_mode="pixel", **options)
+    except (AssertionError, KeyError) as error:
+        raise ConfigError(
+            f"rand_augment {options['auto_augment']!r}, interpolation {options['interpolation']!r}: timm "
+            f"does not know both ({error}); give for instance rand-m10-n2 and bicubic"
+        ) from error

@@ -7,27 +7,22 @@ import torch.nn.functional as F
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
-from torchmetrics import Metric
+
+from botnet.training.distributed import sum_over_devices
 
 
-class Accuracy(Metric):
+class Accuracy:
     """Top-1 and top-5 accuracy, over all images and by class, exact over any number of devices.
 
     Args:
         num_classes: classes.
+        device: of the logits.
     """
 
-    full_state_update = False
-    hits: Tensor
-    images: Tensor
-    loss: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        # Counts, by class; their sums over devices are exact.
-        self.add_state("hits", torch.zeros(num_classes, 2, dtype=torch.long), "sum")
-        self.add_state("images", torch.zeros(num_classes, dtype=torch.long), "sum")
-        self.add_state("loss", torch.zeros(()), "sum")
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.hits = torch.zeros(num_classes, 2, dtype=torch.long, device=device)  # top-1, top-5
+        self.images = torch.zeros(num_classes, dtype=torch.long, device=device)
+        self.loss = torch.zeros((), device=device)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add images: logits ``(B, classes)``, labels ``(B,)``."""
@@ -39,15 +34,24 @@ class Accuracy(Metric):
         self.loss += F.cross_entropy(logits, labels, reduction="sum")
 
     def compute(self) -> dict[str, Tensor]:
-        """``top1`` and ``top5`` in percent, ``loss``, and ``per_class``, top-1 (NaN without images)."""
-        count = self.images.sum()
-        top1, top5 = 100 * self.hits.sum(0) / count
-        per_class = 100 * self.hits[:, 0] / self.images
-        return {"top1": top1, "top5": top5, "loss": self.loss / count, "per_class": per_class}
+        """The numbers over all devices, on each of them.
+
+        Returns:
+            ``top1`` and ``top5`` in percent, the unit of logs, ``metrics.json`` and ``best.ckpt``; ``loss``;
+            and ``per_class``, top-1 in percent (NaN without images).
+        """
+        hits, images, loss = map(sum_over_devices, (self.hits, self.images, self.loss))
+        count = images.sum()
+        top1, top5 = 100 * hits.sum(0) / count
+        return {"top1": top1, "top5": top5, "loss": loss / count, "per_class": 100 * hits[:, 0] / images}
 
 
 def accuracy_table(report: dict[str, dict[str, Any]]) -> Table:
-    """Accuracies for the terminal, with the classes that are told worst."""
+    """Accuracies as a table for the terminal, with the worst classes.
+
+    Args:
+        report: of :class:`ClassificationModule`: numbers of ``model`` and ``ema``.
+    """
     table = Table("", "top-1 %", "top-5 %", "loss", "worst classes", title="on the validation images")
     for kind, numbers in report.items():
         known = {name: value for name, value in numbers["per_class"].items() if value is not None}

@@ -1,5 +1,6 @@
 """Training and evaluation of classifiers with Lightning (paper, Section 4.7)."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 from rich.console import Console
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
@@ -15,10 +17,15 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from botnet.classification.checkpoint import create_classifier, start_from
+from botnet.classification.datamodule import ImageDataModule
 from botnet.classification.metric import Accuracy, accuracy_table
-from botnet.errors import DataError
+from botnet.errors import ConfigError
+from botnet.training.run_folder import EvaluationFolder
 from botnet.training.task import TaskModule
 from botnet.visualize.classes import draw_sheet
+
+logger = logging.getLogger(__name__)
+Shown = tuple[Image.Image, str, str, float]  # an image, its class, the predicted class, its probability
 
 
 class ClassificationModule(TaskModule):
@@ -39,16 +46,16 @@ class ClassificationModule(TaskModule):
         weight_decay: on the kernels of convolutions and fully connected layers only.
         warmup_epochs: in which the rate rises linearly from 0; then it falls to 0 as a half cosine.
         label_smoothing: part of the target that is spread over all classes.
-        mixup, cutmix: parameter of the beta distribution that mixes images; 0: none. With both, either one,
-            by chance, for each batch.
+        mixup, cutmix: parameter of the beta distribution that mixes images; 0: none. With both, one of them
+            is drawn for each batch.
         drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth: greatest probability, that of the last block, to leave one out.
-        ema_decay: of a moving average of the weights, which is then evaluated, too; None: no average.
+        drop_path_rate: stochastic depth: probability to skip the last block, the greatest of all blocks.
+        ema_decay: of a moving average of the weights, which is evaluated, too; None: no average.
         compile: run the network through ``torch.compile``.
         pictures: validation images that are drawn.
     """
 
-    kind, most = "classifier", 100.0
+    task, metric_max = "classifier", 100.0  # accuracies are logged in percent
     monitor = "val/top1"  # of the average of the weights where there is one, else of the network
     schedule_settings = ("warmup_epochs",)
 
@@ -73,26 +80,17 @@ class ClassificationModule(TaskModule):
         pictures: int = 16,
     ) -> None:
         super().__init__(learning_rate, momentum, weight_decay, init_from)
-        kwargs = dict(model_kwargs or {})
+        options = dict(model_kwargs or {})
         # Only what is used: not every network of timm knows both.
-        kwargs |= {"drop_rate": drop_rate} if drop_rate else {}
-        kwargs |= {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
-        network = create_classifier(model, num_classes, image_size, **kwargs)
+        options |= {"drop_rate": drop_rate} if drop_rate else {}
+        options |= {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         # What rebuilds it from a checkpoint alone; weights come from there.
-        kept = {key: value for key, value in kwargs.items() if key != "pretrained"}
-        self.spec: dict[str, Any] = {
-            "name": model,
-            "num_classes": num_classes,
-            "image_size": image_size,
-        } | kept
-        # The attention and oneDNN's and cuDNN's convolutions are at their best with channels last.
+        self.spec: dict[str, Any] = {"name": model, "num_classes": num_classes, "image_size": image_size}
+        self.spec |= {key: value for key, value in options.items() if key != "pretrained"}
+        network = create_classifier(model, num_classes, image_size, **options)
+        # The attention and oneDNN's and cuDNN's convolutions are fastest with channels last.
         self.model = network.to(memory_format=torch.channels_last)
-        self.ema: ModelEmaV3 | None = None
-        if ema_decay is not None:
-            # Its memory grows with the run: at first it is the plain mean of all weights so far.
-            self.ema = ModelEmaV3(self.model, decay=ema_decay, use_warmup=True, warmup_power=1.0)
-            # Only validation runs it, which sets its mode; Lightning warns of parts that are in another.
-            self.ema.requires_grad_(False).train()
+        self.ema = _average_of(self.model, ema_decay)
         self.mix = (
             Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=num_classes)
             if mixup or cutmix
@@ -100,25 +98,33 @@ class ClassificationModule(TaskModule):
         )
         self.warmup_epochs, self.label_smoothing = warmup_epochs, label_smoothing
         self.compiles, self.pictures = compile, pictures
-        self.metrics = nn.ModuleDict({"model": Accuracy(num_classes)})
-        if self.ema is not None:
-            self.metrics["ema"] = Accuracy(num_classes)
-        self.shown: list[tuple[Any, str, str, float]] = []
+        self.metrics: dict[str, Accuracy] = {}  # of "model" and "ema"
+        self.shown: list[Shown] = []
 
     @property
     def network(self) -> nn.Module:
+        """The network that is trained."""
         return self.model
 
     @property
     def num_classes(self) -> int:
-        return self.spec["num_classes"]
+        """Number of classes of the network."""
+        return int(self.spec["num_classes"])
+
+    @property
+    def data(self) -> ImageDataModule:
+        """The data of the run."""
+        data = super().data
+        if not isinstance(data, ImageDataModule):
+            raise ConfigError(f"a classifier is trained on an ImageDataModule, not on {type(data).__name__}")
+        return data
 
     def setup(self, stage: str) -> None:
+        """Check the batch, and compile the network."""
         super().setup(stage)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and self.mix is not None and data.batch_size % 2:
-            raise DataError(
-                f"mixup and cutmix pair the images of a batch, and {data.batch_size} is odd; "
+        if stage == "fit" and self.mix is not None and self.data.batch_size % 2:
+            raise ConfigError(
+                f"mixup and cutmix pair the images of a batch, and {self.data.batch_size} is odd; "
                 "set an even data.batch_size"
             )
         if self.compiles:
@@ -127,26 +133,30 @@ class ClassificationModule(TaskModule):
     # ---- training
 
     def on_fit_start(self) -> None:
+        """Start from other weights, and log a summary."""
         super().on_fit_start()
-        self._introduce(self.trainer.datamodule)  # type: ignore[attr-defined]
+        self._log_summary()
 
     def start_from(self, path: Path, class_names: Sequence[str]) -> str:
-        said = start_from(self.model, path, class_names)
+        """Take the weights of another run; returns a message on what was taken."""
+        message = start_from(self.model, path, class_names)
         if self.ema is not None:
             self.ema.module.load_state_dict(self.model.state_dict())
-        return said
+        return message
 
     @rank_zero_only
-    def _introduce(self, data: Any) -> None:
+    def _log_summary(self) -> None:
+        data, name = self.data, self.spec["name"]
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         size = self.spec["image_size"]
-        print(f"{self.spec['name']}: {parameters:.1f} M parameters, {data.num_classes} classes, {size} px")
-        print(f"{len(data.train_set)} training and {len(data.val_set)} validation images")
-        for name, images in (("training", data.train_set), ("validation", data.val_set)):
+        logger.info("%s: %.1f M parameters, %d classes, %d px", name, parameters, data.num_classes, size)
+        logger.info("%d training and %d validation images", len(data.train_set), len(data.val_set))
+        for part, images in (("training", data.train_set), ("validation", data.val_set)):
             if left_out := getattr(images.reader, "left_out", 0):
-                print(f"{left_out} files in the {name} folder are no images and were left out")
+                logger.warning("%d files in the %s folder are not images and were left out", left_out, part)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """The loss of a batch."""
         images, target = batch
         if self.mix is not None:
             images, target = self.mix(images, target)
@@ -156,13 +166,15 @@ class ClassificationModule(TaskModule):
         return loss
 
     def schedule(self, total: int) -> Callable[[int], float]:
+        """The learning rate at each of ``total`` optimiser steps, relative to ``learning_rate``."""
         epochs = self.trainer.max_epochs
         if not epochs or epochs < 0:
-            raise DataError("the schedule is told in epochs; set trainer.max_epochs")
+            raise ConfigError("the schedule is given in epochs; set trainer.max_epochs")
         warmup = self.warmup_epochs / epochs * total
         return lambda step: self.rate(step, total, warmup)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights, and their average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step + 1)
@@ -170,7 +182,7 @@ class ClassificationModule(TaskModule):
     def scale_batch(self, factor: float) -> None:
         """Follow a batch ``factor`` times as large: the rate by the linear rule.
 
-        The average of the weights remembers as many images as before; the warm-up is told in epochs anyway.
+        The average of the weights spans as many images as before; the warm-up is given in epochs anyway.
         """
         self.learning_rate *= factor
         if self.ema is not None:
@@ -186,63 +198,89 @@ class ClassificationModule(TaskModule):
     # ---- evaluation
 
     def on_validation_start(self) -> None:
+        """Start counting."""
         super().on_validation_start()
-        for metric in self.metrics.values():
-            metric.reset()  # type: ignore[operator]
+        kinds = ("model",) if self.ema is None else ("model", "ema")
+        self.metrics = {kind: Accuracy(self.num_classes, self.device) for kind in kinds}
         self.shown = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Count what is right, and keep some images."""
         images, labels = batch
         images = images.contiguous(memory_format=torch.channels_last)
         logits = self.model(images)
-        self.metrics["model"].update(logits, labels)  # type: ignore[operator]
+        self.metrics["model"].update(logits, labels)
         if self.ema is not None:
             logits = self.ema.module(images)
-            self.metrics["ema"].update(logits, labels)  # type: ignore[operator]
-        self._keep_pictures(images, labels, logits, index)
+            self.metrics["ema"].update(logits, labels)
+        for position in self._chosen(len(images), index):
+            self._keep(images[position], int(labels[position]), logits[position])
 
-    def _keep_pictures(self, images: Tensor, labels: Tensor, logits: Tensor, index: int) -> None:
-        """Keep images from all over the validation set, which is in the order of its classes."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        share = math.ceil(len(data.val_set) / self.trainer.world_size)
-        start = index * data.val_batch_size
+    def _chosen(self, images: int, batch: int) -> list[int]:
+        """Positions in a batch of the images to draw.
+
+        They come from all over the validation set, which is in the order of its classes: the first of each of
+        ``pictures`` equal parts of this device's share.
+        """
+        share = math.ceil(len(self.data.val_set) / self.trainer.world_size)
+        start = batch * self.data.val_batch_size
+        parts = [(start + position) * self.pictures // share for position in range(-1, images)]
+        return [position for position in range(images) if parts[position] != parts[position + 1]]
+
+    def _keep(self, image: Tensor, label: int, logits: Tensor) -> None:
+        """Keep an image for :meth:`write_report`, with its class and the predicted one."""
+        data = self.data
         mean, std = (torch.tensor(data.evaluation[key])[:, None, None] for key in ("mean", "std"))
+        probability, predicted = logits.float().softmax(0).max(0)
+        picture = to_pil_image((image.float().cpu() * std + mean).clamp(0, 1))
         names = data.class_names
-        for position in range(len(images)):
-            number = (start + position) * self.pictures  # the first of each of `pictures` equal parts
-            if number // share == (number - self.pictures) // share or not self.pictures:
-                continue
-            probability, predicted = logits[position].float().softmax(0).max(0)
-            picture = to_pil_image((images[position].float().cpu() * std + mean).clamp(0, 1))
-            self.shown.append((picture, names[labels[position]], names[predicted], float(probability)))
+        self.shown.append((picture, names[label], names[int(predicted)], float(probability)))
 
     def on_validation_epoch_end(self) -> None:
-        names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+        """Log the accuracies over all devices."""
         for kind, metric in self.metrics.items():
-            values = metric.compute()  # type: ignore[operator]
-            numbers: dict[str, Any] = {name: float(values[name]) for name in ("top1", "top5", "loss")}
-            for name, value in numbers.items():
-                self.log(f"val/{kind}_{name}", value, prog_bar=name == "top1", rank_zero_only=True)
-            of_classes = values["per_class"].tolist()
-            numbers["per_class"] = {
-                name: None if math.isnan(value) else value
-                for name, value in zip(names, of_classes, strict=True)
-            }
-            self.report[kind] = numbers
+            self.report[kind] = numbers = self._numbers(metric)
+            for name in ("top1", "top5", "loss"):
+                self.log(f"val/{kind}_{name}", numbers[name], prog_bar=name == "top1", rank_zero_only=True)
         best = self.report["ema" if self.ema is not None else "model"]
         self.headline = {name: best[name] for name in ("top1", "top5")}
         self.log_dict({f"val/{name}": value for name, value in self.headline.items()}, sync_dist=True)
 
-    def show(self, console: Console, folder: Path) -> dict[str, Path]:
+    def _numbers(self, metric: Accuracy) -> dict[str, Any]:
+        """Accuracies in percent, as JSON has them: None for a class without images."""
+        values = metric.compute()
+        numbers: dict[str, Any] = {name: float(values[name]) for name in ("top1", "top5", "loss")}
+        numbers["per_class"] = {
+            name: None if math.isnan(value) else value
+            for name, value in zip(self.data.class_names, values["per_class"].tolist(), strict=True)
+        }
+        return numbers
+
+    def write_report(self, console: Console, folder: EvaluationFolder) -> dict[str, Path]:
+        """Print the numbers; write predictions.png."""
         console.print(accuracy_table(self.report))
         if not self.shown:
             return {}
-        path = folder / "pictures" / "predictions.png"
+        path = folder.pictures / "predictions.png"
         path.parent.mkdir(exist_ok=True)
         draw_sheet(self.shown).save(path)
         return {"pictures": path}
 
     # ---- checkpoints
 
-    def about(self, data: Any) -> dict[str, Any]:
-        return {"classifier": self.spec, "evaluation": data.evaluation}
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """Arguments of the network, and how images are prepared."""
+        return {"classifier": self.spec, "evaluation": self.data.evaluation}
+
+
+def _average_of(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
+    """The moving average of a model's weights; its memory grows with the run.
+
+    At first it is the plain mean of all weights so far.
+    """
+    if decay is None:
+        return None
+    average = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=1.0)
+    # Only validation runs it, which sets its mode; Lightning warns of parts that are in another.
+    average.requires_grad_(False).train()
+    return average

@@ -29,11 +29,10 @@ def load_detector(source: str | Path | TaskCheckpoint) -> tuple[RCNN, dict[str, 
     """A trained detector from a checkpoint of ``botnet fit``, read as data.
 
     Args:
-        source: ``last.ckpt`` or ``best.ckpt`` of a run, or what :func:`read_checkpoint` made of it.
+        source: ``last.ckpt`` or ``best.ckpt`` of a run, or such a checkpoint from :func:`read_checkpoint`.
 
     Returns:
-        The detector in evaluation mode, and what the checkpoint says of its data: ``class_names``,
-        ``category_ids``, ``canvas``.
+        The detector in evaluation mode, and of its data ``class_names``, ``category_ids`` and ``canvas``.
 
     Raises:
         CheckpointError: the file cannot be read, holds no detector, or does not name its backbone.
@@ -52,10 +51,10 @@ def load_detector(source: str | Path | TaskCheckpoint) -> tuple[RCNN, dict[str, 
 
 
 def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
-    """Start a detector from a trained one of other classes: fine-tuning, from COCO to a set of one's own.
+    """Start a detector from a trained one of other classes: fine-tuning, from COCO to a custom set.
 
-    Taken is whatever fits. What belongs to a class is taken by the class's name, so that classes which both
-    have are known from the start; position tables of another canvas are resized.
+    Every tensor that fits is taken. What belongs to a class is taken by the class's name, so that classes of
+    both are known from the start; position tables of another canvas are resized.
 
     Args:
         detector: whose weights are replaced.
@@ -63,14 +62,29 @@ def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
         class_names: of labels 1, 2, ... of the new detector.
 
     Returns:
-        What was taken and what was not, in words.
+        A message on what was taken and what was not.
 
     Raises:
         CheckpointError: the file cannot be read, holds no detector, or no kernel of its backbone fits.
     """
     checkpoint = read_checkpoint(path).expect("detector")
-    state = detector_state(checkpoint)
     theirs = checkpoint.metadata["class_names"]
+    own = detector.state_dict()
+    taken = _fitting(detector, detector_state(checkpoint), class_names, theirs)
+    if not any(name.startswith("backbone.") and value.ndim == 4 for name, value in taken.items()):
+        raise CheckpointError(f"{path}: no kernel of its backbone fits; it is of another network")
+    detector.load_state_dict(taken, strict=False)
+    common, left = sum(name in theirs for name in class_names), sorted(own.keys() - taken.keys())
+    return (
+        f"started from {path}: {len(taken)} of {len(own)} tensors taken, {common} of {len(class_names)} "
+        "classes known" + (f"; unchanged: {first_few(left)}" if left else "")
+    )
+
+
+def _fitting(
+    detector: RCNN, state: dict[str, Tensor], class_names: Sequence[str], theirs: Sequence[str]
+) -> dict[str, Tensor]:
+    """The tensors of a state that fit the detector, with the rows of its classes in its order."""
     common = [name for name in class_names if name in theirs]
     new = [0, *(1 + class_names.index(name) for name in common)]  # 0 is the background
     old = [0, *(1 + theirs.index(name) for name in common)]
@@ -87,11 +101,4 @@ def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
             detector.get_submodule(name.rpartition(".")[0]), PositionTables
         ):
             taken[name] = value
-    if not any(name.startswith("backbone.") and value.ndim == 4 for name, value in taken.items()):
-        raise CheckpointError(f"{path}: no kernel of its backbone fits; it is of another network")
-    detector.load_state_dict(taken, strict=False)
-    left = sorted(own.keys() - taken.keys())
-    return (
-        f"started from {path}: {len(taken)} of {len(own)} tensors taken, {len(common)} of "
-        f"{len(class_names)} classes known" + (f"; as they were: {first_few(left)}" if left else "")
-    )
+    return taken

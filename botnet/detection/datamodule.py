@@ -1,18 +1,16 @@
-"""COCO-format data for Lightning: sets, loaders, and what the model must know of them."""
+"""COCO-format data for training and evaluation."""
 
 from pathlib import Path
-
-import lightning.pytorch as L
+from typing import Any
 
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import EvalDataset, TrainDataset, collate
 from botnet.detection.transforms import EvalTransform, TrainTransform
-from botnet.errors import DataError
-from botnet.training.loader import Loader, make_loader
-from botnet.training.seeding import run_seed
+from botnet.errors import ConfigError, DataError
+from botnet.training.task import TaskDataModule
 
 
-class CocoDataModule(L.LightningDataModule):
+class CocoDataModule(TaskDataModule):
     """Training and validation images of any COCO-format data set.
 
     Args:
@@ -32,7 +30,14 @@ class CocoDataModule(L.LightningDataModule):
             Copy-Paste); 0 in the paper.
         skip_broken: different training images on each device that may be unreadable, and are replaced by
             others; 0: the first ends the run.
+
+    Raises:
+        DataError: a file is missing or broken, or the two files differ in their categories.
+        ConfigError: a batch without images, or with more than the training images.
     """
+
+    train_set: TrainDataset
+    val_set: EvalDataset
 
     def __init__(
         self,
@@ -50,10 +55,8 @@ class CocoDataModule(L.LightningDataModule):
         copy_paste: float = 0.0,
         skip_broken: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, val_batch_size, num_workers, skip_broken)
         self.canvas, self.masks = canvas, masks
-        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
-        self.skip_broken = skip_broken
         self.train_instances = CocoInstances(train_instances)
         self.val_instances = CocoInstances(val_instances)
         if self.val_instances.class_names != self.train_instances.class_names:
@@ -67,14 +70,11 @@ class CocoDataModule(L.LightningDataModule):
             train_images,
             TrainTransform(canvas, jitter, flip),
             masks,
-            run_seed(),
-            copy_paste,
+            copy_paste=copy_paste,
         )
         self.val_set = EvalDataset(self.val_instances, val_images, EvalTransform(canvas), masks)
-        if min(batch_size, val_batch_size) < 1:
-            raise DataError(f"no batch has {min(batch_size, val_batch_size)} images; raise it to 1 or more")
         if len(self.train_set) < batch_size:
-            raise DataError(
+            raise ConfigError(
                 f"{train_instances} has {len(self.train_set)} images, fewer than one batch of {batch_size}; "
                 "lower data.batch_size"
             )
@@ -84,23 +84,7 @@ class CocoDataModule(L.LightningDataModule):
         """Names of labels 1, 2, ..., in the order of their category ids."""
         return self.train_instances.class_names
 
-    @property
-    def num_classes(self) -> int:
-        """Classes of the instances file, without background."""
-        return len(self.class_names)
-
-    def train_dataloader(self) -> Loader:
-        return make_loader(
-            self.train_set,
-            self.batch_size,
-            self.num_workers,
-            collate,
-            self.trainer,
-            train=True,
-            skip_broken=self.skip_broken,
-        )
-
-    def val_dataloader(self) -> Loader:
-        return make_loader(
-            self.val_set, self.val_batch_size, self.num_workers, collate, self.trainer, train=False
-        )
+    @staticmethod
+    def collate(samples: list[Any]) -> Any:
+        """A batch of images (B, 3, canvas, canvas) and the list of their targets."""
+        return collate(samples)

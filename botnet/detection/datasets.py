@@ -17,7 +17,7 @@ from botnet.detection.placement import CanvasObject, Placement, load_placed
 from botnet.detection.records import broken_mask, image_name, refusal
 from botnet.detection.transforms import EvalTransform, TrainTransform, to_canvas
 from botnet.errors import DataError
-from botnet.training.seeding import Key, generator
+from botnet.training.seeding import Key, generator, run_seed
 
 MAX_OBJECTS = 100  # of an image in training (tensorflow/tpu models/official/detection)
 
@@ -72,7 +72,6 @@ class TrainDataset(CocoDataset):
     Args:
         instances, images, masks: as in :class:`CocoDataset`.
         transform: scale, crop and flip.
-        seed: of the run.
         copy_paste: probability that objects of a second image are pasted in
             (:func:`botnet.detection.copy_paste.copy_paste`); 0 in the paper.
     """
@@ -83,7 +82,6 @@ class TrainDataset(CocoDataset):
         images: Path,
         transform: TrainTransform,
         masks: bool = True,
-        seed: int = 0,
         copy_paste: float = 0.0,
     ) -> None:
         super().__init__(instances, images, masks)
@@ -92,12 +90,12 @@ class TrainDataset(CocoDataset):
                 f"copy_paste {copy_paste} with masks {masks}: it is a probability, and things are pasted by "
                 "their masks; set one of them otherwise"
             )
-        self.transform, self.seed, self.copy_paste = transform, seed, copy_paste
+        self.transform, self.copy_paste = transform, copy_paste
         self.known_broken = torch.zeros(len(self), dtype=torch.bool)  # images that are not pasted
 
     def __getitem__(self, key: Key) -> tuple[Tensor, dict[str, Any]]:
         epoch, index = key
-        chance = generator(self.seed, epoch, index)
+        chance = generator(run_seed(), epoch, index)
         scene, placement = self._scene(index, chance)
         if self.copy_paste and torch.rand((), generator=chance) < self.copy_paste:
             other = int(torch.randint(len(self), (), generator=chance))

@@ -1,5 +1,6 @@
 """Training and evaluation of detectors with Lightning (paper, Section 4)."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,28 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from botnet.detection.checkpoint import initialise
+from botnet.detection.datamodule import CocoDataModule
 from botnet.detection.metric import CocoMetric, metrics_table, truth_of
 from botnet.detection.postprocess import to_original
 from botnet.detection.rcnn import RCNN
 from botnet.detection.results import coco_results, write_results
 from botnet.detection.transforms import denormalise
+from botnet.errors import ConfigError
 from botnet.training.distributed import gather_shares
+from botnet.training.run_folder import EvaluationFolder
 from botnet.training.seeding import generator, run_seed
 from botnet.training.task import TaskModule
 from botnet.visualize.detections import draw, side_by_side
 
-PICTURE_SCORE = 0.5  # least score of a detection that is drawn
+logger = logging.getLogger(__name__)
+
+PICTURE_SCORE = 0.5  # lowest score of a detection that is drawn
 
 
 class DetectionModule(TaskModule):
     """A detector, its optimiser and its evaluation.
 
-    The defaults are those of the paper's codebase (tensorflow/tpu ``models/official/detection``) at its
+    The defaults are those of the paper's code base (tensorflow/tpu ``models/official/detection``) at its
     batch of 64 images.
 
     Args:
@@ -35,15 +41,15 @@ class DetectionModule(TaskModule):
         momentum: of SGD, without Nesterov's form.
         weight_decay: on the kernels of convolutions and fully connected layers only.
         warmup_steps: optimiser steps in which the rate rises linearly.
-        warmup_learning_rate: where it starts from.
-        decay_at: parts of the run after which the rate falls by ten.
-        pictures: validation images that are drawn, truth beside prediction.
+        warmup_learning_rate: the rate at the first step.
+        decay_at: parts of the run after which the rate is divided by ten.
+        pictures: validation images that are drawn, ground truth beside prediction.
         init_from: checkpoint of another run to start from, or to validate, whose classes may be others
             (:func:`initialise`); not read where a checkpoint of this run is.
     """
 
-    kind, most = "detector", 1.0
-    monitor = "val/AP"  # of masks, or of boxes where there are none: the best checkpoint has most of it
+    task, metric_max = "detector", 1.0
+    monitor = "val/AP"  # of masks, or of boxes where there are none
     schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at")
 
     def __init__(
@@ -59,49 +65,65 @@ class DetectionModule(TaskModule):
         init_from: Path | None = None,
     ) -> None:
         super().__init__(learning_rate, momentum, weight_decay, init_from)
-        # The attention and oneDNN's and cuDNN's convolutions are at their best with channels last.
+        # The attention and oneDNN's and cuDNN's convolutions are fastest with channels last.
         self.detector = detector.to(memory_format=torch.channels_last)
         self.warmup_steps, self.warmup_learning_rate = warmup_steps, warmup_learning_rate
         self.decay_at = tuple(decay_at)
         self.pictures = pictures
-        # Of the validation: this device's share, then on the first device what all shares come to.
+        # Of the validation: this device's share, then on the first device those of all.
         self.share: list[tuple[int, dict[str, Any], dict[str, Any]]] = []
         self.sheets: list[tuple[int, Any]] = []
         self.results: list[dict[str, Any]] = []
 
     @property
     def network(self) -> nn.Module:
+        """The network that is trained."""
         return self.detector
 
     @property
     def num_classes(self) -> int:
+        """Number of classes of the network."""
         return self.detector.num_classes
+
+    @property
+    def data(self) -> CocoDataModule:
+        """The data of the run."""
+        data = super().data
+        if not isinstance(data, CocoDataModule):
+            raise ConfigError(f"a detector is trained on a CocoDataModule, not on {type(data).__name__}")
+        return data
 
     # ---- training
 
     def on_fit_start(self) -> None:
+        """Start from other weights, and log a summary."""
         super().on_fit_start()
-        self._introduce(self.trainer.datamodule)  # type: ignore[attr-defined]
+        self._log_summary()
 
     def start_from(self, path: Path, class_names: Sequence[str]) -> str:
+        """Take the weights of another run; returns a message on what was taken."""
         return initialise(self.detector, path, class_names)
 
     @rank_zero_only
-    def _introduce(self, data: Any) -> None:
+    def _log_summary(self) -> None:
+        data = self.data
         name = self.detector.spec["backbone"] if self.detector.spec else type(self.detector.backbone).__name__
         kind = "Mask R-CNN" if self.detector.has_masks else "Faster R-CNN"
         parameters = sum(p.numel() for p in self.detector.parameters()) / 1e6
-        print(f"{kind} on {name}: {parameters:.1f} M parameters, {data.num_classes} classes")
-        print(f"{len(data.train_set)} training and {len(data.val_set)} validation images")
+        logger.info("%s on %s: %.1f M parameters, %d classes", kind, name, parameters, data.num_classes)
+        logger.info("%d training and %d validation images", len(data.train_set), len(data.val_set))
         for instances in (data.train_instances, data.val_instances):
             if instances.dropped:
                 parts = ", ".join(f"{count} x {what}" for what, count in instances.dropped.items())
-                print(f"{instances.path}: left out or trimmed: {parts} (botnet check-data lists them)")
+                logger.warning(
+                    "%s: left out or trimmed: %s (botnet check-data lists them)", instances.path, parts
+                )
 
     def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
+        """The loss of a batch: the plain sum of its parts."""
         images, targets = batch
         images = images.contiguous(memory_format=torch.channels_last)
-        # What is sampled in an image depends on no other image, and is the same in a run that went on.
+        # What is sampled in an image depends on no other image, and is the same in a resumed run.
         seeds = [
             generator(run_seed(), self.current_epoch, target["image_id"]).initial_seed() for target in targets
         ]
@@ -113,11 +135,13 @@ class DetectionModule(TaskModule):
         return total
 
     def scale_batch(self, factor: float) -> None:
+        """Follow a batch ``factor`` times as large: linear rule, and a warm-up over as many images."""
         self.learning_rate *= factor
         self.warmup_learning_rate *= factor
         self.warmup_steps = round(self.warmup_steps / factor)
 
     def schedule(self, total: int) -> Callable[[int], float]:
+        """The learning rate at each of ``total`` optimiser steps, relative to ``learning_rate``."""
         return lambda step: self.rate(step, total)
 
     def rate(self, step: int, total: int) -> float:
@@ -131,31 +155,27 @@ class DetectionModule(TaskModule):
     # ---- evaluation
 
     def on_validation_start(self) -> None:
+        """Start collecting."""
         super().on_validation_start()
         self.share, self.sheets = [], []
 
     def validation_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> None:
+        """Detect, in original pixels, and draw some images."""
         images, targets = batch
         images = images.contiguous(memory_format=torch.channels_last)
         detections = self.detector(images, valid=[target["valid"] for target in targets])
-        names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
         for image, detection, target in zip(images, detections, targets, strict=True):
             result = to_original(detection, target["scale"], target["size"])
             truth = truth_of(target)
             self.share.append((target["image_id"], result, truth))
             if len(self.sheets) * self.trainer.world_size < self.pictures:
-                self._draw(image, result, truth, target, names)
+                self._draw(image, result, truth, target)
 
     def _draw(
-        self,
-        image: Tensor,
-        result: dict[str, Any],
-        truth: dict[str, Any],
-        target: dict[str, Any],
-        names: Sequence[str],
+        self, image: Tensor, result: dict[str, Any], truth: dict[str, Any], target: dict[str, Any]
     ) -> None:
-        """Keep a picture of one image in its original size and aspect: truth beside prediction."""
-        height, width = target["valid"]
+        """Keep a picture of one image in its original size and aspect: ground truth beside prediction."""
+        names, (height, width) = self.data.class_names, target["valid"]
         shown = nn.functional.interpolate(
             denormalise(image.cpu())[None, :, :height, :width].float(), target["size"], mode="bilinear"
         )[0].byte()
@@ -165,10 +185,10 @@ class DetectionModule(TaskModule):
         self.sheets.append((target["image_id"], side_by_side(left, right, titles)))
 
     def on_validation_epoch_end(self) -> None:
-        """Score all devices' images on the first one, each once, and tell the others."""
+        """Score all devices' images on the first one, each once, and send the numbers to the others."""
         everything, sheets = gather_shares(self.share), gather_shares(self.sheets)
         if everything is not None and sheets is not None:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            data = self.data
             self.sheets = sheets[: self.pictures]
             metric, self.results = CocoMetric(data.class_names, masks=self.detector.has_masks), []
             for image_id, result, truth in everything:
@@ -182,23 +202,25 @@ class DetectionModule(TaskModule):
                 self.log(f"val/{kind}_{number}", table[number], prog_bar=number == "AP", sync_dist=True)
         self.log("val/AP", self.report["mask" if "mask" in self.report else "box"]["AP"], sync_dist=True)
 
-    def show(self, console: Console, folder: Path) -> dict[str, Path]:
+    def write_report(self, console: Console, folder: EvaluationFolder) -> dict[str, Path]:
+        """Print the numbers; write results files and pictures."""
         for kind, table in self.report.items():
             console.print(metrics_table(f"{kind} metrics on the validation images", table))
-        results = write_results(folder, self.results)
+        results = write_results(folder.path, self.results)
         written = {f"COCO results, {task}": path for task, path in results.items()}
         if self.sheets:
-            written["pictures"] = folder / "pictures"
-            written["pictures"].mkdir(exist_ok=True)
+            written["pictures"] = folder.pictures
+            folder.pictures.mkdir(exist_ok=True)
             for image_id, sheet in self.sheets:
-                sheet.save(written["pictures"] / f"{image_id}.png")
+                sheet.save(folder.pictures / f"{image_id}.png")
         return written
 
     # ---- checkpoints
 
-    def about(self, data: Any) -> dict[str, Any]:
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """Arguments of the detector, and its data's category ids and canvas."""
         return {
             "detector": self.detector.spec,  # arguments of RCNN; None where its backbone has no name
-            "category_ids": list(data.train_instances.category_ids),
-            "canvas": data.canvas,
+            "category_ids": list(self.data.train_instances.category_ids),
+            "canvas": self.data.canvas,
         }

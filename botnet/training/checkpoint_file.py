@@ -2,15 +2,18 @@
 
 import contextlib
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from botnet import __version__
 from botnet.errors import CheckpointError
 
-PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
+FORMAT = 1  # of what a checkpoint holds under "botnet"; raised when an older version could not read it
+PARTIAL = ".partial"  # suffix of a checkpoint that is being written
 KINDS = ("detector", "classifier")
 
 
@@ -19,10 +22,10 @@ class TaskCheckpoint:
     """A checkpoint of ``botnet fit``, read as data.
 
     Args:
-        path: where it was read.
+        path: the file.
         kind: what it holds: ``detector`` or ``classifier``.
         spec: arguments that the network was built with.
-        metadata: ``class_names``, and what else :meth:`TaskModule.checkpoint_metadata` says.
+        metadata: ``class_names``, and the rest of :meth:`TaskModule.checkpoint_metadata`.
         contents: all of it, as Lightning wrote it.
     """
 
@@ -52,7 +55,8 @@ def read_checkpoint(path: str | Path) -> TaskCheckpoint:
         path: ``last.ckpt`` or ``best.ckpt`` of a run.
 
     Raises:
-        CheckpointError: no such file, a broken one, or one that was not written by ``botnet fit``.
+        CheckpointError: no such file, a broken one, one of a newer format, or one that was not written by
+            ``botnet fit``.
     """
     contents = read_file(path)
     metadata: Any = contents.get("botnet") if isinstance(contents, dict) else None
@@ -65,27 +69,49 @@ def read_checkpoint(path: str | Path) -> TaskCheckpoint:
 
 
 def read_file(path: str | Path, map_location: Any = "cpu") -> Any:
-    """What a checkpoint file holds, read as data: a file that holds code is refused.
+    """The contents of a checkpoint file, read as data: a file that holds code is refused.
 
     Raises:
-        CheckpointError: there is no such file, it is broken, or it holds more than data.
+        CheckpointError: there is no such file, it is broken, holds more than data, or is of a newer format.
     """
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        contents = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such checkpoint; a run keeps its own in checkpoints/") from error
+        raise CheckpointError(
+            f"{path}: no such checkpoint; the checkpoints of a run are in checkpoints/"
+        ) from error
     except Exception as error:  # torch's reader and unpickler have many
         # Of torch's advice how to run the code all the same, only the first sentence.
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise CheckpointError(
             f"{path} cannot be read as data ({reason}); it is broken, or it holds code, which is not executed"
         ) from error
+    check_format(contents, path)
+    return contents
+
+
+def check_format(contents: Any, source: str | Path) -> None:
+    """Refuse a checkpoint of a newer format; those of 0.1.0 have no number.
+
+    Args:
+        contents: of the file.
+        source: its name in the message.
+
+    Raises:
+        CheckpointError: the format is newer than this package's.
+    """
+    metadata = contents.get("botnet") if isinstance(contents, dict) else None
+    if isinstance(metadata, dict) and metadata.get("format", 0) > FORMAT:
+        raise CheckpointError(
+            f"{source} was written by botnet {metadata.get('version')} in format {metadata['format']}; "
+            f"botnet {__version__} reads up to format {FORMAT}: upgrade with pip install --upgrade botnet"
+        )
 
 
 def write_file(contents: Any, path: str | Path) -> None:
     """Write a checkpoint under another name, to the disk, and only then give it its own.
 
-    Whatever happens in between, a checkpoint that stood there before is whole.
+    Whatever happens in between, a checkpoint that existed before stays intact.
 
     Raises:
         CheckpointError: it cannot be written, for instance because the disk is full.
@@ -109,20 +135,17 @@ def write_file(contents: Any, path: str | Path) -> None:
         ) from error
 
 
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy a checkpoint under another name, and only then give it its own."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(destination.name + PARTIAL)
+    shutil.copyfile(source, partial)
+    os.replace(partial, destination)
+
+
 def steps_of(path: Path) -> int:
     """The optimiser steps of a checkpoint, of which no tensor is read."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    except Exception:  # torch cannot map its older formats; the reader of whole files says what is wrong
-        return read_file(path)["global_step"]
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to resume from: ``last.ckpt``, or what Lightning saved for SLURM if it has more steps.
-
-    Raises:
-        CheckpointError: there are several, and one of them cannot be read.
-    """
-    found = [*folder.glob("checkpoints/last.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
-    # Times of modification would not do: copying a folder changes them.
-    return max(found, key=steps_of, default=None) if len(found) > 1 else next(iter(found), None)
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception:  # torch cannot map its older formats; read_file says what is wrong
+        return int(read_file(path)["global_step"])

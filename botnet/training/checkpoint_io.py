@@ -1,4 +1,4 @@
-"""Lightning's reading and writing of checkpoints, on :mod:`botnet.training.checkpoint_file`."""
+"""Lightning's reading and writing of checkpoints, by :mod:`botnet.training.checkpoint_file`."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,17 @@ from botnet.training.checkpoint_file import read_file, write_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are never half-written, and are read as data, onto the CPU whatever wrote them."""
+    """Checkpoints that are never half-written, and are read as data, onto the CPU from any device."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
+        """Write a checkpoint."""
         write_file(checkpoint, path)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read_file(path, map_location or "cpu")
+        """Read a checkpoint."""
+        contents: dict[str, Any] = read_file(path, map_location or "cpu")
+        return contents

@@ -1,143 +1,166 @@
-"""When last.ckpt and best.ckpt are written, and clean stops."""
+"""When last.ckpt and best.ckpt are written, resuming, and clean stops."""
 
-import os
-import shutil
 import signal
 import threading
 import time
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from botnet.errors import DataError
-from botnet.training.checkpoint_file import PARTIAL
-from botnet.training.finite_loss import greatest
+from botnet.errors import ConfigError
+from botnet.training.checkpoint_file import copy_file
+from botnet.training.distributed import greatest
+from botnet.training.run_end import run_ends, step_is_complete, validates_next
+from botnet.training.run_folder import RunFolder
 
 
-def run_ends(trainer: L.Trainer) -> bool:
-    """Whether the batch that was just trained on is the run's last one.
+class Action(IntEnum):
+    """What follows an optimiser step; where devices differ, the greatest counts."""
 
-    True at ``max_steps``, at the end of epoch ``max_epochs``, and at the end of the optimiser step in which a
-    stop was asked for, as ``max_time`` and early stopping do. Not foreseen: a stop at the end of an epoch.
-    """
-    loop = trainer.fit_loop
-    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
-        return True
-    if trainer.should_stop and loop._can_stop_early and _between_steps(trainer):
-        return True
-    return trainer.is_last_batch and loop.epoch_progress.current.ready == trainer.max_epochs
-
-
-def _between_steps(trainer: L.Trainer) -> bool:
-    """Whether no gradient is half collected after this batch."""
-    done = trainer.fit_loop.batch_idx + 1
-    return trainer.is_last_batch or done % trainer.accumulate_grad_batches == 0
-
-
-def _validates_next(trainer: L.Trainer) -> bool:
-    """Whether a validation is scheduled after this batch, apart from the one at the end of the run."""
-    loop = trainer.fit_loop
-    scheduled = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
-    return scheduled and not run_ends(trainer)
+    CONTINUE = 0
+    SAVE = 1
+    SAVE_AND_STOP = 2
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``: from time to time, before and at an epoch's end, at the run's end, and on SIGTERM.
+    """Writes ``last.ckpt``: periodically, before and at an epoch's end, at the run's end, and on SIGTERM.
 
     Always between two optimiser steps, so that no half-collected gradient is lost. The one before the last
-    step of an epoch is there for a run that is killed in the validation that follows: it goes on with one
-    step and the whole validation.
+    step of an epoch is there for a run that is killed in the validation that follows: it resumes with one
+    step and the complete validation.
 
     SIGTERM, with which schedulers announce that a machine will be taken away, ends the run on all devices
-    after the step at hand, or in a validation after the batch at hand.
+    after the current step, or in a validation after the current batch.
 
     Args:
         path: the file.
-        minutes: between two within an epoch.
+        minutes: between two checkpoints within an epoch.
+
+    Raises:
+        ConfigError: negative minutes.
     """
 
     def __init__(self, path: Path, minutes: float = 10.0) -> None:
         if minutes < 0:
-            raise DataError(
+            raise ConfigError(
                 f"--save_minutes {minutes:g}: give the minutes between two checkpoints, 0 or more"
             )
         self.path, self.minutes = Path(path), minutes
         self.saved_at = 0.0
         self.saved_step = -1
-        self.terminated = False
-        self.stop_wanted = False
-        self.shared_batches = 0
+        self.terminated = False  # SIGTERM was received
+        self.stop_requested = False
+        self.shared_batches = 0  # of a validation that all devices have
         self.logs_saved = True
         self.validation_due = False  # after the step of the checkpoint
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remove what a killed run left half-written."""
         if stage == "fit" and trainer.is_global_zero:
-            for leftover in (self.path.parent, Path(trainer.default_root_dir)):
-                for partial in leftover.glob("*" + PARTIAL):
-                    partial.unlink(missing_ok=True)
+            RunFolder(Path(trainer.default_root_dir)).remove_partial_files()
 
     def state_dict(self) -> dict[str, Any]:
+        """Whether a validation follows the step of this checkpoint."""
         return {"validation_due": self.validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
         self.validation_due = state_dict["validation_due"]
 
+    # ---- resuming
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.saved_at, self.stop_wanted = time.monotonic(), False
-        loop = trainer.fit_loop
+        """Correct what Lightning's loops would make of the checkpoint."""
+        self.saved_at, self.stop_requested = time.monotonic(), False
         if self.validation_due:
-            # Lightning takes a validation that followed the checkpoint's step for done, unless it had begun.
-            validation = loop.epoch_loop.val_loop
-            validation.batch_progress.reset_on_run()
-            validation._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
-            loop.epoch_loop._batches_that_stepped -= 1  # it is counted again after the validation
-            self.validation_due = False
+            self._repeat_validation(trainer)
+        self._complete_epoch(trainer)
+        self._listen()
+
+    def _repeat_validation(self, trainer: L.Trainer) -> None:
+        """Lightning regards a validation after the checkpoint's step as done, unless it had begun."""
+        loop = trainer.fit_loop.epoch_loop
+        loop.val_loop.batch_progress.reset_on_run()
+        loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+        loop._batches_that_stepped -= 1  # it is counted again after the validation
+        self.validation_due = False
+
+    @staticmethod
+    def _complete_epoch(trainer: L.Trainer) -> None:
+        """With max_steps, Lightning would take the epoch after a checkpoint for its own, and skip it."""
+        loop = trainer.fit_loop
         epochs = loop.epoch_progress
         if loop.restarting and epochs.current.processed == epochs.current.ready:  # type: ignore[attr-defined]
-            # The checkpoint is from the end of an epoch. With max_steps, Lightning would take the next epoch
-            # for this one, and skip it.
             for progress in (epochs.total, epochs.current):
                 progress.completed = progress.processed  # type: ignore[attr-defined]
             for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
                 part.on_iteration_done()
-        self._listen()
 
     def _listen(self) -> None:
-        # Lightning's own handler would not wait for the end of the step, and would let a validation go on.
-        # What there was before both is put back after the run.
+        # Lightning's own handler would not wait for the end of the step, and would let a validation continue.
+        # The earlier handler is restored after the run.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, *_: Any) -> None:
         self.terminated = True
 
+    # ---- in training
+
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if not self.logs_saved:  # those of the step before the checkpoint came after it
+        """Save the logs of the step before the checkpoint, which came after it."""
+        if not self.logs_saved:
             self._save_logs(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        done, total, passes = batch_idx + 1, trainer.num_training_batches, trainer.accumulate_grad_batches
-        between_steps = done >= total or done % passes == 0
-        self._hold_stop(trainer, until=between_steps)
-        if not between_steps:
+        """Save, or save and stop, after an optimiser step."""
+        complete = step_is_complete(trainer)
+        self._hold_stop(trainer, until=complete)
+        if not complete:
             return
-        due = time.monotonic() - self.saved_at >= 60 * self.minutes or done == (total - 1) // passes * passes
-        due |= run_ends(trainer)
-        wish = greatest(trainer, 2 if self.terminated else int(due))
+        action = self._action(trainer)
         # After the last step of an epoch Lightning could not resume before the validation.
-        if wish and done < total:
-            self.validation_due = _validates_next(trainer)
+        if action != Action.CONTINUE and not trainer.is_last_batch:
+            self.validation_due = validates_next(trainer)
             self._save(trainer)
-        if wish == 2:
+        if action == Action.SAVE_AND_STOP:
             self._stop(trainer)
 
+    def _action(self, trainer: L.Trainer) -> Action:
+        """What all devices do now."""
+        if self.terminated:
+            action = Action.SAVE_AND_STOP
+        else:
+            action = Action.SAVE if self._is_due(trainer) else Action.CONTINUE
+        return Action(greatest(trainer, action))
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        """Whether this device would save: by time, before the last step of an epoch, or at the run's end."""
+        passes = trainer.accumulate_grad_batches
+        before_last_step = (trainer.num_training_batches - 1) // passes * passes
+        return (
+            time.monotonic() - self.saved_at >= 60 * self.minutes
+            or trainer.fit_loop.batch_idx + 1 == before_last_step
+            or run_ends(trainer)
+        )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save at the end of an epoch."""
+        # Where the run ends within an epoch, a checkpoint from here would claim that the epoch is over.
+        if trainer.is_last_batch:
+            self._save(trainer)
+
+    # ---- in validation
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Mark the validation as begun."""
         if trainer.state.fn == "validate":
             self._listen()
         if self.validation_due and not trainer.sanity_checking:
@@ -154,30 +177,28 @@ class LastCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx < self.shared_batches and greatest(trainer, int(self.terminated)):
-            self._stop(trainer)
+        """Stop after SIGTERM."""
+        if batch_idx < self.shared_batches:
+            self._stop_if_terminated(trainer)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if greatest(trainer, int(self.terminated)):
-            self._stop(trainer)
+        """Stop after SIGTERM."""
+        self._stop_if_terminated(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if early stopping ends the run here, in the middle of an epoch."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.is_last_batch:
             return
-        # Early stopping may end the run here, in the middle of an epoch.
-        self._hold_stop(trainer, until=_between_steps(trainer))
+        self._hold_stop(trainer, until=step_is_complete(trainer))
         if run_ends(trainer) and self.saved_step != trainer.global_step:
             self._save(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Where the run ends within an epoch, a checkpoint from here would claim that the epoch is over.
-        if trainer.is_last_batch:
-            self._save(trainer)
+    # ---- steps of these
 
     def _hold_stop(self, trainer: L.Trainer, until: bool) -> None:
-        """Let a stop that was asked for wait for the end of the optimiser step."""
-        self.stop_wanted |= trainer.should_stop
-        trainer.should_stop = self.stop_wanted and until
+        """Delay a requested stop to the end of the optimiser step."""
+        self.stop_requested |= trainer.should_stop
+        trainer.should_stop = self.stop_requested and until
 
     def _save(self, trainer: L.Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -187,35 +208,27 @@ class LastCheckpoint(Checkpoint):
         self.saved_at, self.saved_step, self.logs_saved = time.monotonic(), trainer.global_step, False
 
     def _save_logs(self, trainer: L.Trainer) -> None:
-        """What is logged up to a checkpoint is not logged again by the run that goes on from it."""
+        """A run that resumes from a checkpoint does not log again what was logged before it."""
         for logger in trainer.loggers:
             logger.save()
         self.logs_saved = True
 
+    def _stop_if_terminated(self, trainer: L.Trainer) -> None:
+        if greatest(trainer, int(self.terminated)):
+            self._stop(trainer)
+
     def _stop(self, trainer: L.Trainer) -> None:
         if trainer.state.fn == "validate":
             raise SIGTERMException("the validation was stopped by SIGTERM; nothing was written")
-        kept = f"go on from {self.path} with --ckpt_path last" if self.path.exists() else "no checkpoint yet"
+        kept = f"resume from {self.path} with --ckpt_path last" if self.path.exists() else "no checkpoint yet"
         raise SIGTERMException(f"stopped by SIGTERM at step {trainer.global_step}; {kept}")
 
 
-class FinalValidation(Callback):
-    """Validates after the run's last step, whatever the interval of the validations is."""
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if run_ends(trainer):
-            trainer.check_val_every_n_epoch = 1
-            trainer._val_check_time_interval = None  # type: ignore[attr-defined]
-            trainer.val_check_batch = batch_idx + 1
-
-
 class BestCheckpoint(ModelCheckpoint):
-    """``best.ckpt``: that of the validation with the greatest value of what the module monitors.
+    """Writes ``best.ckpt``, that of the validation with the greatest value of the module's ``monitor``.
 
     Args:
-        folder: where it is kept.
+        folder: where it is written.
         monitor: name of the metric.
     """
 
@@ -230,20 +243,21 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.dirpath or "", "best.ckpt")
+
     def consider(self, trainer: L.Trainer, path: Path) -> None:
         """Copy a checkpoint that was validated after the training, if it is the best."""
         score, before = trainer.callback_metrics[self.monitor or ""], self.best_model_score
         if trainer.is_global_zero and (before is None or float(score) > float(before)):
-            best = Path(self.dirpath or "", "best.ckpt")
-            best.parent.mkdir(parents=True, exist_ok=True)
-            partial = best.with_name(best.name + PARTIAL)
-            shutil.copyfile(path, partial)
-            os.replace(partial, best)
+            copy_file(path, self.path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # A run's folder may have been moved; what is best in another one does not count here.
-        path = str(Path(self.dirpath or "", "best.ckpt"))
+        """Restore the best score of this run, whose folder may have been moved; not that of another run."""
         score = state_dict["best_model_score"]
-        if score is not None and Path(path).is_file():
+        if score is not None and self.path.is_file():
+            path = str(self.path)
             here = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
             super().load_state_dict(state_dict | here | {"best_k_models": {path: score}})

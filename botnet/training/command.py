@@ -1,6 +1,6 @@
 """``botnet fit`` and ``botnet validate``: Lightning's command line with a run folder."""
 
-import json
+import logging
 import os
 import sys
 import warnings
@@ -9,44 +9,40 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, Namespace, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from botnet.errors import DataError
-from botnet.training.checkpoint_file import newest_checkpoint, steps_of
+from botnet.errors import ConfigError, DataError
+from botnet.training.checkpoint_file import steps_of
 from botnet.training.checkpoint_io import AtomicCheckpointIO
-from botnet.training.checkpoints import BestCheckpoint, FinalValidation, LastCheckpoint
+from botnet.training.checkpoints import BestCheckpoint, LastCheckpoint
 from botnet.training.finite_loss import FiniteLoss
 from botnet.training.global_batch import GlobalBatch
 from botnet.training.progress import LineProgress
 from botnet.training.recipes import with_bases
+from botnet.training.run_end import FinalValidation
+from botnet.training.run_folder import RunFolder, starting_checkpoint
 from botnet.training.step_seed import StepSeed
 from botnet.training.task import TaskModule
 
+logger = logging.getLogger(__name__)
+
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps the whole configuration of a training run beside its checkpoints, as ``config.yaml``."""
+    """Writes the complete configuration of a training run into its folder."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write ``config.yaml``."""
         if stage == "fit":
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.config.ckpt_path = None  # where this start went on is no part of the recipe
-            self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
+            run = RunFolder(Path(trainer.default_root_dir))
+            run.path.mkdir(parents=True, exist_ok=True)
+            self.config.ckpt_path = None  # where this start resumed is no part of the recipe
+            self.parser.save(self.config, run.config, skip_none=False, overwrite=True)
 
 
-def _holds_metrics_of(trainer: L.Trainer) -> bool:
-    """Whether ``metrics.json`` in the run's folder is of the step that the run has reached."""
-    try:
-        metrics = json.loads((Path(trainer.default_root_dir) / "metrics.json").read_text())
-        return bool(metrics["step"] == trainer.global_step)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _listed(given: Any) -> list[Any]:
+def _as_list(given: Any) -> list[Any]:
     """What Lightning takes as one, as several or as none."""
     return given if isinstance(given, list) else [] if given is None else [given]
 
@@ -54,8 +50,11 @@ def _listed(given: Any) -> list[Any]:
 class TrainingCLI(LightningCLI):
     """``botnet fit`` and ``botnet validate``: Lightning's command line with a run folder.
 
-    Everything of a run is in ``trainer.default_root_dir``: ``config.yaml``, ``checkpoints/last.ckpt`` and
-    ``best.ckpt``, ``csv/`` and ``tensorboard/`` logs, and what the module writes at its end.
+    Everything that a run writes is in ``trainer.default_root_dir``
+    (:class:`botnet.training.run_folder.RunFolder`).
+
+    Args:
+        args: of the command line, the subcommand first; default: those of the process.
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
@@ -67,37 +66,40 @@ class TrainingCLI(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            # Not used here; Lightning would stumble over the links that a class has no end for.
+            # Not used here; Lightning would fail at the links whose target a class does not have.
             load_from_checkpoint_support=False,
             args=args,
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        with warnings.catch_warnings():  # arguments from elsewhere than the command line: as it should be
+        """Parse, without Lightning's warning of arguments that do not come from the command line."""
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             super().parse_arguments(parser, args)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
+        """``fit`` and ``validate``."""
         offered = LightningCLI.subcommands()
         return {name: offered[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of a run, and the links from the data to the model."""
         parser.add_argument("--base", type=str | None, help="recipe that a recipe builds on")
         parser.add_argument("--row", type=str | None, help="row of the paper that the run reproduces")
         parser.add_argument(
-            "--global_batch", type=int | None, help="images an optimiser step; default: what the devices hold"
+            "--global_batch", type=int | None, help="images an optimiser step; default: those of all devices"
         )
         parser.add_argument(
             "--batch_rule",
             type=Literal["accumulate", "linear"],
             default="accumulate",
-            help="what fewer devices do: several passes a step, or a smaller rate with a smaller batch",
+            help="on fewer devices: several passes a step, or a smaller batch with a smaller learning rate",
         )
         parser.add_argument(
-            "--save_minutes", type=float, default=10.0, help="between two last.ckpt within an epoch"
+            "--save_minutes", type=float, default=10.0, help="minutes between two last.ckpt within an epoch"
         )
-        # What the data know and the model needs. A link whose end a class does not have is passed over.
+        # What the model needs of the data. A link whose target a class does not have is ignored.
         detector = "model.init_args.detector.init_args"
         for source, target in (
             ("num_classes", f"{detector}.num_classes"),
@@ -109,100 +111,136 @@ class TrainingCLI(LightningCLI):
             parser.link_arguments(f"data.{source}", target, apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
-        """Not the hyperparameters that a checkpoint may hold, but the recipe says what is run."""
+        """The recipe says what is run, not the hyperparameters that a checkpoint may hold."""
+
+    # ---- before the objects are made
 
     def before_instantiate_classes(self) -> None:
+        """Complete the configuration: the run's folder and the checkpoint to start from."""
         config = self.config[self.subcommand]
-        # Checkpoints are read as data, never as code, wherever they come from.
-        config.weights_only = True
-        # jsonargparse makes the word "None" of a null that the command line gives to a class within a class.
-        for key, value in list(config.items()):
-            if value == "None":
-                config[key] = None
-        # The configuration that is kept is whole.
-        config.base = None
-        self.folder = Path(config.trainer.default_root_dir or f"runs/{config.row or 'botnet'}")
-        fitting = self.subcommand == "fit"
-        if fitting and config.ckpt_path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-            config.ckpt_path = "last"  # SLURM runs the same command again when it requeues a job
-        if config.ckpt_path is None:
-            if fitting and any((self.folder / part).exists() for part in ("checkpoints", "csv")):
-                raise DataError(
-                    f"{self.folder} holds a run already; go on with it by --ckpt_path last, or name another "
-                    "folder by --trainer.default_root_dir"
-                )
-        elif config.ckpt_path in ("last", "best"):
-            name = config.ckpt_path
-            best = self.folder / "checkpoints" / "best.ckpt"
-            found = newest_checkpoint(self.folder) if name == "last" else best if best.is_file() else None
-            if found is None and not (fitting and name == "last"):
-                raise DataError(f"{self.folder} has no checkpoints/{name}.ckpt; give the path of one")
-            if found is None:  # a job may say so from its first start on
-                rank_zero_info(f"{self.folder} has no checkpoint yet: from the start")
-            config.ckpt_path = found and str(found)
-        if not fitting and config.ckpt_path is None and config.get("model.init_args.init_from") is None:
-            rank_zero_warn(
-                "neither --ckpt_path nor --model.init_args.init_from is given: the weights that are measured "
-                "are those that a training would start from, random but for what is pretrained"
-            )
+        _clean(config)
+        self.run_folder = RunFolder(Path(config.trainer.default_root_dir or f"runs/{config.row or 'botnet'}"))
+        self._choose_checkpoint(config)
+        self._warn_of_random_weights(config)
 
-    def after_fit(self) -> None:
-        module, trainer = self.model, self.trainer
-        if not isinstance(module, TaskModule) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def _choose_checkpoint(self, config: Namespace) -> None:
+        """Replace ``--ckpt_path`` by the path that it stands for."""
+        given, requeued = config.ckpt_path, os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        config.ckpt_path = starting_checkpoint(str(self.subcommand), given, self.run_folder, requeued)
+        expected = given == "last" or (given is None and requeued)
+        if self.subcommand == "fit" and expected and config.ckpt_path is None:
+            rank_zero_only(logger.info)("%s has no checkpoint yet: from the start", self.run_folder.path)
+
+    def _warn_of_random_weights(self, config: Namespace) -> None:
+        if self.subcommand == "fit" or config.ckpt_path or config.get("model.init_args.init_from"):
             return
-        measured = module.evaluated is not None and module.evaluated["step"] == trainer.global_step
-        if trainer.enable_validation and not measured and not _holds_metrics_of(trainer):
-            # Stopped by max_time; or killed after its last checkpoint, and now there was nothing left to do.
-            rank_zero_info(f"the run ended at step {trainer.global_step}, which was not validated yet")
-            module.results_folder = self.folder
-            # From its checkpoint, which says the epoch. Without one, Lightning may take an old one on SLURM.
-            given = Path(self._get(self.config, "ckpt_path") or "")
-            files = [path for path in (self.folder / "checkpoints" / "last.ckpt", given) if path.is_file()]
-            path = next((path for path in files if steps_of(path) == trainer.global_step), None)
-            trainer.validate(module, self.datamodule, path, verbose=False, weights_only=True)
-            for callback in trainer.checkpoint_callbacks:
-                if path and isinstance(callback, BestCheckpoint):
-                    callback.consider(trainer, path)
+        rank_zero_only(logger.warning)(
+            "neither --ckpt_path nor --model.init_args.init_from is given: the weights that are evaluated "
+            "are those that a training would start from, random but for what is pretrained"
+        )
+
+    # ---- the trainer
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The trainer of the recipe, with the folder, the loggers and the callbacks of a run.
+
+        Raises:
+            ConfigError: the run has no end.
+        """
         config = self._get(self.config_init, "trainer")
-        folder = self.folder
-        fitting = self.subcommand == "fit"
-        global_batch = self._get(self.config, "global_batch")
-        kwargs["default_root_dir"] = str(folder)
+        kwargs["default_root_dir"] = str(self.run_folder.path)
         kwargs["use_distributed_sampler"] = False  # training.loader deals the samples out
         if config.logger in (None, True):
-            # A new CSV version for each start: Lightning empties a folder it is given twice.
-            kwargs["logger"] = (
-                [
-                    TensorBoardLogger(folder, name="tensorboard", version=""),
-                    CSVLogger(folder, name="csv"),
-                ]
-                if fitting
-                else False
+            kwargs["logger"] = self._loggers()
+        checkpointing = config.enable_checkpointing is not False
+        kwargs["callbacks"] = [*_as_list(config.callbacks), *self._callbacks(checkpointing)]
+        kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
+        kwargs["enable_progress_bar"] = Console().is_terminal
+        # Lightning's table counts no multiply-adds here and says 0; the modules log their own summary.
+        kwargs["enable_model_summary"] = bool(config.enable_model_summary)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit" and trainer.max_epochs == -1 and trainer.max_steps == -1:
+            raise ConfigError(
+                "the learning rate follows a schedule, which needs an end; set trainer.max_epochs "
+                "(a detector also takes trainer.max_steps)"
             )
+        return trainer
+
+    def _loggers(self) -> Any:
+        if self.subcommand != "fit":
+            return False
+        run = self.run_folder
+        # A new CSV version for each start: Lightning empties a folder that it is given twice.
+        return [
+            TensorBoardLogger(run.path, name=run.tensorboard.name, version=""),
+            CSVLogger(run.path, name=run.csv.name),
+        ]
+
+    def _callbacks(self, checkpointing: bool) -> list[Callback]:
+        run, global_batch = self.run_folder, self._get(self.config, "global_batch")
         callbacks: list[Callback] = [
             StepSeed(),
             FiniteLoss(),
             FinalValidation(),
             RichProgressBar() if Console().is_terminal else LineProgress(),
         ]
-        if config.enable_checkpointing is not False:
+        if checkpointing:
             callbacks += [
-                BestCheckpoint(folder / "checkpoints", self._get(self.config_init, "model").monitor),
-                LastCheckpoint(folder / "checkpoints" / "last.ckpt", self._get(self.config, "save_minutes")),
+                BestCheckpoint(run.checkpoints, self._get(self.config_init, "model").monitor),
+                LastCheckpoint(run.last, self._get(self.config, "save_minutes")),
             ]
         if global_batch is not None:
             callbacks.append(GlobalBatch(global_batch, self._get(self.config, "batch_rule")))
-        kwargs["callbacks"] = [*_listed(config.callbacks), *callbacks]
-        kwargs["plugins"] = [*_listed(config.plugins), AtomicCheckpointIO()]
-        kwargs["enable_progress_bar"] = Console().is_terminal
-        # Lightning's table counts no multiply-adds here and says 0; the modules introduce themselves.
-        kwargs["enable_model_summary"] = bool(config.enable_model_summary)
-        trainer = super().instantiate_trainer(**kwargs)
-        if fitting and trainer.max_epochs == -1 and trainer.max_steps == -1:
-            raise DataError(
-                "the learning rate follows a schedule, which needs an end; set trainer.max_epochs "
-                "(a detector also takes trainer.max_steps)"
-            )
-        return trainer
+        return callbacks
+
+    # ---- after the run
+
+    def after_fit(self) -> None:
+        """Validate a run that ended without a validation of its last step.
+
+        It was stopped by max_time; or killed after its last checkpoint, and now nothing was left to train.
+        """
+        module, trainer = self.model, self.trainer
+        if not isinstance(module, TaskModule) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        evaluated = module.evaluated is not None and module.evaluated["step"] == trainer.global_step
+        if not trainer.enable_validation or evaluated or self._metrics_are_of(trainer.global_step):
+            return
+        rank_zero_only(logger.info)(
+            "the run ended at step %d, which was not validated yet", trainer.global_step
+        )
+        module.results_folder = self.run_folder
+        path = self._checkpoint_of(trainer.global_step)
+        trainer.validate(module, self.datamodule, path, verbose=False, weights_only=True)
+        for callback in trainer.checkpoint_callbacks:
+            if path and isinstance(callback, BestCheckpoint):
+                callback.consider(trainer, path)
+
+    def _checkpoint_of(self, step: int) -> Path | None:
+        """The checkpoint after this step, which says the epoch.
+
+        Without one, Lightning may take an old one on SLURM.
+        """
+        given = Path(self._get(self.config, "ckpt_path") or "")
+        files = [path for path in (self.run_folder.last, given) if path.is_file()]
+        return next((path for path in files if steps_of(path) == step), None)
+
+    def _metrics_are_of(self, step: int) -> bool:
+        """Whether the run's ``metrics.json`` is of this step."""
+        try:
+            metrics = self.run_folder.read_metrics()
+        except DataError:
+            return False
+        return metrics is not None and metrics.get("step") == step
+
+
+def _clean(config: Namespace) -> None:
+    """Adapt what the parser has made of the options."""
+    # Checkpoints are read as data, never as code, wherever they come from.
+    config.weights_only = True
+    # jsonargparse makes the word "None" of a null that the command line gives to a class within a class.
+    for key, value in list(config.items()):
+        if value == "None":
+            config[key] = None
+    # The configuration that is saved is complete.
+    config.base = None

@@ -1,11 +1,21 @@
-"""What the devices of one run tell one another. With one device, nothing."""
+"""What the devices of a run exchange. With one device, nothing."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+Item = TypeVar("Item")
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def batch_mean(sums: Tensor, counts: Tensor) -> Tensor:
@@ -13,7 +23,7 @@ def batch_mean(sums: Tensor, counts: Tensor) -> Tensor:
 
     DDP takes the mean of the devices' gradients. Where each divides its sums by its own counts, that is no
     mean over the batch: an image beside many objects would weigh less than one beside few, and the result
-    would depend on how the images were dealt out. Here the sums are this device's, the counts everyone's.
+    would depend on how the images were dealt out. Here the sums are this device's, the counts those of all.
 
     Args:
         sums: over this device's images, with gradient.
@@ -23,26 +33,43 @@ def batch_mean(sums: Tensor, counts: Tensor) -> Tensor:
         Shares whose average over the devices is the mean over the batch; 0 where there was nothing to count.
     """
     devices = 1
-    if dist.is_available() and dist.is_initialized():
+    if _several():
         devices = dist.get_world_size()
         counts = counts.clone()
         dist.all_reduce(counts)
     return devices * sums / counts.clamp(min=1)
 
 
-def gather_shares(share: Sequence[Any]) -> list[Any] | None:
+def sum_over_devices(values: Tensor) -> Tensor:
+    """The sum of all devices' tensors, on each of them, always in the same order."""
+    if not _several():
+        return values
+    shares = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(shares, values)
+    return torch.stack(shares).sum(0)
+
+
+def gather_shares(share: Sequence[Item]) -> list[Item] | None:
     """All devices' shares on the first one, in the order of the set; None on the others.
 
     Args:
         share: what this device has made of every n-th sample
             (:class:`botnet.training.loader.EvalSampler`), in order.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _several():
         return list(share)
     first = dist.get_rank() == 0
-    shares: list[Sequence[Any]] | None = [()] * dist.get_world_size() if first else None
+    shares: list[Sequence[Item]] | None = [()] * dist.get_world_size() if first else None
     dist.gather_object(share, shares)
     if shares is None:
         return None
-    absent = object()
+    absent: Any = object()
     return [item for turn in zip_longest(*shares, fillvalue=absent) for item in turn if item is not absent]
+
+
+def greatest(trainer: "Trainer", value: int) -> int:
+    """The greatest of all devices' values."""
+    if trainer.world_size == 1:
+        return value
+    everyone = torch.tensor(value, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(everyone, reduce_op="max"))

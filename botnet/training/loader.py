@@ -1,25 +1,40 @@
 """Data loaders whose order, shared among devices, a resumed run continues exactly."""
 
+import logging
 import signal
-import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from botnet.errors import DataError
+from botnet.errors import BotnetError, ConfigError, DataError
 from botnet.training.seeding import Key, generator, run_seed
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+logger = logging.getLogger(__name__)
+Collate = Callable[[list[Any]], Any]
+
+
+class Samples(Protocol):
+    """A data set with a name for every sample."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+    def name(self, index: int) -> str:
+        """Name of a sample in messages."""
+        ...
+
 
 class EpochSampler(Sampler[Key]):
     """A new order in every epoch, of which each device takes its share, in whole optimiser steps.
 
-    The order is that of one device, dealt out in turn: step by step, several devices and passes see the
-    images that a single one with the whole batch would. What does not fill a step is left out.
+    The order is that of one device, dealt out in turn: in each step, several devices and passes see the
+    images that a single one with the whole batch would see. What does not fill a step is left out.
 
     Args:
         length: samples of the data set.
@@ -36,7 +51,7 @@ class EpochSampler(Sampler[Key]):
         self.length, self.seed, self.batch_size = length, seed, batch_size
         self.rank, self.world_size, self.passes = rank, world_size, passes
         self.epoch = 0
-        self.first_batch = 0  # that is still to be seen in this epoch
+        self.first_batch = 0  # of this epoch that has not been seen yet
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
@@ -82,21 +97,24 @@ class EvalSampler(Sampler[int]):
         return iter(self.share)
 
 
-class SkipBrokenDataset(Dataset):
+class SkipBrokenDataset(Dataset[Any]):
     """Training samples of which some cannot be read: each of these is replaced by the next that can be.
 
     Args:
-        dataset: asked for by :data:`Key`; a sample that cannot be read raises
+        dataset: indexed by :data:`Key`; a sample that cannot be read raises
             :class:`~botnet.errors.DataError`. One made of several samples names the broken one in the
             error's ``sample``, and leaves out those in ``known_broken``, (length,) bool, which is set here.
         limit: different samples that may be replaced in a run, counted over all workers of a device.
+
+    Raises:
+        ConfigError: the limit allows all samples to be broken.
     """
 
-    def __init__(self, dataset: Dataset, limit: int) -> None:
+    def __init__(self, dataset: Samples, limit: int) -> None:
         self.dataset, self.limit = dataset, limit
-        self.length = len(dataset)  # type: ignore[arg-type]
+        self.length = len(dataset)
         if limit >= self.length:
-            raise DataError(
+            raise ConfigError(
                 f"of {self.length} samples {limit} cannot be replaced by others; lower skip_broken"
             )
         # In memory that the workers share.
@@ -107,8 +125,8 @@ class SkipBrokenDataset(Dataset):
         return self.length
 
     def name(self, index: int) -> str:
-        """What messages call a sample."""
-        return self.dataset.name(index)  # type: ignore[attr-defined]
+        """Name of a sample in messages."""
+        return self.dataset.name(index)
 
     def __getitem__(self, key: Key) -> Any:
         epoch, index = key
@@ -117,76 +135,120 @@ class SkipBrokenDataset(Dataset):
                 return self.dataset[epoch, index]
             except DataError as error:
                 broken = index if error.sample is None else error.sample
-                known = bool(self.broken[broken])
-                self.broken[broken] = True
-                count = int(self.broken.sum())
-                if count > self.limit:
-                    raise DataError(
-                        f"{error} ({count} samples cannot be read, more than skip_broken {self.limit} allows)"
-                    ) from error
-                if not known:
-                    print(f"{error}; replaced by another ({count} of at most {self.limit})", file=sys.stderr)
+                self._count(broken, error)
                 if broken == index:
                     index = (index + 1) % self.length
 
+    def _count(self, broken: int, error: DataError) -> None:
+        """Mark a sample as broken, and refuse it if it is one too many."""
+        known = bool(self.broken[broken])
+        self.broken[broken] = True
+        count = int(self.broken.sum())
+        if count > self.limit:
+            raise DataError(
+                f"{error} ({count} samples cannot be read, more than skip_broken {self.limit} allows)"
+            ) from error
+        if not known:
+            logger.warning("%s; replaced by another (%d of at most %d)", error, count, self.limit)
+
+
+class Batches(Dataset[Any]):
+    """A data set that collates its samples itself, so that an error of the user's data is a batch, too.
+
+    Of an exception in a worker, torch makes one in the main process whose message is the worker's traceback.
+    The error itself gets there as the batch, and is raised there by :class:`Loader`.
+
+    Args:
+        samples: the data set.
+        collate: a batch from a list of samples.
+    """
+
+    def __init__(self, samples: Samples, collate: Collate) -> None:
+        self.samples, self.collate = samples, collate
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, keys: list[Any]) -> Any:
+        """A batch of the samples with these keys, or the error that prevents it."""
+        try:
+            return self.collate([self.samples[key] for key in keys])
+        except BotnetError as error:
+            return error
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
 
 def _ignore_first_sigterm(worker: int) -> None:
-    """Let the run end its step when a job's every process is sent SIGTERM; told again, a worker ends."""
+    """Let the run finish its step when all processes of a job get SIGTERM; a second one stops the worker."""
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-class Loader(DataLoader):
-    """A DataLoader that goes on where a run stopped.
+class Loader(DataLoader[Any]):
+    """A DataLoader that continues where a run stopped.
 
-    Its workers begin when the first batch is asked for: by then the trainer has read its checkpoint and
-    knows the epoch and the batch. Made by :func:`make_loader`.
+    Its workers start with the first batch: by then the trainer has read its checkpoint and knows the epoch
+    and the batch. Made by :func:`make_loader`.
+
+    Args:
+        dataset: the batches.
+        first_batch: of an epoch that has not been seen yet.
+        kwargs: torch's further arguments.
     """
 
-    def __init__(self, *args: Any, first_batch: Callable[[], int], **kwargs: Any) -> None:
+    dataset: Batches
+
+    def __init__(self, dataset: Batches, *, first_batch: Callable[[], int], **kwargs: Any) -> None:
         self.first_batch = first_batch
-        super().__init__(*args, **kwargs)
+        super().__init__(dataset, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not isinstance(self.sampler, EpochSampler | EvalSampler):
-            raise DataError(
-                "the trainer has put a sampler of its own in the place of the data's; give it "
-                "use_distributed_sampler=False, and limit_train_batches rather than overfit_batches"
+            raise ConfigError(
+                "the trainer has replaced the sampler of the data; give it use_distributed_sampler=False, "
+                "and limit_train_batches rather than overfit_batches"
             )
         first = self.first_batch()
         if isinstance(self.sampler, EpochSampler):
             self.sampler.first_batch = first
-        try:
-            for number, batch in enumerate(super().__iter__(), first + 1):
-                if number == len(self):
-                    self._tell()
-                yield batch
-        except DataError as error:
-            # Of a worker's error torch makes a report with its whole traceback; the message is its end.
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        for number, batch in enumerate(super().__iter__(), first + 1):
+            if isinstance(batch, BotnetError):
+                raise batch
+            if number == len(self):
+                self._report_broken()
+            yield batch
+
+    @property
+    def samples(self) -> Samples:
+        """The data set, sample by sample."""
+        return self.dataset.samples
 
     def names(self, batch: int) -> list[str]:
-        """The samples of one training batch of this epoch, as the data set calls them."""
+        """Names of the samples of one training batch of this epoch."""
         assert isinstance(self.sampler, EpochSampler)
-        return [self.dataset.name(index) for index in self.sampler.indices(batch)]  # type: ignore[attr-defined]
+        return [self.samples.name(index) for index in self.sampler.indices(batch)]
 
-    def _tell(self) -> None:
-        if isinstance(self.dataset, SkipBrokenDataset) and (count := int(self.dataset.broken.sum())):
-            print(f"unreadable samples so far, replaced by others: {count}", file=sys.stderr)
+    def _report_broken(self) -> None:
+        if isinstance(self.samples, SkipBrokenDataset) and (count := int(self.samples.broken.sum())):
+            logger.warning("unreadable samples so far, replaced by others: %d", count)
 
-    # The position is the trainer's own count of batches; having these two tells it that the order goes on.
+    # The position is the trainer's own count of batches; these two methods show it that the order continues.
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing: the order is drawn from the seed and the epoch."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Nothing to restore."""
 
 
 def make_loader(
-    dataset: Dataset,
+    dataset: Samples,
     batch_size: int,
     num_workers: int,
-    collate: Callable[[list[Any]], Any],
+    collate: Collate,
     trainer: "Trainer | None" = None,
     *,
     train: bool,
@@ -195,33 +257,34 @@ def make_loader(
     """Batches for one device: its share of the samples, in an order that an interruption does not change.
 
     Args:
-        dataset: in training asked for by :data:`Key`, otherwise by index; ``name(index)`` is what messages
-            call a sample.
+        dataset: indexed by :data:`Key` in training, otherwise by a number; ``name(index)`` is the name of a
+            sample in messages.
         batch_size: samples a batch.
         num_workers: processes that prepare samples.
         collate: a batch from a list of samples.
-        trainer: whose devices share the samples, and which knows where a resumed run stopped; None: alone,
-            from the start.
+        trainer: whose devices share the samples, and which knows where a resumed run stopped; None: one
+            device, from the start.
         train: a new order in every epoch, and whole optimiser steps only; otherwise every sample exactly
             once.
         skip_broken: different samples that may be unreadable, on each device, and are replaced by others;
             only in training, where they do not falsify a result. 0: the first ends the run.
 
     Raises:
-        DataError: a batch size below 1, fewer than 0 workers, or (``train``) fewer samples than one
-            optimiser step; when iterated: more samples than ``skip_broken`` cannot be read.
+        ConfigError: a batch size below 1, fewer than 0 workers, or (``train``) fewer samples than one
+            optimiser step.
+        DataError: when iterated: more samples than ``skip_broken`` cannot be read.
     """
     if batch_size < 1:
-        raise DataError(f"no batch has {batch_size} images; raise the batch size to 1 or more")
+        raise ConfigError(f"no batch has {batch_size} images; raise the batch size to 1 or more")
     if num_workers < 0:
-        raise DataError(f"{num_workers} workers are not possible; give 0 (none) or more")
-    length = len(dataset)  # type: ignore[arg-type]
+        raise ConfigError(f"{num_workers} workers are not possible; give 0 (none) or more")
+    length = len(dataset)
     rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-    sampler: Sampler
+    sampler: Sampler[Any]
     if train:
         passes = trainer.accumulate_grad_batches if trainer else 1
         if length < batch_size * world_size * passes:
-            raise DataError(
+            raise ConfigError(
                 f"{length} training samples are fewer than one optimiser step of {world_size} x {batch_size} "
                 f"x {passes} (devices x data.batch_size x passes); lower data.batch_size, or global_batch "
                 "where a step has several passes"
@@ -232,12 +295,12 @@ def make_loader(
     else:
         sampler = EvalSampler(length, rank, world_size)
     return Loader(
-        dataset,
-        batch_size,
+        Batches(dataset, collate),
+        batch_size=batch_size,
         sampler=sampler,
         drop_last=train,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=_unchanged,
         worker_init_fn=_ignore_first_sigterm,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -6,25 +6,28 @@ from pathlib import Path
 
 import yaml
 
-from botnet.errors import DataError
+from botnet.errors import ConfigError
 
 RECIPES = Path(str(files("botnet"))) / "recipes"
 
 
 def with_bases(arguments: Sequence[str]) -> list[str]:
-    """The arguments, every recipe preceded by the one that it names as its ``base``, and that by its own.
+    """The arguments, with the ``base`` of every recipe, and its base in turn, inserted before it.
 
-    A file ``recipes/...`` that does not exist is the package's recipe of that name.
-    ``base`` is relative to the file it stands in. What comes later overrides what came before.
+    What comes later overrides what came before. A file ``recipes/...`` that does not exist is the package's
+    recipe of that name.
+
+    Args:
+        arguments: of the command line; the ``base`` in a recipe is relative to its file.
 
     Raises:
-        DataError: a base that does not exist, or is its own base.
+        ConfigError: a base does not exist, or recipes build on each other.
     """
     expanded: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         flag, _, value = argument.partition("=")
-        if argument.startswith("-c"):  # the parser takes -cFILE, too
+        if argument.startswith("-c"):  # the parser accepts -cFILE, too
             flag, value = "-c", argument[2:].removeprefix("=")
         if flag not in ("--config", "-c"):
             expanded.append(argument)
@@ -44,9 +47,10 @@ def _packaged(path: Path) -> Path:
 
 
 def _bases(path: Path) -> list[Path]:
+    """A recipe after all those that it builds on."""
     chain = [_packaged(path)]
     while chain[0].is_file():
-        # A file that is no recipe at all is the parser's to refuse.
+        # The parser refuses a file that is no recipe at all.
         try:
             recipe = yaml.safe_load(chain[0].read_text())
         except (yaml.YAMLError, UnicodeDecodeError):
@@ -54,10 +58,10 @@ def _bases(path: Path) -> list[Path]:
         base = recipe.get("base") if isinstance(recipe, dict) else None
         if not base:
             break
-        below = chain[0].parent / base
-        if not below.is_file():
-            raise DataError(f"{chain[0]}: its base {below} does not exist; correct the path")
-        if any(below.samefile(file) for file in chain):
-            raise DataError(f"{chain[0]}: its base {below} builds on {chain[0]} itself; break the circle")
-        chain.insert(0, below)
+        file = chain[0].parent / base
+        if not file.is_file():
+            raise ConfigError(f"{chain[0]}: its base {file} does not exist; correct the path")
+        if any(file.samefile(other) for other in chain):
+            raise ConfigError(f"{chain[0]}: its base {file} builds on {chain[0]} itself; break the circle")
+        chain.insert(0, file)
     return chain

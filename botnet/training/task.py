@@ -1,9 +1,10 @@
-"""What detectors and classifiers share as Lightning modules and data modules."""
+"""The contract between a model and its data: what detectors and classifiers share in training."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -11,16 +12,104 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import default_collate
 
-from botnet.errors import DataError, first_few
+from botnet import __version__
+from botnet.errors import ConfigError, first_few
 from botnet.layers import MHSA2d
+from botnet.training.checkpoint_file import FORMAT, check_format
+from botnet.training.loader import Loader, Samples, make_loader
+from botnet.training.run_folder import EvaluationFolder, RunFolder
 from botnet.visualize.curves import plot_curves
+
+logger = logging.getLogger(__name__)
+
+
+class TaskDataModule(L.LightningDataModule):
+    """Training and validation samples of some classes, and their loaders.
+
+    A subclass sets ``train_set`` and ``val_set``, and names the classes. Its samples draw everything random
+    from :func:`~botnet.training.seeding.run_seed`, the epoch and the index.
+
+    Args:
+        batch_size: images a step on each device.
+        val_batch_size: images at once in validation.
+        num_workers: processes that prepare images.
+        skip_broken: different training images on each device that may be unreadable, and are replaced by
+            others; 0: the first ends the run.
+
+    Raises:
+        ConfigError: a batch size below 1.
+
+    Attributes:
+        train_set: indexed by (epoch, index).
+        val_set: indexed by a number.
+    """
+
+    train_set: Samples
+    val_set: Samples
+
+    def __init__(self, batch_size: int, val_batch_size: int, num_workers: int, skip_broken: int = 0) -> None:
+        super().__init__()
+        if min(batch_size, val_batch_size) < 1:
+            raise ConfigError(f"no batch has {min(batch_size, val_batch_size)} images; raise it to 1 or more")
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.num_workers, self.skip_broken = num_workers, skip_broken
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, in the order of their labels."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, without a background."""
+        return len(self.class_names)
+
+    @staticmethod
+    def collate(samples: list[Any]) -> Any:
+        """A batch of these samples."""
+        return default_collate(samples)
+
+    def train_dataloader(self) -> Loader:
+        """Batches of this device in the order of the epoch."""
+        return make_loader(
+            self.train_set,
+            self.batch_size,
+            self.num_workers,
+            self.collate,
+            self.trainer,
+            train=True,
+            skip_broken=self.skip_broken,
+        )
+
+    def val_dataloader(self) -> Loader:
+        """Batches of this device's share, in order."""
+        return make_loader(
+            self.val_set, self.val_batch_size, self.num_workers, self.collate, self.trainer, train=False
+        )
+
+
+def data_of(trainer: L.Trainer | None) -> TaskDataModule:
+    """The data module that a trainer was given.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, TaskDataModule):
+        raise ConfigError(
+            "the classes come with the data: trainer.fit(module, CocoDataModule(...)), or ImageDataModule"
+        )
+    return data
 
 
 class TaskModule(L.LightningModule):
     """The checks before a run, its optimiser, the files at its end, its checkpoints.
 
-    A subclass says what it is in the attributes, and writes the methods that raise here.
+    A subclass sets the class attributes and overrides the methods that raise here.
 
     Args:
         learning_rate: after the warm-up, for the whole batch over all devices.
@@ -29,18 +118,18 @@ class TaskModule(L.LightningModule):
         init_from: file of weights to start from, or to validate; not read where a checkpoint brings its own.
 
     Attributes:
-        kind: what a checkpoint holds: ``detector`` or ``classifier``.
-        monitor: the metric that the best checkpoint has most of.
-        most: greatest value of a metric, for the curves.
+        task: what a checkpoint holds: ``detector`` or ``classifier``.
+        monitor: name of the metric by which the best checkpoint is chosen; the greatest value wins.
+        metric_max: greatest value of a metric, for the curves.
         schedule_settings: arguments that :meth:`schedule` depends on.
         report: numbers of the last evaluation, by kind of number; on the first device.
         evaluated: epochs and optimiser steps that were done by then; None before the first evaluation.
-        headline: those that ``metrics.json`` starts with.
+        headline: the numbers that ``metrics.json`` starts with.
     """
 
-    kind: str
+    task: str
     monitor: str
-    most: float
+    metric_max: float
     schedule_settings: tuple[str, ...]
 
     def __init__(
@@ -52,19 +141,19 @@ class TaskModule(L.LightningModule):
         self.report: dict[str, dict[str, Any]] = {}
         self.evaluated: dict[str, int] | None = None
         self.loaded: dict[str, int] | None = None  # the same of a checkpoint that is to be validated
-        self.results_folder: Path | None = None  # of a validation; default validate/ in the run's folder
+        self.results_folder: EvaluationFolder | None = None  # of a validation; default validate/ in the run's
         self.headline: dict[str, float] = {}
         self.total_steps = 0  # optimiser steps of the run
         self.resumed: dict[str, Any] = {}  # settings of the run that a checkpoint comes from
 
     @property
     def network(self) -> nn.Module:
-        """What is trained."""
+        """The network that is trained."""
         raise NotImplementedError
 
     @property
     def num_classes(self) -> int:
-        """Classes that the network tells apart."""
+        """Number of classes of the network."""
         raise NotImplementedError
 
     def schedule(self, total: int) -> Callable[[int], float]:
@@ -76,50 +165,66 @@ class TaskModule(L.LightningModule):
         raise NotImplementedError
 
     def start_from(self, path: Path, class_names: Sequence[str]) -> str:
-        """Take the weights of another run for data of these classes; returns what was taken, in words."""
+        """Take the weights of another run for data of these classes; returns a message on what was taken."""
         raise NotImplementedError
 
-    def about(self, data: Any) -> dict[str, Any]:
-        """What a checkpoint says beside the class names, so that it can be used without its recipe."""
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the class names, so that it can be used without its recipe."""
         raise NotImplementedError
 
-    def show(self, console: Console, folder: Path) -> dict[str, Path]:
-        """Print the last evaluation, write its files into a folder; returns them by what they are."""
+    def write_report(self, console: Console, folder: EvaluationFolder) -> dict[str, Path]:
+        """Print the last evaluation and write its files; returns their paths by what they are."""
         raise NotImplementedError
 
-    # ---- Lightning's hooks
+    @property
+    def data(self) -> TaskDataModule:
+        """The data of the run.
+
+        Raises:
+            ConfigError: the trainer has no data module.
+        """
+        return data_of(self._trainer)
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """The folder of the run."""
+        return RunFolder(Path(self.trainer.default_root_dir))
+
+    # ---- before the run
 
     def setup(self, stage: str) -> None:
-        trainer = self.trainer
-        data = getattr(trainer, "datamodule", None)
-        if data is None:
-            raise DataError(
-                "the classes come with the data: trainer.fit(module, CocoDataModule(...)), or ImageDataModule"
-            )
+        """Check that model, data and devices fit together.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        trainer, data = self.trainer, self.data
         if self.num_classes != data.num_classes:
-            raise DataError(
-                f"the {self.kind} has {self.num_classes} classes, the data have {data.num_classes} "
+            raise ConfigError(
+                f"the {self.task} has {self.num_classes} classes, the data have {data.num_classes} "
                 f"({first_few(data.class_names)}); build it with num_classes={data.num_classes}"
             )
         if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
-            raise DataError(
-                f"{type(trainer.strategy).__name__} splits the {self.kind}, which fits on any device; "
+            raise ConfigError(
+                f"{type(trainer.strategy).__name__} splits the {self.task}, which fits on any device; "
                 "evaluation and checkpoints are made for trainer.strategy ddp"
             )
         # In the first batch of an evaluation, and only then, DDP shares the norms' statistics.
         if trainer.world_size > len(data.val_set):
-            raise DataError(
+            raise ConfigError(
                 f"{len(data.val_set)} validation images are fewer than {trainer.world_size} devices; each "
                 "needs one"
             )
 
-    # Both hooks come after a checkpoint was read.
+    # The next two hooks come after a checkpoint was read.
 
     def on_fit_start(self) -> None:
+        """Start from other weights."""
         self.loaded = None
         self._initialise()
 
     def on_validation_start(self) -> None:
+        """Note what is evaluated; outside a training, start from other weights."""
         trainer = self.trainer
         if trainer.state.fn == "fit":
             epochs = trainer.current_epoch + bool(trainer.is_last_batch)
@@ -133,45 +238,57 @@ class TaskModule(L.LightningModule):
     def _initialise(self) -> None:
         if self.init_from is None:
             return
-        said = self.start_from(Path(self.init_from), self.trainer.datamodule.class_names)  # type: ignore[attr-defined]
+        message = self.start_from(Path(self.init_from), self.data.class_names)
         self.init_from = None  # once: what is trained from it must not be lost in a later validation
         if self.trainer.is_global_zero:
-            print(said)
+            logger.info(message)
+
+    # ---- optimiser and schedule
 
     def configure_optimizers(self) -> Any:
+        """SGD with momentum, and the schedule in steps."""
         optimizer = torch.optim.SGD(
             parameter_groups(self.network, self.weight_decay), lr=self.learning_rate, momentum=self.momentum
         )
         self.total_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule(self.total_steps))
+        schedule = LambdaLR(optimizer, self.schedule(self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        # Optimiser and schedule of a checkpoint come with the settings they had; those of the recipe count.
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        schedule: Any = self.lr_schedulers()
-        now, then = self._settings(), self.resumed
-        if now["steps_per_epoch"] and then.get("steps_per_epoch"):
-            # With another batch the same part of the run is another number of steps.
-            schedule.last_epoch = round(
-                schedule.last_epoch * now["steps_per_epoch"] / then["steps_per_epoch"]
-            )
+        """Apply the recipe to optimiser and schedule: a checkpoint restores them with its own settings."""
+        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+        schedule = cast(LambdaLR, self.lr_schedulers())
+        settings = self._settings()
+        self._rescale_schedule(schedule, settings["steps_per_epoch"])
+        self._apply_recipe(optimizer, schedule)
+        self._report_changes(settings)
+
+    def _rescale_schedule(self, schedule: LambdaLR, steps_per_epoch: int | None) -> None:
+        """With another batch the same part of the run is another number of steps."""
+        before = self.resumed.get("steps_per_epoch")
+        if steps_per_epoch and before:
+            schedule.last_epoch = round(schedule.last_epoch * steps_per_epoch / before)
+
+    def _apply_recipe(self, optimizer: Optimizer, schedule: LambdaLR) -> None:
         factor = schedule.lr_lambdas[0](schedule.last_epoch)
         schedule.base_lrs = [self.learning_rate] * len(schedule.base_lrs)
         groups = parameter_groups(self.network, self.weight_decay)
         for group, own in zip(optimizer.param_groups, groups, strict=True):
             group["lr"], group["initial_lr"] = self.learning_rate * factor, self.learning_rate
             group["momentum"], group["weight_decay"] = self.momentum, own["weight_decay"]
+
+    def _report_changes(self, settings: dict[str, Any]) -> None:
+        before = self.resumed
         changed = [
-            f"{name} {value} (was {then[name]})"
-            for name, value in now.items()
-            if then.get(name, value) != value
+            f"{name} {value} (was {before[name]})"
+            for name, value in settings.items()
+            if before.get(name, value) != value
         ]
         if changed and self.trainer.is_global_zero:
-            print(f"the recipe differs from the checkpoint, and counts: {', '.join(changed)}")
+            logger.info("the recipe differs from the checkpoint and is used: %s", ", ".join(changed))
 
     def _settings(self) -> dict[str, Any]:
-        """What a run is optimised with."""
+        """What the learning rate and the updates of a run depend on."""
         names = ("learning_rate", "momentum", "weight_decay", *self.schedule_settings)
         epochs = self.trainer.max_epochs if self.trainer.max_steps == -1 else None
         return {name: getattr(self, name) for name in names} | {
@@ -179,56 +296,78 @@ class TaskModule(L.LightningModule):
             "steps_per_epoch": self.total_steps // epochs if epochs else None,
         }
 
+    # ---- files of the last evaluation
+
     def on_fit_end(self) -> None:
-        self.write(Path(self.trainer.default_root_dir))
+        """Write the last evaluation into the run's folder."""
+        self.write(self.run_folder)
 
     def on_validation_end(self) -> None:
+        """Write the evaluation of ``validate``."""
         if self.trainer.state.fn == "validate":
-            self.write(self.results_folder or Path(self.trainer.default_root_dir) / "validate")
+            self.write(self.results_folder or self.run_folder.validation)
 
     @rank_zero_only
-    def write(self, folder: Path) -> None:
-        """Everything that people want to see of the last evaluation, into one folder."""
+    def write(self, folder: EvaluationFolder) -> None:
+        """Write the metrics, the report and the curves of the last evaluation into one folder."""
         if self.evaluated is None:  # the run ended before its first evaluation
             return
-        console = Console()
-        folder.mkdir(parents=True, exist_ok=True)
-        written = {"metrics": folder / "metrics.json"}
-        written["metrics"].write_text(json.dumps(self.evaluated | self.headline | self.report, indent=2))
-        written |= self.show(console, folder)
-        logs = sorted((Path(self.trainer.default_root_dir) / "csv").glob("version_*/metrics.csv"))
-        if logs:
-            written["curves"] = folder / "curves.png"
-            plot_curves(logs, written["curves"], self.most)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.metrics.write_text(json.dumps(self.evaluated | self.headline | self.report, indent=2))
+        written = {"metrics": folder.metrics, **self.write_report(Console(), folder)}
+        if logs := self.run_folder.logs():
+            written["curves"] = folder.curves
+            plot_curves(logs, folder.curves, self.metric_max)
         for what, path in written.items():
             print(f"{what}: {path}")
 
+    # ---- checkpoints
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        about = {"class_names": list(data.class_names), "settings": self._settings()}
-        checkpoint["botnet"] = about | self.about(data)
+        """Add the format, the classes, the settings of the optimiser, and what the network is."""
+        checkpoint["botnet"] = {
+            "format": FORMAT,
+            "version": __version__,
+            "class_names": list(self.data.class_names),
+            "settings": self._settings(),
+        } | self.checkpoint_metadata()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the progress and the settings of a checkpoint.
+
+        Raises:
+            CheckpointError: it is of a newer format.
+            ConfigError: it is of other classes.
+        """
+        check_format(checkpoint, "the checkpoint")
         self.init_from = None  # it has weights of its own
         loops = checkpoint.get("loops", {}).get("fit_loop", {})  # not where weights alone were saved
-        over = bool(loops.get("epoch_loop.batch_progress", {}).get("is_last_batch"))
-        self.loaded = {"epoch": checkpoint["epoch"] + over, "step": checkpoint["global_step"]}
-        self.resumed = checkpoint.get("botnet", {}).get("settings", {})
-        theirs = checkpoint.get("botnet", {}).get("class_names")
-        data = getattr(self._trainer, "datamodule", None)
-        if theirs is not None and data is not None and list(data.class_names) != theirs:
-            raise DataError(
-                f"the checkpoint knows {len(theirs)} classes ({first_few(theirs)}), the data have "
-                f"{data.num_classes} ({first_few(data.class_names)}); a run can only go on with the classes "
-                "it was started with; to learn others from it, give it as model.init_args.init_from"
+        epoch_done = bool(loops.get("epoch_loop.batch_progress", {}).get("is_last_batch"))
+        self.loaded = {"epoch": checkpoint["epoch"] + epoch_done, "step": checkpoint["global_step"]}
+        metadata = checkpoint.get("botnet", {})
+        self.resumed = metadata.get("settings", {})
+        if "class_names" in metadata and getattr(self._trainer, "datamodule", None) is not None:
+            self._check_classes(metadata["class_names"])
+
+    def _check_classes(self, theirs: list[str]) -> None:
+        data = self.data
+        if list(data.class_names) != theirs:
+            raise ConfigError(
+                f"the checkpoint has {len(theirs)} classes ({first_few(theirs)}), the data have "
+                f"{data.num_classes} ({first_few(data.class_names)}); a run can only be resumed with its own "
+                "classes; to train on others, give the checkpoint as model.init_args.init_from"
             )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay.
+    """Parameters with and without weight decay, as an optimiser's groups.
 
     Only the kernels of convolutions and fully connected layers decay; biases, norms, and the projections
     and tables of the attention do not ([tpu] decays what is named kernel or weight: none of these is).
+
+    Args:
+        model: whose parameters that require a gradient are grouped.
+        weight_decay: of the first group.
     """
     kernels = [
         module.weight

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from botnet.classification import ImageDataModule
 from botnet.classification.readers import read_image
-from botnet.errors import DataError
+from botnet.errors import ConfigError, DataError
 from botnet.training.seeding import generator
 from tests.support.classification import CLASSES, write_images
 
@@ -84,13 +84,13 @@ def test_a_broken_picture_is_named(tmp_path, monkeypatch):
         read_image(tmp_path / "train" / "red" / "1.png", "red/1.png")
 
 
-def test_broken_pictures_are_replaced_if_asked_for(tmp_path, capfd):
+def test_broken_pictures_are_replaced_if_requested(tmp_path, log):
     for name, allowed in (("few", 1), ("none", 0)):
         data = data_of(tmp_path / name, skip_broken=allowed)
         (tmp_path / name / "train" / "red" / "2.png").write_bytes(b"broken")
         if allowed:
             assert sum(len(labels) for _, labels in data.train_dataloader()) == 12
-            assert "2.png: cannot be decoded" in capfd.readouterr().err
+            assert "2.png: cannot be decoded" in log.text
         else:
             with pytest.raises(DataError, match=r"red/2\.png: cannot be decoded"):
                 list(data.train_dataloader())
@@ -118,7 +118,7 @@ def test_evaluation_is_resize_centre_crop_normalise(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"rand_augment": "rand-x9"}, {"interpolation": "cubic"}])
 def test_augmentation_that_timm_does_not_know_is_refused(tmp_path, wrong):
-    with pytest.raises(DataError, match=f"{next(iter(wrong.values()))}.*rand-m10-n2 and bicubic"):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong.values()))}.*rand-m10-n2 and bicubic"):
         data_of(tmp_path, **wrong)
 
 

@@ -136,7 +136,7 @@ def images(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in SAMPLED else pytest.mark.slow) for name in FILES]
 )
-def test_a_recipe_trains_and_evaluates(name, images, tmp_path, capsys):
+def test_a_recipe_trains_and_evaluates(name, images, tmp_path, capsys, log):
     options = {
         "data.init_args.train": images / "train",
         "data.init_args.val": images / "val",
@@ -156,8 +156,7 @@ def test_a_recipe_trains_and_evaluates(name, images, tmp_path, capsys):
     }
     arguments = [f"--{option}={value}" for option, value in options.items()]
     assert main(["fit", "--config", str(FILES[name]), *arguments]) == 0
-    said = capsys.readouterr().out
-    assert "a step has 4 images: 1 device x 2 images x 2 passes" in said
-    assert "on the validation images" in said
+    assert "a step has 4 images: 1 device x 2 images x 2 passes" in log.text
+    assert "on the validation images" in capsys.readouterr().out
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert kept["row"] == (name if name in ROWS else None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from botnet.detection import CocoDataModule
-from botnet.errors import DataError
+from botnet.errors import ConfigError
 
 
 def module(digits, **arguments) -> CocoDataModule:
@@ -59,5 +59,5 @@ def test_copy_paste_brings_more_objects(digits):
 
 @pytest.mark.parametrize("name", ["batch_size", "val_batch_size"])
 def test_a_batch_of_nothing_is_refused(digits, name):
-    with pytest.raises(DataError, match="no batch has 0 images"):
+    with pytest.raises(ConfigError, match="no batch has 0 images"):
         module(digits, **{name: 0})

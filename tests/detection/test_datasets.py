@@ -105,12 +105,11 @@ def test_training_keeps_a_hundred_objects_of_those_that_the_transform_leaves(mad
 
 
 @pytest.mark.parametrize("copy_paste", [0.0, 1.0])
-def test_a_training_sample_depends_on_seed_epoch_and_index_alone(made, copy_paste):
+def test_a_training_sample_depends_on_seed_epoch_and_index_alone(made, copy_paste, monkeypatch):
     def sample(seed, epoch, index):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         instances, transform = CocoInstances(made.write()), TrainTransform(24, (0.5, 2))
-        image, target = TrainDataset(instances, made.folder, transform, seed=seed, copy_paste=copy_paste)[
-            epoch, index
-        ]
+        image, target = TrainDataset(instances, made.folder, transform, copy_paste=copy_paste)[epoch, index]
         return [image, *(target[key] for key in ("boxes", "labels", "masks", "area"))]
 
     first = sample(0, 0, 0)
@@ -121,7 +120,7 @@ def test_a_training_sample_depends_on_seed_epoch_and_index_alone(made, copy_past
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_pasted_image_is_to_blame_if_it_is_broken(made, capfd, workers):
+def test_the_pasted_image_is_to_blame_if_it_is_broken(made, log_to_stderr, capfd, workers):
     """Images 7 and 12 are sound, 20 is broken: what it would be pasted onto stays, and gets another one."""
     made.data["images"].append({"id": 20, "file_name": "c.png", "height": 30, "width": 40})
     (made.folder / "c.png").write_bytes(b"broken")
@@ -132,7 +131,7 @@ def test_the_pasted_image_is_to_blame_if_it_is_broken(made, capfd, workers):
         seen = [target["image_id"] for _, (target,) in loader]
         # In the place of c.png itself comes the next, a.png.
         assert Counter(seen) == {7: 2, 12: 1}
-    assert loader.dataset.broken.tolist() == [False, False, True]
+    assert loader.samples.broken.tolist() == [False, False, True]
     assert "c.png: cannot be decoded" in capfd.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""A run from its recipe to its pictures, its resumption, and what it refuses."""
+"""A detector's run from its recipe to its pictures, its resumption, and what it refuses."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from torch import nn
 from botnet.cli import main
 from botnet.detection import CocoDataModule, DetectionModule, load_detector, mask_rcnn
 from botnet.detection.checkpoint import detector_state, initialise
-from botnet.errors import CheckpointError, DataError
+from botnet.errors import CheckpointError, ConfigError
 from botnet.layers import MHSA2d
 from botnet.training.checkpoint_file import read_checkpoint
 from botnet.training.task import parameter_groups
@@ -39,7 +39,7 @@ def logged_steps(folder):
     return steps
 
 
-def test_a_run_leaves_all_that_it_promises(run):
+def test_a_run_writes_its_files(run):
     _, folder = run
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert (folder / "config.yaml").is_file()
@@ -68,7 +68,7 @@ def test_a_run_folder_is_not_used_twice(run, capsys):
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-def test_a_run_goes_on_where_it_stopped(run):
+def test_a_run_resumes_where_it_stopped(run):
     recipe, folder = run
     more = ["--trainer.max_epochs", "2", "--ckpt_path", "last"]
     assert main(["fit", "--config", str(recipe), *more]) == 0
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_other_classes_is_refused(run, digits, tmp_path, capsys)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     assert main(["fit", "--config", str(recipe), "--ckpt_path", str(checkpoint)]) == 2
     message = capsys.readouterr().err
-    assert "knows 10 classes" in message
+    assert "has 10 classes" in message
     assert "the data have 9" in message
 
 
@@ -140,9 +140,9 @@ def test_a_detector_of_another_class_count_is_refused(digits):
         return L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
 
     module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
-    with pytest.raises(DataError, match=r"detector has 2 classes, the data have 10 \(zero, one"):
+    with pytest.raises(ConfigError, match=r"detector has 2 classes, the data have 10 \(zero, one"):
         trainer().fit(module, data)
-    with pytest.raises(DataError, match="the classes come with the data"):
+    with pytest.raises(ConfigError, match="the classes come with the data"):
         trainer().fit(module, data.train_dataloader())
 
 
@@ -152,7 +152,7 @@ def test_fewer_images_than_a_batch_are_refused(digits, tmp_path, capsys):
     assert "fewer than one batch of 9" in capsys.readouterr().err
 
 
-def test_the_detector_comes_back_from_its_checkpoint(run):
+def test_the_detector_is_rebuilt_from_its_checkpoint(run):
     _, folder = run
     checkpoint = folder / "checkpoints" / "last.ckpt"
     detector, about = load_detector(checkpoint)
@@ -175,7 +175,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("command", ["fit", "predict", "validate"])
-def test_a_checkpoint_that_holds_code_is_not_run(command, run, tmp_path, capsys):
+def test_code_in_a_checkpoint_is_not_executed(command, run, tmp_path, capsys):
     recipe, _ = run
     trap, evil = tmp_path / "sprung", tmp_path / "evil.ckpt"
     torch.save({"state_dict": {}, "botnet": Trap(trap)}, evil)
@@ -197,7 +197,7 @@ def test_a_checkpoint_that_holds_code_is_not_run(command, run, tmp_path, capsys)
     assert not trap.exists()
 
 
-def test_other_files_are_no_checkpoints(tmp_path):
+def test_other_files_are_refused_as_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_detector(tmp_path / "none.ckpt")
     torn = tmp_path / "torn.ckpt"
@@ -294,7 +294,7 @@ def rates_trainer(**options) -> L.Trainer:
     )
 
 
-def test_learning_rate_in_the_loop_with_passes_put_together(digits):
+def test_learning_rate_in_the_loop_with_two_passes_a_step(digits):
     """8 images, 2 at a time, 2 passes a step: 2 steps an epoch, 6 in all; falls after a half and 5/6."""
     detector = mask_rcnn(num_classes=10, canvas=64, **DETECTOR)
     module = DetectionModule(
@@ -305,7 +305,7 @@ def test_learning_rate_in_the_loop_with_passes_put_together(digits):
     assert rates.seen == pytest.approx([0.001, 0.0055, 0.01, 0.001, 0.001, 0.0001])
 
 
-def test_a_run_that_goes_on_follows_its_recipe(digits, tmp_path, capsys):
+def test_a_resumed_run_follows_its_recipe(digits, tmp_path, log):
     """Its rates and its schedule, not the checkpoint's."""
     path, rates = tmp_path / "run.ckpt", Rates()
     detector = mask_rcnn(num_classes=10, canvas=64, **DETECTOR)
@@ -318,9 +318,8 @@ def test_a_run_that_goes_on_follows_its_recipe(digits, tmp_path, capsys):
     trainer = rates_trainer(max_epochs=3, callbacks=[rates])
     trainer.fit(module, digits_data(digits), ckpt_path=path)
     assert rates.seen == pytest.approx([0.006, 0.007, 0.008, 0.0008])
-    said = capsys.readouterr().out
-    assert "learning_rate 0.008 (was 0.01)" in said
-    assert "warmup_steps 4 (was 2)" in said
+    assert "learning_rate 0.008 (was 0.01)" in log.text
+    assert "warmup_steps 4 (was 2)" in log.text
 
 
 def test_the_loss_is_the_plain_sum(monkeypatch):
@@ -333,14 +332,13 @@ def test_the_loss_is_the_plain_sum(monkeypatch):
     assert module.training_step((torch.zeros(1, 3, 8, 8), [{"valid": (8, 8), "image_id": 7}]), 0) == 15
 
 
-def test_what_several_devices_cannot_do_is_refused():
-    module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
-    data = SimpleNamespace(num_classes=2, val_set=range(3))
-    module._trainer = SimpleNamespace(datamodule=data, world_size=4, strategy=DDPStrategy())
-    with pytest.raises(DataError, match="3 validation images are fewer than 4 devices"):
+def test_what_several_devices_cannot_do_is_refused(digits):
+    module = DetectionModule(mask_rcnn(num_classes=10, canvas=64, **DETECTOR))
+    module._trainer = SimpleNamespace(datamodule=digits_data(digits), world_size=5, strategy=DDPStrategy())
+    with pytest.raises(ConfigError, match="4 validation images are fewer than 5 devices"):
         module.setup("validate")
     module._trainer.strategy = FSDPStrategy()
-    with pytest.raises(DataError, match=r"FSDPStrategy .*strategy ddp"):
+    with pytest.raises(ConfigError, match=r"FSDPStrategy .*strategy ddp"):
         module.setup("fit")
 
 
@@ -387,20 +385,21 @@ def test_fine_tuning_from_another_network_is_refused(run, tmp_path):
         initialise(other, tmp_path / "none.ckpt", ["a", "b"])
 
 
-def test_fine_tuning_from_the_command_line(run, digits, tmp_path, capsys):
+def test_fine_tuning_from_the_command_line(run, digits, tmp_path, log):
     _, folder = run
     start = tmp_path / "start.ckpt"
     start.write_bytes((folder / "checkpoints" / "last.ckpt").read_bytes())
     recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
     command = ["fit", "--config", str(recipe), "--model.init_args.init_from", str(start)]
     assert main(command) == 0
-    assert "10 of 10 classes known" in capsys.readouterr().out
-    start.unlink()  # a run that goes on has its own weights
+    assert "10 of 10 classes known" in log.text
+    log.clear()
+    start.unlink()  # a resumed run has its own weights
     assert main([*command, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
-    assert "started from" not in capsys.readouterr().out
+    assert "started from" not in log.text
 
 
-def test_validation_measures_what_init_from_names(run, digits, tmp_path, capsys):
+def test_validation_evaluates_the_weights_of_init_from(run, digits, tmp_path, log):
     checkpoint = run[1] / "checkpoints" / "last.ckpt"
     detector = mask_rcnn(num_classes=10, canvas=64, **DETECTOR)
     module = DetectionModule(detector, pictures=0, init_from=checkpoint)
@@ -414,7 +413,7 @@ def test_validation_measures_what_init_from_names(run, digits, tmp_path, capsys)
     stored = torch.load(checkpoint, weights_only=True)["state_dict"]
     for name, value in detector.state_dict().items():
         assert torch.equal(value, stored[f"detector.{name}"]), name
-    assert f"started from {checkpoint}" in capsys.readouterr().out
+    assert f"started from {checkpoint}" in log.text
     assert module.init_from is None  # a validation after a training must not read it again
 
 

@@ -66,14 +66,14 @@ def quick_trainer(run: Path) -> dict:
 
 
 def whole(recipe: Path) -> dict:
-    """A recipe laid over its bases, the way a plain YAML reader would do it."""
+    """A recipe merged over its bases, as a plain YAML reader would do it."""
     merged: dict = {}
     for file in with_bases(["--config", str(recipe)])[1::2]:
-        merged = _over(merged, yaml.safe_load(Path(file).read_text()))
+        merged = _merged(merged, yaml.safe_load(Path(file).read_text()))
     return merged
 
 
-def _over(below, above):
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return below | {key: _over(below.get(key), value) for key, value in above.items()}
+def _merged(base, overlay):
+    if not (isinstance(base, dict) and isinstance(overlay, dict)):
+        return overlay
+    return base | {key: _merged(base.get(key), value) for key, value in overlay.items()}

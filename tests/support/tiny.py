@@ -1,4 +1,4 @@
-"""A network and data of a moment, for tests of the training itself."""
+"""A tiny network and its data, for tests of the training itself."""
 
 import csv
 import os
@@ -13,13 +13,13 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from torch import nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from botnet.cli import main
 from botnet.errors import DataError
-from botnet.training.loader import make_loader
+from botnet.training.run_folder import EvaluationFolder
 from botnet.training.seeding import Key, generator, run_seed
-from botnet.training.task import TaskModule
+from botnet.training.task import TaskDataModule, TaskModule
 from tests.support.recipes import quick_trainer
 
 
@@ -49,9 +49,8 @@ class Numbers(Dataset):
         return vector / (index != self.infinite), torch.tensor([epoch, index])
 
 
-class TinyData(L.LightningDataModule):
+class TinyData(TaskDataModule):
     class_names = ("a", "b", "c")
-    num_classes = 3
 
     def __init__(
         self,
@@ -61,22 +60,12 @@ class TinyData(L.LightningDataModule):
         infinite: int | None = None,
         val_length: int = 6,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, batch_size, workers)
         self.train_set, self.val_set = Numbers(length, infinite=infinite), Numbers(val_length)
-        self.batch_size, self.workers = batch_size, workers
-
-    def _loader(self, dataset: Dataset, train: bool) -> Any:
-        return make_loader(dataset, self.batch_size, self.workers, default_collate, self.trainer, train=train)
-
-    def train_dataloader(self) -> Any:
-        return self._loader(self.train_set, True)
-
-    def val_dataloader(self) -> Any:
-        return self._loader(self.val_set, False)
 
 
 class TinyModule(L.LightningModule):
-    """All that a resumed run may get wrong: dropout, batch statistics, momentum, a schedule in steps."""
+    """Everything that resuming may get wrong: dropout, batch statistics, momentum, a schedule in steps."""
 
     monitor = "val/score"
 
@@ -99,7 +88,7 @@ class TinyModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Any, index: int) -> None:
-        torch.rand(3)  # chance that is spent outside the training
+        torch.rand(3)  # drawn outside the training
         self.log("val/score", self.net(batch[0]).mean(), batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> Any:
@@ -112,7 +101,7 @@ class TinyModule(L.LightningModule):
 class TinyTask(TaskModule):
     """Reports, and has as its score, the number of batches that its weights were trained on."""
 
-    kind, monitor, most = "tiny", "val/score", 100.0
+    task, monitor, metric_max = "tiny", "val/score", 100.0
     schedule_settings = ()
     num_classes = 3
 
@@ -139,10 +128,10 @@ class TinyTask(TaskModule):
         self.report = {"tiny": {"batches": int(self.batches)}}
         self.log("val/score", self.batches)
 
-    def about(self, data: Any) -> dict[str, Any]:
+    def checkpoint_metadata(self) -> dict[str, Any]:
         return {"tiny": {}}
 
-    def show(self, console: Console, folder: Path) -> dict[str, Path]:
+    def write_report(self, console: Console, folder: EvaluationFolder) -> dict[str, Path]:
         return {}
 
 
@@ -195,13 +184,13 @@ def write_tiny(
 
 
 def end_at(hook: str, step: int, by: str | None = None, **where: Any) -> list[dict[str, Any]]:
-    """The callback as a recipe says it."""
+    """The callback in the form of a recipe."""
     arguments = {"hook": hook, "step": step, "by": by} | where
     return [{"class_path": "tests.support.tiny.EndAt", "init_args": arguments}]
 
 
 def differing(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two nested states differ, to the bit."""
+    """Where two nested states differ, bit for bit."""
     if isinstance(a, dict) and isinstance(b, dict):
         return [
             place
@@ -218,7 +207,7 @@ def differing(a: Any, b: Any, where: str = "") -> list[str]:
 
 
 def learnt(run: Path) -> dict[str, Any]:
-    """What a run's last checkpoint knows: parameters, statistics, momentum, schedule, and its counts."""
+    """State of a run's last checkpoint: parameters, statistics, momentum, schedule, and its counts."""
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     kept = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "loops")
     return {key: checkpoint[key] for key in kept}

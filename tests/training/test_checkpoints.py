@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, starved of space or fed with nonsense, and what becomes of them."""
+"""Runs that are killed, stopped, run out of disk space or diverge, and their resumption."""
 
 import errno
 import os
@@ -16,9 +16,8 @@ import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from botnet.cli import main
-from botnet.errors import CheckpointError, DataError
+from botnet.errors import CheckpointError, ConfigError, TrainingError
 from botnet.training import checkpoints
-from botnet.training.checkpoint_file import newest_checkpoint
 from botnet.training.checkpoint_io import AtomicCheckpointIO
 from botnet.training.checkpoints import LastCheckpoint
 from botnet.training.finite_loss import FiniteLoss
@@ -35,7 +34,7 @@ from tests.support.tiny import (
     write_tiny,
 )
 
-STEPS = 12  # of a whole run of tests.support.tiny: two epochs of six
+STEPS = 12  # of a complete run of tests.support.tiny: two epochs of six
 
 
 def in_a_process(recipe: Path, *more: str) -> subprocess.CompletedProcess:
@@ -51,12 +50,12 @@ def in_a_process(recipe: Path, *more: str) -> subprocess.CompletedProcess:
     )
 
 
-# ---- resuming to the bit
+# ---- resuming bit for bit
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a run learns that nothing interrupts."""
+    """The final state of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     assert fit(write_tiny(folder / "tiny.yaml", folder / "run")) == 0
     state = learnt(folder / "run")
@@ -81,7 +80,7 @@ def whole(tmp_path_factory):
         ("on_validation_batch_start", 12),
     ],
 )
-def test_a_run_that_was_killed_anywhere_ends_as_if_it_was_not(hook, step, minutes, whole, tmp_path):
+def test_a_killed_run_resumes_to_the_same_end(hook, step, minutes, whole, tmp_path):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     every = ["--save_minutes", minutes, "--ckpt_path", "last"]
     write_tiny(recipe, run, callbacks=end_at(hook, step))
@@ -93,7 +92,7 @@ def test_a_run_that_was_killed_anywhere_ends_as_if_it_was_not(hook, step, minute
 
 
 @pytest.mark.parametrize(("hook", "step"), [("on_train_epoch_start", 6), ("on_train_batch_start", 7)])
-def test_a_run_told_in_steps_too(hook, step, tmp_path):
+def test_a_killed_run_limited_by_max_steps_resumes_to_the_same_end(hook, step, tmp_path):
     length = {"max_steps": 12, "max_epochs": -1}
     last = ["--save_minutes", "10", "--ckpt_path", "last"]
     assert fit(write_tiny(tmp_path / "whole.yaml", tmp_path / "whole", **length), *last) == 0
@@ -106,7 +105,7 @@ def test_a_run_told_in_steps_too(hook, step, tmp_path):
     assert differing(learnt(run), learnt(tmp_path / "whole")) == []
 
 
-def test_a_run_told_in_steps_does_not_skip_an_epoch(tmp_path):
+def test_a_run_limited_by_max_steps_does_not_skip_an_epoch(tmp_path):
     """Epochs of one step: the checkpoint is always from the end of an epoch."""
     last = ["--save_minutes", "10", "--ckpt_path", "last"]
     length = {"max_steps": 3, "max_epochs": -1}
@@ -149,7 +148,7 @@ def test_a_validation_within_an_epoch_is_repeated(step, hook, by, tmp_path):
 
 
 @pytest.mark.parametrize("step", [4, 6, 9])
-def test_a_run_that_was_stopped_anywhere_goes_on_as_if_it_was_not(step, whole, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_end(step, whole, tmp_path):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     stop = end_at("on_train_batch_end", step, "stop")  # as max_time does
     assert fit(write_tiny(recipe, run, callbacks=stop)) == 0
@@ -167,7 +166,7 @@ def test_a_run_that_was_stopped_anywhere_goes_on_as_if_it_was_not(step, whole, t
     ({"max_steps": 6}, {"max_steps": STEPS}),
     ({"max_steps": 100, "max_epochs": 1}, {"max_steps": 100}),  # the epochs end first
 ])  # fmt: skip
-def test_the_rest_of_a_run_told_in_steps_is_not_lost(first, then, tmp_path):
+def test_the_rest_of_a_run_limited_by_max_steps_is_not_lost(first, then, tmp_path):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     assert fit(write_tiny(recipe, run, **first)) == 0
     assert learnt(run)["global_step"] == min(first["max_steps"], 6)
@@ -176,7 +175,7 @@ def test_the_rest_of_a_run_told_in_steps_is_not_lost(first, then, tmp_path):
     assert learnt(run)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 2
 
 
-def test_a_stop_waits_for_the_gradients_of_a_step(tmp_path):
+def test_a_stop_waits_for_the_end_of_the_step(tmp_path):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 1, "stop"))
     assert fit(recipe, "--global_batch", "8") == 0  # two passes a step: it comes in the first
@@ -192,7 +191,7 @@ def test_early_stopping_within_an_epoch_does_not_end_the_epoch(tmp_path):
     assert logged_steps(run, "train/square") == list(range(STEPS))
 
 
-def test_a_run_that_collects_gradients_is_resumed_between_two_steps(tmp_path):
+def test_a_run_that_accumulates_gradients_resumes_between_two_steps(tmp_path):
     batch = ["--global_batch", "8", "--save_minutes", "0", "--ckpt_path", "last"]  # two passes a step
     assert fit(write_tiny(tmp_path / "whole.yaml", tmp_path / "whole"), *batch) == 0
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
@@ -205,7 +204,7 @@ def test_a_run_that_collects_gradients_is_resumed_between_two_steps(tmp_path):
     assert differing(learnt(run), learnt(tmp_path / "whole")) == []
 
 
-def test_a_detector_that_was_killed_with_its_workers_ends_as_if_it_was_not(digits, tmp_path):
+def test_a_detector_killed_with_its_workers_resumes_to_the_same_end(digits, tmp_path):
     """SIGKILL in the middle of an epoch; in fp32 on a CPU nothing differs by a bit."""
     data = {"batch_size": 2, "num_workers": 2}
     recipes = {
@@ -229,7 +228,7 @@ def test_a_detector_that_was_killed_with_its_workers_ends_as_if_it_was_not(digit
     assert any(key.endswith("running_var") for key in one["state_dict"])
 
 
-def test_a_run_goes_on_with_the_same_seed_data_and_batch(tmp_path, capsys):
+def test_a_run_resumes_with_the_same_seed_data_and_batch_only(tmp_path, capsys):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     with pytest.raises(Stopped):
         fit(write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 3)), "--save_minutes", "0")
@@ -253,22 +252,21 @@ def test_between_two_epochs_the_batch_may_change(tmp_path):
     assert learnt(run)["global_step"] == 6 + 3
 
 
-# ---- where a run goes on
+# ---- where a run resumes
 
 
 def test_negative_minutes_are_refused(tmp_path):
-    with pytest.raises(DataError, match="--save_minutes -1: "):
+    with pytest.raises(ConfigError, match="--save_minutes -1: "):
         LastCheckpoint(tmp_path / "last.ckpt", -1)
 
 
-def test_last_without_a_checkpoint_starts_afresh(tmp_path, caplog):
+def test_last_without_a_checkpoint_starts_a_new_run(tmp_path, log):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     with pytest.raises(Stopped):  # a folder with logs, but no checkpoint yet
         fit(write_tiny(recipe, run, callbacks=end_at("on_train_batch_end", 1)))
     assert not (run / "checkpoints" / "last.ckpt").exists()
-    with caplog.at_level("INFO"):
-        assert fit(write_tiny(recipe, run, max_epochs=1), "--ckpt_path", "last") == 0
-    assert f"{run} has no checkpoint yet: from the start" in caplog.text
+    assert fit(write_tiny(recipe, run, max_epochs=1), "--ckpt_path", "last") == 0
+    assert f"{run} has no checkpoint yet: from the start" in log.text
     assert learnt(run)["global_step"] == 6
 
 
@@ -280,12 +278,12 @@ def test_checkpoints_by_name_are_those_of_the_run(tmp_path, capsys):
     assert fit(recipe) == 0
     for name in ("last", "best"):
         assert main(["validate", "--config", str(recipe), "--ckpt_path", name]) == 0
-    # Going on is the command's, not the recipe's that is kept.
+    # Resuming belongs to the command, not to the saved recipe.
     assert fit(recipe, "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["ckpt_path"] is None
 
 
-def test_a_job_that_slurm_requeues_goes_on_by_itself(tmp_path, monkeypatch):
+def test_a_job_that_slurm_requeues_resumes_by_itself(tmp_path, monkeypatch):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     assert fit(write_tiny(recipe, run, max_epochs=1)) == 0
     write_tiny(recipe, run)
@@ -295,26 +293,7 @@ def test_a_job_that_slurm_requeues_goes_on_by_itself(tmp_path, monkeypatch):
     assert learnt(run)["global_step"] == STEPS
 
 
-def test_the_newest_checkpoint_is_the_one_with_most_steps(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    last, slurm, second = (
-        tmp_path / name for name in ("checkpoints/last.ckpt", "hpc_ckpt_1.ckpt", "hpc_ckpt_2.ckpt")
-    )
-    last.parent.mkdir()
-    for age, path, step in ((20, last, 7), (10, slurm, 5)):
-        torch.save({"global_step": step}, path)
-        os.utime(path, (1000 - age, 1000 - age))
-        assert newest_checkpoint(tmp_path) == last
-    torch.save({"global_step": 7}, second)  # after as many steps, last.ckpt is never inside a step
-    assert newest_checkpoint(tmp_path) == last
-    torch.save({"global_step": 8}, second)
-    assert newest_checkpoint(tmp_path) == second
-    slurm.write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match=r"hpc_ckpt_1\.ckpt cannot be read"):
-        newest_checkpoint(tmp_path)
-
-
-def test_the_best_of_a_run_stays_its_best_where_the_run_is_moved_to(tmp_path):
+def test_the_best_checkpoint_stays_the_best_after_the_folder_is_moved(tmp_path):
     recipe = tmp_path / "tiny.yaml"
     assert fit(write_tiny(recipe, tmp_path / "run", max_epochs=1)) == 0
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -328,13 +307,13 @@ def test_the_best_of_a_run_stays_its_best_where_the_run_is_moved_to(tmp_path):
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     assert fit(write_tiny(recipe, moved), "--ckpt_path", "last") == 0
     assert (moved / "checkpoints" / "best.ckpt").read_bytes() == best
-    # A run that begins with the checkpoint of another has no best yet.
+    # A run that starts from the checkpoint of another has no best one yet.
     more = ["--ckpt_path", str(moved / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "3"]
     assert fit(write_tiny(recipe, tmp_path / "other"), *more) == 0
     assert (tmp_path / "other" / "checkpoints" / "best.ckpt").is_file()
 
 
-def test_an_unreadable_image_ends_a_run_or_is_replaced(digits, tmp_path, capfd):
+def test_an_unreadable_image_ends_a_run_or_is_replaced(digits, tmp_path, capfd, log):
     images = tmp_path / "images"
     shutil.copytree(digits / "train", images)
     broken = sorted(images.iterdir())[0]
@@ -344,16 +323,15 @@ def test_an_unreadable_image_ends_a_run_or_is_replaced(digits, tmp_path, capfd):
     assert f"{broken}: cannot be decoded" in capfd.readouterr().err
     more = ["--data.init_args.skip_broken", "1", "--ckpt_path", "last", "--trainer.limit_val_batches", "0"]
     assert fit(recipe, *more) == 0
-    said = capfd.readouterr().err
-    assert f"{broken}: cannot be decoded" in said
-    assert "unreadable samples so far, replaced by others: 1" in said
+    assert f"{broken}: cannot be decoded" in log.text
+    assert "unreadable samples so far, replaced by others: 1" in log.text
 
 
-# ---- checkpoints that are whole
+# ---- intact checkpoints
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_full_disk_leaves_the_old_checkpoint_whole(before, tmp_path):
+def test_a_full_disk_leaves_the_previous_checkpoint_intact(before, tmp_path):
     resource = pytest.importorskip("resource")
     path, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
     old, new = {"x": torch.arange(10)}, {"x": torch.zeros(1_000_000)}
@@ -380,7 +358,7 @@ def test_a_checkpoint_of_a_gpu_is_read_onto_the_cpu(tmp_path, monkeypatch):
     assert read["weight"].device.type == "cpu"
 
 
-def test_a_checkpoint_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+def test_a_checkpoint_is_renamed_after_it_is_on_the_disk(tmp_path, monkeypatch):
     path, done = tmp_path / "new" / "last.ckpt", []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file)))
@@ -408,7 +386,7 @@ def test_a_full_disk_ends_a_run_with_a_message(tmp_path, monkeypatch, capsys):
     assert not list(run.rglob("*.partial"))
 
 
-def test_a_disk_that_is_full_of_logs_is_said_to_be_full(tmp_path, monkeypatch, capsys):
+def test_a_disk_that_is_full_of_logs_is_reported(tmp_path, monkeypatch, capsys):
     def fill(self):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -417,7 +395,7 @@ def test_a_disk_that_is_full_of_logs_is_said_to_be_full(tmp_path, monkeypatch, c
     assert "the disk is full" in capsys.readouterr().err
 
 
-def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+def test_partial_files_of_a_killed_run_are_removed(tmp_path):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     leftovers = [run / "checkpoints" / "last.ckpt.partial", run / "hpc_ckpt_1.ckpt.partial"]
     (run / "checkpoints").mkdir(parents=True)
@@ -431,20 +409,20 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
 
 
 def test_sigterm_saves_and_ends_the_run(whole, tmp_path):
-    """It is sent to all processes of the run, as clusters do."""
+    """Sent to all processes of the run, as clusters do."""
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     signals = end_at("on_train_batch_start", 8, "SIGTERM", group=True)
     write_tiny(recipe, run, {"workers": 2}, callbacks=signals)
     stopped = in_a_process(recipe)
     assert stopped.returncode == 143, stopped.stderr
-    assert f"stopped by SIGTERM at step 9; go on from {run}/checkpoints/last.ckpt" in stopped.stderr
+    assert f"stopped by SIGTERM at step 9; resume from {run}/checkpoints/last.ckpt" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert learnt(run)["global_step"] == 9  # the step at hand is done
     assert fit(write_tiny(recipe, run), "--ckpt_path", "last") == 0
     assert differing(learnt(run), whole) == []
 
 
-def test_sigterm_in_a_validation_ends_it_at_once(whole, tmp_path, capsys):
+def test_sigterm_in_a_validation_stops_it_at_once(whole, tmp_path, capsys):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     write_tiny(recipe, run, callbacks=end_at("on_validation_batch_start", 6, "SIGTERM"))
     before = signal.getsignal(signal.SIGTERM)
@@ -484,14 +462,14 @@ def test_devices_agree_on_a_stop_only_in_batches_that_all_have(monkeypatch):
         last.on_validation_epoch_end(trainer, None)
 
 
-def test_sigterm_waits_for_the_gradients_of_a_step(tmp_path):
+def test_sigterm_waits_for_the_end_of_the_step(tmp_path):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     write_tiny(recipe, run, callbacks=end_at("on_train_batch_start", 0, "SIGTERM"))
     assert fit(recipe, "--global_batch", "8") == 143  # two passes a step: it comes in the first
     assert learnt(run)["global_step"] == 1
 
 
-def test_slurms_requeue_signal_does_what_it_did(whole, tmp_path, monkeypatch):
+def test_slurms_requeue_signal_still_works(whole, tmp_path, monkeypatch):
     recipe, run, scontrol = tmp_path / "tiny.yaml", tmp_path / "run", tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
@@ -515,10 +493,10 @@ def test_slurms_requeue_signal_does_what_it_did(whole, tmp_path, monkeypatch):
     assert differing(learnt(run), whole) == []
 
 
-# ---- a loss that is no number
+# ---- a loss that is not finite
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path, capsys):
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, capsys):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     assert fit(write_tiny(recipe, run, {"infinite": 13}), "--save_minutes", "0") == 2
     message = capsys.readouterr().err
@@ -530,7 +508,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_a_loss_that_is_no_number_does_not_touch_the_weights(passes):
+def test_a_loss_that_is_not_finite_does_not_reach_the_weights(passes):
     module, data, weights = TinyModule(), TinyData(infinite=13), []
 
     class Watch(L.Callback):
@@ -547,7 +525,7 @@ def test_a_loss_that_is_no_number_does_not_touch_the_weights(passes):
         accumulate_grad_batches=passes,
         callbacks=[Watch(), FiniteLoss()],
     )
-    with pytest.raises(DataError, match="not touched the weights"):
+    with pytest.raises(TrainingError, match="the weights have not been changed"):
         trainer.fit(module, data)
     assert len(weights) == trainer.fit_loop.batch_idx + 1
     assert differing(list(module.parameters()), weights[-1]) == []
@@ -558,7 +536,7 @@ def test_a_loss_that_is_no_number_does_not_touch_the_weights(passes):
 
 
 @pytest.mark.slow
-def test_one_device_that_gets_sigterm_stops_all_and_all_go_on(tmp_path):
+def test_one_device_that_gets_sigterm_stops_all_and_all_resume(tmp_path):
     recipe, two = tmp_path / "tiny.yaml", {"devices": 2, "strategy": "ddp"}
     assert in_a_process(write_tiny(recipe, tmp_path / "whole", **two)).returncode == 0
     write_tiny(
@@ -585,7 +563,7 @@ def test_one_device_that_gets_sigterm_in_a_validation_stops_all(hook, rank, tmp_
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_on_one_device_ends_all(tmp_path):
+def test_a_loss_that_is_not_finite_on_one_device_ends_all(tmp_path):
     recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", {"infinite": 13}, devices=2, strategy="ddp")
     ended = in_a_process(recipe)
     assert ended.returncode == 2, ended.stderr

@@ -1,4 +1,4 @@
-"""Recipes that build on recipes, batches on other machines, progress in lines, the run's folder."""
+"""Recipes that build on recipes, batches on other machines, progress in lines, the validation at the end."""
 
 import json
 import os
@@ -10,13 +10,13 @@ import yaml
 
 from botnet.cli import main
 from botnet.detection import RCNN, DetectionModule
-from botnet.errors import DataError
+from botnet.errors import ConfigError
 from botnet.training import progress as progress_module
 from botnet.training.global_batch import GlobalBatch
 from botnet.training.progress import LineProgress
 from botnet.training.recipes import with_bases
 from tests.support.recipes import DETECTOR
-from tests.support.tiny import Stopped, TinyModule, end_at, fit, learnt, write_tiny
+from tests.support.tiny import Stopped, TinyData, TinyModule, end_at, fit, learnt, write_tiny
 
 # ---- recipes that build on recipes
 
@@ -66,7 +66,7 @@ def test_what_comes_later_overrides(tmp_path, capsys):
 
 def test_a_missing_base_is_named(tmp_path):
     top = recipe(tmp_path / "top.yaml", base="nowhere.yaml")
-    with pytest.raises(DataError, match=r"top\.yaml: its base .*nowhere\.yaml does not exist"):
+    with pytest.raises(ConfigError, match=r"top\.yaml: its base .*nowhere\.yaml does not exist"):
         with_bases(["--config", top])
 
 
@@ -75,11 +75,11 @@ def test_a_circle_is_refused(circle, tmp_path):
     names = [f"{number}.yaml" for number in range(circle)]
     for number, name in enumerate(names):
         recipe(tmp_path / name, base=names[(number + 1) % circle])
-    with pytest.raises(DataError, match="circle"):
+    with pytest.raises(ConfigError, match="circle"):
         with_bases(["--config", str(tmp_path / names[0])])
 
 
-def test_what_is_no_recipe_is_left_to_the_parser(tmp_path):
+def test_a_file_that_is_no_recipe_is_left_to_the_parser(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     for path in ("missing.yaml", "broken.yaml"):
         given = ["--config", str(tmp_path / path)]
@@ -90,9 +90,11 @@ def test_what_is_no_recipe_is_left_to_the_parser(tmp_path):
 
 
 def devices(count, each, passes=1):
+    data = TinyData()
+    data.batch_size = each
     return SimpleNamespace(
         world_size=count,
-        datamodule=SimpleNamespace(batch_size=each),
+        datamodule=data,
         accumulate_grad_batches=passes,
         is_global_zero=True,
     )
@@ -101,31 +103,30 @@ def devices(count, each, passes=1):
 @pytest.mark.parametrize(
     ("images", "count", "each", "passes"), [(64, 8, 8, 1), (64, 1, 4, 16), (64, 2, 8, 4)]
 )
-def test_fewer_devices_take_several_passes(images, count, each, passes, capsys):
+def test_fewer_devices_take_several_passes(images, count, each, passes, log):
     trainer, module = devices(count, each), TinyModule()
     GlobalBatch(images).setup(trainer, module, "fit")
     assert trainer.accumulate_grad_batches == passes
     assert module.scaled == 1
-    said = capsys.readouterr().out
-    assert f"a step has {images} images" in said
-    assert ("passes" in said) == (passes > 1)
+    assert f"a step has {images} images" in log.text
+    assert ("passes" in log.text) == (passes > 1)
 
 
 @pytest.mark.parametrize(("images", "count", "each"), [(64, 3, 8), (64, 8, 16), (6, 1, 4)])
-def test_a_batch_that_does_not_come_out_even_is_refused(images, count, each):
-    with pytest.raises(DataError, match=f"{images} images .* {count} device.*--batch_rule linear"):
+def test_a_batch_that_the_devices_cannot_make_up_is_refused(images, count, each):
+    with pytest.raises(ConfigError, match=f"{images} images .* {count} device.*--batch_rule linear"):
         GlobalBatch(images).setup(devices(count, each), TinyModule(), "fit")
 
 
 @pytest.mark.parametrize("images", [0, -4])
 def test_a_batch_without_images_is_refused(images):
-    with pytest.raises(DataError, match=f"--global_batch {images}"):
+    with pytest.raises(ConfigError, match=f"--global_batch {images}"):
         GlobalBatch(images)
 
 
 @pytest.mark.parametrize(("each", "passes"), [(0, 1), (4, 0)])
 def test_a_step_without_images_is_refused(each, passes):
-    with pytest.raises(DataError, match=f"batch_size {each} and .*accumulate_grad_batches {passes}"):
+    with pytest.raises(ConfigError, match=f"batch_size {each} and .*accumulate_grad_batches {passes}"):
         GlobalBatch(8).setup(devices(1, each, passes), TinyModule(), "fit")
 
 
@@ -136,52 +137,50 @@ def test_a_step_without_images_is_refused(each, passes):
         ("max_epochs", -3, "max_epochs"),  # Lightning's own words
     ],
 )
-def test_what_the_trainer_cannot_do_is_said_in_one_line(option, value, message, tmp_path, capsys):
+def test_a_run_without_end_is_refused_in_one_line(option, value, message, tmp_path, capsys):
     assert fit(write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", **{option: value})) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("botnet: ")
     assert message in said
 
 
-def test_an_epoch_ends_with_a_whole_step(tmp_path):
+def test_an_epoch_ends_with_a_complete_step(tmp_path):
     # 10 samples in steps of 4, as 2 passes of 2: two steps; the other two samples are left out.
     recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", {"length": 10, "batch_size": 2})
     assert fit(recipe, "--global_batch", "4") == 0
     assert learnt(tmp_path / "run")["global_step"] == 2 * 2
 
 
-def test_the_linear_rule(capsys):
+def test_the_linear_rule(log):
     # 2 devices x 4 images instead of 64: an eighth of the rate, eight times the warm-up.
     trainer, module = devices(2, 4), TinyModule()
     GlobalBatch(64, "linear").setup(trainer, module, "fit")
     assert trainer.accumulate_grad_batches == 1
     assert module.scaled == 0.125
-    said = capsys.readouterr().out
-    assert "8 images" in said
-    assert "not the recipe's 64" in said
-    assert "0.125 times its learning rate" in said
-    assert "a warm-up over as many images" in said
+    assert "8 images" in log.text
+    assert "not the recipe's 64" in log.text
+    assert "0.125 times its learning rate" in log.text
+    assert "a warm-up over as many images" in log.text
 
 
 @pytest.mark.parametrize(("count", "each", "passes"), [(8, 8, 1), (2, 8, 4)])
-def test_the_linear_rule_says_nothing_of_a_batch_that_is_kept(count, each, passes, capsys):
+def test_the_linear_rule_is_not_mentioned_for_an_unchanged_batch(count, each, passes, log):
     trainer, module = devices(count, each, passes), TinyModule()
     GlobalBatch(64, "linear").setup(trainer, module, "fit")
     assert module.scaled == 1
     assert trainer.accumulate_grad_batches == passes
-    said = capsys.readouterr().out
-    assert "a step has 64 images" in said
-    assert ("passes" in said) == (passes > 1)
-    assert "linear" not in said
+    assert "a step has 64 images" in log.text
+    assert ("passes" in log.text) == (passes > 1)
+    assert "linear" not in log.text
 
 
 def test_passes_that_contradict_the_batch_are_refused():
-    with pytest.raises(DataError, match=r"accumulate_grad_batches 4 .* 32 images, not 64"):
+    with pytest.raises(ConfigError, match=r"accumulate_grad_batches 4 .* 32 images, not 64"):
         GlobalBatch(64).setup(devices(1, 8, passes=4), TinyModule(), "fit")
     GlobalBatch(64).setup(devices(1, 8, passes=8), TinyModule(), "fit")
 
 
-def test_validation_has_no_batch_to_keep():
+def test_validation_ignores_the_global_batch():
     GlobalBatch(64).setup(devices(3, 8), TinyModule(), "validate")
 
 
@@ -201,7 +200,7 @@ def test_the_linear_rule_in_numbers_of_the_paper():
 # ---- progress in lines
 
 
-def test_the_time_left_is_that_of_this_start(monkeypatch, capsys):
+def test_the_time_left_is_that_of_this_start(monkeypatch, log):
     now = [1000.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     trainer = SimpleNamespace(
@@ -211,14 +210,14 @@ def test_the_time_left_is_that_of_this_start(monkeypatch, capsys):
         progress_bar_metrics={"train/loss": 0.5, "v": 1},
     )
     progress = LineProgress(seconds=20)
-    progress.on_train_start(trainer, None)  # a run that goes on after 100 steps
+    progress.on_train_start(trainer, None)  # a run that resumes after 100 steps
     now[0], trainer.global_step = 1010.0, 102
     progress.on_train_batch_end(trainer)
-    assert capsys.readouterr().out == ""
+    assert log.messages == []
     now[0], trainer.global_step = 1050.0, 110
     progress.on_train_batch_end(trainer)
     # 10 steps in 50 s: the other 100 take 500 s.
-    assert capsys.readouterr().out == "step 110/210  loss 0.500  8.3 min left\n"
+    assert log.messages == ["step 110/210  loss 0.500  8.3 min left"]
 
 
 # ---- the run's folder
@@ -231,11 +230,19 @@ def test_a_run_without_checkpoints(tmp_path):
     assert (run / "csv").is_dir()
 
 
+def test_a_refused_start_does_not_occupy_the_folder(tmp_path, capsys):
+    recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", max_epochs=1)
+    assert fit(recipe, "--global_batch", "7") == 2
+    assert "7 images" in capsys.readouterr().err
+    assert (tmp_path / "run" / "csv").is_dir()  # by Lightning, before the batch was checked
+    assert fit(recipe) == 0
+
+
 # ---- the validation at the end
 
 
 def metrics(folder):
-    """Epoch and step of the metrics, and the batches that the measured weights were trained on."""
+    """Epoch and step of the metrics, and the batches that the evaluated weights were trained on."""
     content = json.loads((folder / "metrics.json").read_text())
     return content["epoch"], content["step"], content["tiny"]["batches"]
 
@@ -257,15 +264,15 @@ def best_step(run):
     ({"callbacks": end_at("on_train_epoch_end", 6, "stop"), "check_val_every_n_epoch": 2}, 1, 6, 1),
     ({"max_time": {"microseconds": 1}, "check_val_every_n_epoch": 2}, 0, 1, 1),
 ])  # fmt: skip
-def test_a_run_ends_with_a_validation(trainer, epoch, step, validations, tmp_path, capsys):
+def test_a_run_ends_with_a_validation(trainer, epoch, step, validations, tmp_path, log):
     run = tmp_path / "run"
     assert fit(write_tiny(tmp_path / "tiny.yaml", run, model="TinyTask", **trainer)) == 0
     assert metrics(run) == (epoch, step, step)
     assert best_step(run) == step
-    assert capsys.readouterr().out.count("validating 2 batches") == validations
+    assert log.messages.count("validating 2 batches") == validations
 
 
-def test_the_best_of_a_run_that_was_stopped_within_an_epoch_goes_on_there(tmp_path):
+def test_the_best_checkpoint_within_an_epoch_resumes_there(tmp_path):
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
     assert fit(write_tiny(recipe, run, model="TinyTask", max_steps=4)) == 0
     assert fit(write_tiny(recipe, run, model="TinyTask"), "--ckpt_path", "best") == 0
@@ -288,16 +295,16 @@ def test_a_run_with_nothing_left_to_train_gets_its_metrics(hook, trainer, step, 
     assert not (run / "validate").exists()
 
 
-def test_a_run_that_ends_in_the_middle_of_a_step_is_validated_once_at_its_end(tmp_path, capsys):
+def test_a_run_that_ends_in_the_middle_of_a_step_is_validated_once_at_its_end(tmp_path, log):
     run = tmp_path / "run"
     stop = end_at("on_train_batch_start", 1, "stop")
     recipe = write_tiny(tmp_path / "tiny.yaml", run, model="TinyTask", callbacks=stop)
     assert fit(recipe, "--global_batch", "8") == 0  # two passes a step
     assert metrics(run) == (0, 2, 4)
-    assert capsys.readouterr().out.count("validating 2 batches") == 1
+    assert log.messages.count("validating 2 batches") == 1
 
 
-def test_validate_says_what_it_measured(tmp_path):
+def test_validate_writes_epoch_and_step_of_its_checkpoint(tmp_path):
     recipe, run = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", model="TinyTask"), tmp_path / "run"
     stop = end_at("on_train_batch_start", 11)
     with pytest.raises(Stopped):

@@ -1,21 +1,22 @@
-"""What devices tell one another. Light on imports: each of its processes has them again."""
+"""What devices exchange. Light on imports: each of its processes repeats them."""
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import get_context
 
-from botnet.training.distributed import batch_mean, gather_shares
+from botnet.training.distributed import batch_mean, gather_shares, sum_over_devices
 
 
 def device(rank, world, store, answers):
     dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
     sums = torch.tensor([[6.0, 0.0], [4.0, 0.0], [2.0, 0.0]])[rank]
     counts = torch.tensor([[1, 0], [2, 0], [3, 0]])[rank]
-    answers.put((rank, batch_mean(sums, counts).tolist(), gather_shares(list(range(7))[rank::world])))
+    shares = gather_shares(list(range(7))[rank::world])
+    answers.put((rank, batch_mean(sums, counts).tolist(), shares, sum_over_devices(counts).tolist()))
     dist.destroy_process_group()
 
 
-def test_means_and_shares_of_three_devices(tmp_path):
+def test_means_shares_and_sums_of_three_devices(tmp_path):
     context = get_context("spawn")
     answers = context.Queue()
     workers = [
@@ -27,10 +28,12 @@ def test_means_and_shares_of_three_devices(tmp_path):
     for worker in workers:
         worker.join()
     # Twelve over six; the shares average to it. Nothing counted is 0.
-    assert torch.tensor([mean for _, mean, _ in found]).mean(0).tolist() == [2.0, 0.0]
-    assert [shares for _, _, shares in found] == [[0, 1, 2, 3, 4, 5, 6], None, None]
+    assert torch.tensor([mean for _, mean, _, _ in found]).mean(0).tolist() == [2.0, 0.0]
+    assert [shares for _, _, shares, _ in found] == [[0, 1, 2, 3, 4, 5, 6], None, None]
+    assert [sums for *_, sums in found] == [[6, 0]] * 3
 
 
-def test_alone_there_is_nobody_to_tell():
+def test_one_device_exchanges_nothing():
     assert batch_mean(torch.tensor([6.0, 0.0]), torch.tensor([3, 0])).tolist() == [2.0, 0.0]
     assert gather_shares([3, 1]) == [3, 1]
+    assert sum_over_devices(torch.tensor([2, 5])).tolist() == [2, 5]

@@ -1,4 +1,4 @@
-"""Which sample comes when, on any number of devices and workers; what becomes of unreadable ones."""
+"""The order of samples on any number of devices and workers, and unreadable samples."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import SequentialSampler, default_collate
 
-from botnet.errors import DataError
+from botnet.errors import CheckpointError, ConfigError, DataError
 from botnet.training.loader import EpochSampler, EvalSampler, Loader, SkipBrokenDataset, make_loader
 from botnet.training.seeding import generator
 from tests.support.tiny import Numbers
@@ -21,10 +21,10 @@ def batches(sampler):
     return [keys[i : i + sampler.batch_size] for i in range(0, len(keys), sampler.batch_size)]
 
 
-# ---- chance
+# ---- randomness
 
 
-def test_chance_belongs_to_seed_epoch_and_sample():
+def test_random_numbers_depend_on_seed_epoch_and_sample():
     draw = lambda *place: torch.rand(4, generator=generator(*place))  # noqa: E731
     assert torch.equal(draw(1, 2, 3), draw(1, 2, 3))
     for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0), (1, 3, 2), (12, 3, 3), (1, 23, 3)):
@@ -72,7 +72,7 @@ def test_an_epoch_of_coco_has_as_many_steps_with_passes_as_without():
     assert len(EpochSampler(images, 0, 4, passes=16)) // 4 == 1832 * 16
 
 
-def test_every_epoch_has_its_own_order_which_comes_again():
+def test_every_epoch_has_its_own_reproducible_order():
     sampler = EpochSampler(50, seed=5, batch_size=5)
     first = list(sampler)
     sampler.set_epoch(1)
@@ -96,7 +96,7 @@ def test_length_of_an_epoch(length, batch, devices, passes, samples):
         assert len(sampler) == samples == len(list(sampler))
 
 
-def test_samples_of_a_batch_by_its_number():
+def test_samples_of_a_batch_by_its_index():
     sampler = EpochSampler(40, 5, batch_size=3, rank=1, world_size=2)
     sampler.set_epoch(4)
     for number, batch in enumerate(batches(sampler)):
@@ -115,7 +115,7 @@ def test_evaluation_sees_every_sample_once(length, devices):
 
 
 def trainer(batch=-1, rank=0, devices=1, passes=1):
-    """As much of a trainer as the loader asks: the last batch that is done."""
+    """The part of a trainer that the loader uses: its devices, and the last batch that is done."""
     return SimpleNamespace(
         global_rank=rank,
         world_size=devices,
@@ -144,7 +144,7 @@ def test_batches_do_not_depend_on_the_workers():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_goes_on_where_the_trainer_stopped(workers):
+def test_a_loader_continues_where_the_trainer_stopped(workers):
     whole = keys_of(make_loader(Numbers(21), 4, 0, default_collate, train=True), epoch=3)
     state = trainer(batch=1)
     loader = make_loader(Numbers(21), 4, workers, default_collate, state, train=True)
@@ -176,27 +176,27 @@ def test_a_loader_takes_the_trainers_share():
     assert sorted(evaluated[0] + evaluated[1]) == [(-1, index) for index in range(7)]
 
 
-def test_a_sampler_put_in_by_a_trainer_is_refused():
-    loader = Loader(Numbers(8), 2, sampler=SequentialSampler(range(8)), first_batch=lambda: 0)
-    with pytest.raises(DataError, match="use_distributed_sampler=False"):
+def test_a_sampler_of_the_trainer_is_refused():
+    loader = Loader(Numbers(8), batch_size=2, sampler=SequentialSampler(range(8)), first_batch=lambda: 0)
+    with pytest.raises(ConfigError, match="use_distributed_sampler=False"):
         next(iter(loader))
 
 
 @pytest.mark.parametrize(("batch", "workers", "message"), [(0, 0, "no batch has 0"), (2, -1, "-1 workers")])
-def test_batches_and_workers_that_cannot_be_are_refused(batch, workers, message):
-    with pytest.raises(DataError, match=message):
+def test_impossible_batches_and_workers_are_refused(batch, workers, message):
+    with pytest.raises(ConfigError, match=message):
         make_loader(Numbers(4), batch, workers, default_collate, train=False)
 
 
 def test_fewer_samples_than_a_batch_over_all_devices_are_refused():
     make_loader(Numbers(7), 4, 0, default_collate, train=True)
-    with pytest.raises(DataError, match=r"7 training samples .* 2 x 4"):
+    with pytest.raises(ConfigError, match=r"7 training samples .* 2 x 4"):
         make_loader(Numbers(7), 4, 0, default_collate, trainer(devices=2), train=True)
-    with pytest.raises(DataError, match=r"7 training samples .* 1 x 4 x 2"):
+    with pytest.raises(ConfigError, match=r"7 training samples .* 1 x 4 x 2"):
         make_loader(Numbers(7), 4, 0, default_collate, trainer(passes=2), train=True)
 
 
-def test_a_worker_outlives_one_sigterm_and_not_two():
+def test_the_second_sigterm_stops_a_worker():
     loader = make_loader(Numbers(40), 4, 1, default_collate, train=True)
     begun = iter(loader)
     next(begun)
@@ -230,8 +230,43 @@ def test_the_first_unreadable_sample_ends_the_run(workers):
     assert refusal(loader) == "sample 5: cannot be read"
 
 
+class Refusing(Numbers):
+    """Raises an error for every sample."""
+
+    def __init__(self, error):
+        super().__init__(8)
+        self.error = error
+
+    def __getitem__(self, key):
+        raise self.error
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_few_are_replaced_by_their_successors(workers, capfd):
+@pytest.mark.parametrize("kind", [DataError, ConfigError, CheckpointError])
+def test_an_error_of_a_worker_arrives_as_it_was_raised(kind, workers):
+    error = kind("a.png: DataError: of two\nlines")
+    error.sample = 5
+    loader = make_loader(Refusing(error), 4, workers, default_collate, train=False)
+    with pytest.raises(kind) as caught:
+        next(iter(loader))
+    assert type(caught.value) is kind
+    assert (str(caught.value), caught.value.sample) == (str(error), 5)
+    if workers:
+        loader._iterator._shutdown_workers()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bug_in_a_worker_shows_its_traceback(workers):
+    loader = make_loader(Refusing(KeyError("bug")), 4, workers, default_collate, train=False)
+    with pytest.raises(KeyError, match="bug") as caught:
+        next(iter(loader))
+    assert workers == 0 or "in __getitem__" in str(caught.value)
+    if workers:
+        loader._iterator._shutdown_workers()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_few_are_replaced_by_their_successors(workers, log_to_stderr, capfd):
     broken = (3, 7, 8)
     loader = make_loader(Numbers(12, broken), 4, workers, default_collate, train=True, skip_broken=3)
     replaced = {3: 4, 7: 9, 8: 9}
@@ -256,6 +291,6 @@ def test_evaluation_replaces_none():
     assert refusal(loader) == "sample 3: cannot be read"
 
 
-def test_what_is_replaced_must_leave_something():
-    with pytest.raises(DataError, match="lower skip_broken"):
+def test_some_sample_must_be_readable():
+    with pytest.raises(ConfigError, match="lower skip_broken"):
         SkipBrokenDataset(Numbers(3), 3)
