@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as rle_api
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
@@ -17,6 +16,7 @@ from botnet.detection.placement import CanvasObject, Placement, load_placed
 from botnet.detection.records import broken_mask, image_name, refusal
 from botnet.detection.transforms import EvalTransform, TrainTransform, to_canvas
 from botnet.errors import DataError
+from botnet.masks import mask_area
 from botnet.training.seeding import Key, generator
 
 MAX_OBJECTS = 100  # of an image in training (tensorflow/tpu models/official/detection)
@@ -201,7 +201,7 @@ class EvalDataset(CocoDataset):
         areas = [annotation["bbox"][2] * annotation["bbox"][3] for annotation in annotations]
         if self.masks:
             truth["masks"] = [self.instances.mask_of(annotation) for annotation in annotations]
-            areas = [float(rle_api.area(mask)) for mask in truth["masks"]]
+            areas = [float(mask_area(mask)) for mask in truth["masks"]]
         areas = [
             area if a.get("area") is None else a["area"] for a, area in zip(annotations, areas, strict=True)
         ]

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from faster_coco_eval.core import mask as rle_api
 from PIL import Image
 
 from botnet.images import decode_image
-from botnet.masks import Rle, compress_mask, decode_mask
+from botnet.masks import Rle, compress_mask, decode_mask, mask_box
 
 THIN = 0.01  # canvas pixels: the width of a thinner box may be 0 in float32, which makes its loss infinite
 NO_MASK = np.zeros((0, 0), np.uint8)
@@ -149,7 +148,7 @@ class Placement:
     def _runs(self, segmentation: Rle) -> tuple[np.ndarray, int, int] | None:
         """Run lengths sampled at the centres of the canvas' pixels: mask, top, left, nothing mirrored."""
         rle = compress_mask(segmentation, *self.size)
-        x, y, w, h = rle_api.toBbox(rle)
+        x, y, w, h = mask_box(rle)
         rows = _sources(self.top, self.valid[0], self.size[0], self.resized[0])
         columns = _sources(self.left, self.valid[1], self.size[1], self.resized[1])
         top, bottom = np.searchsorted(rows, (y, y + h)).tolist()

@@ -5,10 +5,10 @@ import re
 
 import pytest
 import torch
-from faster_coco_eval.core import mask as rle_api
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as reference
 
 from botnet.detection.check import check_data
 from botnet.detection.coco import CocoInstances
@@ -459,7 +459,7 @@ def test_the_sound_polygons_of_an_annotation_outlive_the_others(made):
 
 def test_what_reaches_beyond_the_image_is_trimmed_and_reported(made):
     made.annotation(bbox=[30, 5, 20, 20], segmentation=[[30, 5, 50, 5, 50, 25, 30, 25]])
-    assert rle_api.area(made.target()["masks"][2]) == 10 * 20
+    assert reference.area(made.target()["masks"][2]) == 10 * 20
     assert made.target(train=True)["masks"][2].sum() == 10 * 20
     assert made.dataset().instances.dropped == {"beyond image": 2}
     assert made.kinds() == {("beyond image", "warning"): 2}
