@@ -16,7 +16,7 @@ from botnet.detection.metric import CocoMetric, truth_of
 from botnet.detection.placement import Placement
 from botnet.detection.results import coco_results
 from botnet.detection.transforms import TrainTransform, denormalise
-from botnet.errors import DataError
+from botnet.errors import ConfigError, DataError
 from botnet.masks import encode_mask
 from botnet.training.loader import make_loader
 
@@ -86,7 +86,7 @@ class RightHalf:
 
     canvas = 40
 
-    def place(self, size, chance):
+    def place(self, size, rng):
         return Placement(size, size, top=0, left=20, valid=(30, 20))
 
 
@@ -138,7 +138,7 @@ def test_the_pasted_image_is_to_blame_if_it_is_broken(made, capfd, workers):
 
 def test_copy_paste_needs_masks_and_a_probability(made):
     for arguments in ({"copy_paste": 1.5}, {"copy_paste": 0.5, "masks": False}):
-        with pytest.raises(DataError, match="it is a probability"):
+        with pytest.raises(ConfigError, match="it is a probability"):
             made.dataset(train=True, **arguments)
 
 
