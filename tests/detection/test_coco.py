@@ -1,4 +1,4 @@
-"""Instances files and images as people have them, sound and broken."""
+"""Instances files and images, valid and broken."""
 
 import copy
 import re
@@ -26,7 +26,7 @@ def test_labels_follow_category_ids_with_gaps(made):
     assert samples[0][1]["labels"].tolist() == [2, 1]
 
 
-def test_the_photographs_are_without_fault(coco_by):
+def test_the_photographs_have_no_problems(coco_by):
     for split, number in (("train", 48), ("val", 12)):
         file = coco_by / f"instances_{split}.json"
         assert check_data(file, coco_by / "images") == []
@@ -316,7 +316,7 @@ OF_FOLDER = {
 
 
 @pytest.mark.parametrize("spoil", OF_FOLDER, ids=lambda spoil: spoil.__name__)
-def test_images_that_are_not_there_are_missed_before_the_first_step(made, spoil):
+def test_missing_images_are_reported_before_the_first_step(made, spoil):
     kind, message = OF_FOLDER[spoil]
     spoil(made)
     with pytest.raises(DataError, match=message):
@@ -448,12 +448,12 @@ def test_an_area_of_null_is_no_area(made):
     assert made.target(masks=False)["area"].tolist()[::2] == [400, 400]
 
 
-def test_without_masks_a_box_outlives_its_polygon(made):
+def test_without_masks_a_box_is_kept_without_its_polygon(made):
     polygon_of_two_points(made)
     assert made.target(masks=False)["labels"].tolist() == [2, 1, 2]
 
 
-def test_the_sound_polygons_of_an_annotation_outlive_the_others(made):
+def test_the_valid_polygons_of_an_annotation_are_kept(made):
     made.annotation(segmentation=[[1, 1, 2, 2], *SQUARE, [50, 5, 70, 5, 70, 25]])
     assert made.dataset().instances.dropped == {"degenerate polygon": 1, "outside image": 1}
     masks = made.target()["masks"]
@@ -468,7 +468,7 @@ def test_what_reaches_beyond_the_image_is_trimmed_and_reported(made):
     assert made.kinds() == {("beyond image", "warning"): 2}
 
 
-def test_rounding_is_no_fault(made):
+def test_rounding_beyond_the_image_is_not_a_problem(made):
     made.annotation(bbox=[-0.5, 5, 41, 20], segmentation=[[-0.5, 5, 40.5, 5, 40.5, 25]])
     assert made.kinds() == {}
 
@@ -513,7 +513,7 @@ FIELDS = {
 
 @st.composite
 def spoilt_sets(draw):
-    """The sound set with a few of its values replaced."""
+    """The valid set with a few of its values replaced."""
     data = copy.deepcopy(sound_set())
     for field in draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=3)):
         draw(st.sampled_from(data["annotations"]))[field] = draw(FIELDS[field])

@@ -1,4 +1,4 @@
-"""Samples are what the instances file says."""
+"""Samples against the instances file."""
 
 import json
 import pickle
@@ -82,7 +82,7 @@ def test_crowd_is_kept_for_scoring_and_left_out_of_training(made):
 
 
 class RightHalf:
-    """A transform that shows the right half of the pictures."""
+    """A transform that shows the right half of the images."""
 
     canvas = 40
 
@@ -121,8 +121,8 @@ def test_a_training_sample_depends_on_seed_epoch_and_index_alone(made, copy_past
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_pasted_image_is_to_blame_if_it_is_broken(made, capfd, workers):
-    """Images 7 and 12 are sound, 20 is broken: what it would be pasted onto stays, and gets another one."""
+def test_a_broken_pasted_image_is_replaced_and_marked(made, capfd, workers):
+    """Images 7 and 12 are valid, 20 is broken: the destination stays, with another source."""
     made.data["images"].append({"id": 20, "file_name": "c.png", "height": 30, "width": 40})
     (made.folder / "c.png").write_bytes(b"broken")
     samples = made.dataset(train=True, copy_paste=1.0)
@@ -174,7 +174,7 @@ def test_a_batch_has_one_canvas(made):
     assert [target["image_id"] for target in targets] == [7, 12]
 
 
-def test_datasets_travel_to_workers(made):
+def test_datasets_can_be_pickled(made):
     samples = pickle.loads(pickle.dumps(made.dataset()))
     assert samples[0][1]["labels"].tolist() == [2, 1]
 

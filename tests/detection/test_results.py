@@ -30,7 +30,7 @@ def photographs(coco_by, request):
 
 
 def predictions_like(truth, generator, num_classes):
-    """What a middling detector might say: truths missed, moved, mislabelled, found twice; rubbish too."""
+    """Plausible detections: truths missed, moved, mislabelled and found twice."""
     boxes, labels, masks = [], [], []
     for box, label, rle in zip(truth["boxes"], truth["labels"], truth["masks"], strict=True):
         for _ in range(int(torch.randint(0, 3, (), generator=generator))):
