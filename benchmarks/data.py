@@ -25,20 +25,19 @@ from rich.table import Table
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
-from botnet.detection import datasets as samples
-from botnet.detection import images as pictures
+from botnet.detection import placement, transforms
 from botnet.detection.datasets import TrainDataset
 from botnet.detection.placement import Placement
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform
 from botnet.training.seeding import generator, run_seed
 
 TARGET = 2.0
-# Where ours spends its time: name, and the function that is watched.
+# Where ours spends its time: name, and the function that is timed.
 PARTS: dict[str, tuple[Any, str]] = {
-    "decode": (pictures, "_decode"),
+    "decode": (placement, "decode_image"),
     "cut and resize": (Placement, "pixels"),
-    "masks": (Placement, "masked"),
-    "normalise": (samples, "to_canvas"),
+    "masks": (Placement, "place_mask"),
+    "normalise": (transforms, "to_canvas"),
     "masks to the canvas": (TrainDataset, "_target"),
 }
 
@@ -79,8 +78,8 @@ def measure(
     def theirs() -> None:
         for index in chosen:
             size = records[index]["height"], records[index]["width"]
-            placement = dataset.transform.place(size, generator(run_seed(), 0, index))
-            reference(index, max(placement.resized) / canvas)
+            placed = dataset.transform.place(size, generator(run_seed(), 0, index))
+            reference(index, max(placed.resized) / canvas)
 
     seconds = alternate({"botnet": ours, "torchvision": theirs}, rounds)
     largest = train_set(folder, canvas, (jitter[1], jitter[1]))
@@ -111,7 +110,7 @@ class Reference:
     """
 
     def __init__(self, folder: Path, canvas: int) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells of its progress
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             plain = datasets.CocoDetection(folder / "images", folder / "instances_train.json")
         self.dataset = datasets.wrap_dataset_for_transforms_v2(plain, ("boxes", "labels", "masks"))
         self.canvas = canvas
@@ -165,7 +164,7 @@ def parts(run: Callable[[], None]) -> dict[str, float]:
     """Seconds of one run that are spent in each of :data:`PARTS`."""
     spent: Counter[str] = Counter()
 
-    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             result = function(*args, **kwargs)
@@ -176,7 +175,7 @@ def parts(run: Callable[[], None]) -> dict[str, float]:
 
     with contextlib.ExitStack() as stack:
         for name, (owner, attribute) in PARTS.items():
-            replacement = watched(name, getattr(owner, attribute))
+            replacement = timed(name, getattr(owner, attribute))
             stack.enter_context(mock.patch.object(owner, attribute, replacement))
         start = time.perf_counter()
         run()
@@ -185,7 +184,7 @@ def parts(run: Callable[[], None]) -> dict[str, float]:
 
 
 def tabulate(case: str, result: dict[str, Any]) -> Iterator[Table]:
-    """Both ways beside each other; then where ours spends its time."""
+    """Both ways side by side; then where ours spends its time."""
     ways = Table("way", "images a second", "speed", "peak MB of a sample", title=case, title_justify="left")
     reference = result["seconds"]["torchvision"]
     for name, seconds in result["seconds"].items():

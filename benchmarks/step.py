@@ -5,8 +5,8 @@
 
 One step is forward, losses, backward and SGD on one image with seven objects, float32, 80 classes, no layer
 frozen. torchvision's is ``maskrcnn_resnet50_fpn`` with batch norm and the numbers of ours where they can be
-set; told that the canvas is its size, it resizes nothing. All heads get the same thousand proposals, of which
-more than 128 are positive, so that all have as much to do: an untrained RPN would feed them by chance.
+set; its size is that of the canvas, so that it resizes nothing. All heads get the same thousand proposals, of
+which more than 128 are positive, so that all do equal work: the proposals of an untrained RPN are random.
 """
 
 import statistics
@@ -48,7 +48,7 @@ PARTS = {
 def main() -> None:
     parser = options(__doc__, "step.json", 5)
     parser.add_argument("--sizes", nargs="+", type=int, default=[1024], help="side of the canvas in pixels")
-    parser.add_argument("--profile", action="store_true", help="where our step's time goes, and no more")
+    parser.add_argument("--profile", action="store_true", help="only show where our step's time goes")
     args = parser.parse_args()
 
     clock = choose_clock(args.cpu_time)
@@ -171,7 +171,7 @@ def tabulate(results: dict[str, Any]) -> Table:
 
 
 def show_profile(size: int, device: torch.device) -> None:
-    """Print the parts of a step of our BoT50 Mask R-CNN, and its dearest operations."""
+    """Print the parts of a step of our BoT50 Mask R-CNN, and its most expensive operations."""
     network = ours("botnet50", size)
     for part, (owner, method) in PARTS.items():
         module = network.get_submodule(owner)
@@ -197,7 +197,7 @@ def show_profile(size: int, device: torch.device) -> None:
 
 
 def recorded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, its calls told to the profiler."""
+    """The method, its calls recorded by the profiler."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with record_function(name):

@@ -1,4 +1,4 @@
-"""The paper's own size on whatever machine this is: BoT50 Mask R-CNN, canvas 1024, jitter [0.1, 2.0].
+"""The paper's image size on this machine: BoT50 Mask R-CNN, canvas 1024, jitter [0.1, 2.0].
 
 Trains three steps of one image and evaluates two images; prints losses, times and the peak memory.
 """
@@ -56,7 +56,7 @@ def main() -> None:
         num_workers=1,
     )
     detector = mask_rcnn("botnet50", data.num_classes, bn_momentum=0.003, bn_eps=1e-4)
-    # The linear rule: 0.08 belongs to 64 images.
+    # The linear scaling rule: 0.08 is for 64 images.
     module = DetectionModule(detector, learning_rate=0.08 / 64, warmup_learning_rate=0.0067 / 64)
     with tempfile.TemporaryDirectory() as run:
         trainer = L.Trainer(

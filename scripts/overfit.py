@@ -1,6 +1,6 @@
-"""A detector learns four photographs by heart: proof that boxes and masks survive the whole chain.
+"""Overfit a detector on four photographs: a check of boxes and masks end to end.
 
-It chooses, from a COCO-format set, the first four photographs (by id) with 3 to 8 objects, none of them a
+It takes, from a COCO-format set, the first four photographs (by id) with 3 to 8 objects, none of them a
 crowd and none under 15% of the photograph's longer side, and runs recipes/overfit.yaml on them.
 """
 
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 OBJECTS = range(3, 9)
-LEAST_SIDE = 0.15  # of the photograph's longer side
+MIN_SIDE = 0.15  # of the photograph's longer side
 TARGET = 0.80  # mask AP50 on the four
 
 
@@ -21,9 +21,9 @@ def choose(truth: dict) -> dict:
     chosen = []
     for image in sorted(truth["images"], key=lambda image: image["id"]):
         objects = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
-        least = LEAST_SIDE * max(image["height"], image["width"])
+        min_side = MIN_SIDE * max(image["height"], image["width"])
         if len(objects) in OBJECTS and all(
-            not a.get("iscrowd") and max(a["bbox"][2:]) >= least for a in objects
+            not a.get("iscrowd") and max(a["bbox"][2:]) >= min_side for a in objects
         ):
             chosen.append(image)
     chosen = chosen[:4]

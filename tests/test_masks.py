@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from faster_coco_eval.core import mask as rle_api
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools import mask as reference
 
 from botnet.detection.coco import CocoInstances
-from botnet.masks import compress_mask, decode_mask, encode_mask
+from botnet.masks import compress_mask, decode_mask, encode_mask, mask_area, mask_box
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_masks_are_those_of_pycocotools_in_every_encoding(coco_by):
     for split in ("train", "val"):
         instances = CocoInstances(coco_by / f"instances_{split}.json")
@@ -34,7 +34,7 @@ def test_encoding_returns(mask):
     for kind in (np.uint8, bool):
         encoded = json.loads(json.dumps(encode_mask(mask.astype(kind))))
         np.testing.assert_array_equal(decode_mask(encoded, *mask.shape), mask)
-        np.testing.assert_array_equal(rle_api.decode(encoded), mask)
+        np.testing.assert_array_equal(reference.decode(encoded), mask)
 
 
 def test_the_polygons_of_an_object_are_one_mask():
@@ -51,3 +51,59 @@ def test_run_lengths_of_another_size_are_refused(counts):
     for read in (decode_mask, compress_mask):
         with pytest.raises(ValueError, match=r"."):
             read({"size": [4, 5], "counts": counts}, 5, 4)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [0, 21],
+        [0, 19],
+        [-1, 21],
+        [0, 2**33],
+        [2**70],
+        "garbage!!~~",
+        "",
+        "0c0o",  # the last number goes on
+        "o" * 100,
+        "0",
+        "\ud800",
+        "é",
+    ],
+)
+def test_broken_run_lengths_are_refused(counts):
+    for read in (decode_mask, compress_mask):
+        with pytest.raises(ValueError, match=r"."):
+            read({"size": [5, 4], "counts": counts}, 5, 4)
+
+
+@given(st.data())
+def test_masks_are_those_of_pycocotools_at_random(data):
+    height, width = data.draw(st.tuples(st.integers(1, 30), st.integers(1, 30)))
+    coordinates = st.floats(-60, 60) | st.integers(-5, 35)
+    points = st.lists(coordinates, min_size=6, max_size=16).filter(lambda polygon: len(polygon) % 2 == 0)
+    polygons = data.draw(st.lists(points, min_size=1, max_size=3))
+    expected = reference.merge(reference.frPyObjects(polygons, height, width))
+    mask = reference.decode(expected)
+    rle = compress_mask(polygons, height, width)
+    assert rle == {"size": [height, width], "counts": expected["counts"].decode()} == encode_mask(mask)
+    np.testing.assert_array_equal(decode_mask(polygons, height, width), mask)
+    assert mask_area(rle) == reference.area(expected)
+    assert list(mask_box(rle)) == reference.toBbox(expected).tolist()
+
+    ends = sorted(data.draw(st.lists(st.integers(0, height * width), max_size=12)))
+    counts = np.diff([0, *ends, height * width]).tolist()  # some are zero
+    expected = reference.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    rle = compress_mask({"size": [height, width], "counts": counts}, height, width)
+    assert rle == {"size": [height, width], "counts": expected["counts"].decode()}
+    np.testing.assert_array_equal(decode_mask(rle, height, width), reference.decode(expected))
+    assert mask_area(rle) == reference.area(expected)
+
+
+@given(st.text(max_size=12) | st.text("0123456789:;<=>?@PQRSo", max_size=12))
+def test_any_text_is_a_mask_or_a_value_error(counts):
+    try:
+        mask = decode_mask({"size": [3, 4], "counts": counts}, 3, 4)
+    except ValueError:
+        return
+    assert mask.shape == (3, 4)
+    assert mask.sum() == mask_area({"size": [3, 4], "counts": counts})

@@ -3,20 +3,20 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.progress import track
 
-from botnet.detection.coco import _read
+from botnet.detection.coco import read_instances
 from botnet.detection.records import (
+    ImageRecord,
     Problem,
-    _annotations,
-    _error,
-    _no_mask,
-    _sound_images,
-    _table_problems,
     broken_mask,
+    checked_annotations,
+    error,
     image_name,
+    no_mask,
+    sound_images,
+    table_problems,
 )
 from botnet.errors import DataError
 from botnet.images import find_fault
@@ -31,7 +31,7 @@ def check_data(
     Args:
         instances: the file.
         images: the folder.
-        masks: ask that every annotation has a mask.
+        masks: whether every annotation must have a mask.
         decode: decode every image and mask; otherwise only the images' headers are read.
         progress: show a progress bar.
 
@@ -40,23 +40,23 @@ def check_data(
     """
     path, folder = Path(instances), Path(images)
     try:
-        data = _read(path)
-    except DataError as error:
-        return [_error("unreadable file", path.name, str(error))]
-    problems = list(_table_problems(data))
-    records = _sound_images(data)
-    for annotation, found in _annotations(data):
+        data = read_instances(path)
+    except DataError as cause:
+        return [error("unreadable file", path.name, str(cause))]
+    problems = list(table_problems(data))
+    records = sound_images(data)
+    for annotation, found in checked_annotations(data):
         problems += found
         if annotation is None or any(problem.severity == "error" for problem in found):
             continue
         image = records[annotation["image_id"]]
         if annotation["segmentation"] is None:
-            problems += [_no_mask(annotation, image)] if masks else []
+            problems += [no_mask(annotation, image)] if masks else []
         elif decode:
             try:
                 compress_mask(annotation["segmentation"], image["height"], image["width"])
-            except ValueError as error:
-                problems.append(broken_mask(annotation, image, error))
+            except ValueError as cause:
+                problems.append(broken_mask(annotation, image, cause))
     missing = list(folder_problems(list(records.values()), folder))
     problems += missing
     if any(problem.kind == "no images in folder" for problem in missing):
@@ -68,14 +68,14 @@ def check_data(
     return problems
 
 
-def folder_problems(images: list[dict[str, Any]], folder: Path) -> Iterator[Problem]:
-    """Images whose files are missing; one problem alone if the folder has no image at all."""
+def folder_problems(images: list[ImageRecord], folder: Path) -> Iterator[Problem]:
+    """Images whose files are missing; a single problem if the folder has none of them."""
     if not os.path.isdir(folder):  # unlike Path's, it takes a name that is too long
-        yield _error("no images in folder", str(folder), "no such folder; give the folder of the images")
+        yield error("no images in folder", str(folder), "no such folder; give the folder of the images")
         return
     missing = [image for image in images if not os.path.isfile(folder / image["file_name"])]
     if images and len(missing) == len(images):
-        yield _error(
+        yield error(
             "no images in folder",
             str(folder),
             f"holds none of the {len(images)} images, not even {images[0]['file_name']}; "
@@ -84,12 +84,12 @@ def folder_problems(images: list[dict[str, Any]], folder: Path) -> Iterator[Prob
         return
     for image in missing:
         file = folder / image["file_name"]
-        yield _error(
+        yield error(
             "missing image", image_name(image), f"{file}: no such file; restore it or remove its record"
         )
 
 
-def image_problems(file: Path, image: dict[str, Any], decode: bool) -> list[Problem]:
+def image_problems(file: Path, image: ImageRecord, decode: bool) -> list[Problem]:
     """What is wrong with one image file: with its header or, if it is decoded, with all of it."""
     fault = find_fault(file, (image["height"], image["width"]), decode)
-    return [_error(fault[0], image_name(image), f"{file}: {fault[1]}")] if fault else []
+    return [error(fault[0], image_name(image), f"{file}: {fault[1]}")] if fault else []

@@ -1,11 +1,10 @@
 """Training and evaluation samples of a COCO instances file."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as rle_api
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
@@ -13,17 +12,48 @@ from torchvision.ops import box_convert
 from botnet.detection.check import folder_problems
 from botnet.detection.coco import CocoInstances
 from botnet.detection.copy_paste import Scene, copy_paste
-from botnet.detection.placement import CanvasObject, Placement, load_placed
-from botnet.detection.records import broken_mask, image_name, refusal
-from botnet.detection.transforms import EvalTransform, TrainTransform, to_canvas
-from botnet.errors import DataError
+from botnet.detection.placement import CanvasObject, Placement
+from botnet.detection.records import Annotation, ImageRecord, broken_mask, image_name, refusal
+from botnet.detection.results import Truth
+from botnet.detection.transforms import EvalTransform, TrainTransform, load_on_canvas
+from botnet.errors import ConfigError, DataError
+from botnet.masks import mask_area
 from botnet.training.seeding import Key, generator, run_seed
 
 MAX_OBJECTS = 100  # of an image in training (tensorflow/tpu models/official/detection)
 
 
-class CocoDataset(Dataset):
-    """What the samples of training and of evaluation share: an instances file and its folder of images.
+T = TypeVar("T")
+
+
+class PlacedImage(TypedDict):
+    """Which image is on a canvas, and where.
+
+    ``size`` is the (height, width) of the original image; ``valid`` the (height, width) of the part of the
+    canvas that is not padding; ``scale`` canvas pixels per original pixel, (y, x).
+    """
+
+    image_id: int
+    size: tuple[int, int]
+    valid: tuple[int, int]
+    scale: tuple[float, float]
+
+
+class TrainTarget(PlacedImage):
+    """Objects that the canvas shows; the tensors are described in :class:`TrainDataset`."""
+
+    boxes: Tensor
+    labels: Tensor
+    area: Tensor
+    masks: NotRequired[Tensor]
+
+
+class EvalTarget(PlacedImage, Truth):
+    """Objects in original pixels, where they are scored."""
+
+
+class CocoDataset(Dataset[Any]):
+    """The common part of training and evaluation: an instances file and its folder of images.
 
     Args:
         instances: the instances file, or its path.
@@ -31,7 +61,7 @@ class CocoDataset(Dataset):
         masks: read masks; False for boxes only.
 
     Raises:
-        DataError: at once if an image file or a mask is missing; on access if a file or a mask is broken.
+        DataError: an image file or a mask is missing; on access, a file or a mask is broken.
     """
 
     def __init__(self, instances: CocoInstances | Path, images: Path, masks: bool = True) -> None:
@@ -47,15 +77,15 @@ class CocoDataset(Dataset):
         return len(self.instances.images)
 
     def name(self, index: int) -> str:
-        """What messages call a sample."""
+        """The name of a sample in messages."""
         return image_name(self.instances.images[index])
 
-    def _image(self, record: dict[str, Any], placement: Placement, canvas: int) -> Tensor:
-        return to_canvas(load_placed(self.folder / record["file_name"], placement), canvas)
+    def _image(self, record: ImageRecord, placement: Placement, canvas: int) -> Tensor:
+        return load_on_canvas(self.folder / record["file_name"], placement, canvas)
 
 
 class TrainDataset(CocoDataset):
-    """Images on the canvas with what it shows of their objects, asked for by (epoch, index).
+    """Images on the canvas with the visible parts of their objects, indexed by (epoch, index).
 
     A sample is ``(image, target)``: the image (3, canvas, canvas) float32, normalised; in the target
 
@@ -65,15 +95,18 @@ class TrainDataset(CocoDataset):
     - ``valid`` (height, width): the part of the canvas that is not padding; ``scale`` (y, x): canvas pixels
       per original pixel.
 
-    Crowd regions, objects without a usable polygon and objects that the crop leaves nothing of are left out,
-    and at most 100 objects are kept, as in tensorflow/tpu; images without objects stay in, with tensors of
-    length zero. All that is random is drawn from the seed, the epoch and the index.
+    Crowd regions, objects without a usable polygon and objects that are cropped away are left out, and at
+    most 100 objects are kept, as in tensorflow/tpu; images without objects stay in, with tensors of length
+    zero. All randomness depends on the seed, the epoch and the index alone.
 
     Args:
         instances, images, masks: as in :class:`CocoDataset`.
         transform: scale, crop and flip.
         copy_paste: probability that objects of a second image are pasted in
             (:func:`botnet.detection.copy_paste.copy_paste`); 0 in the paper.
+
+    Raises:
+        ConfigError: ``copy_paste`` is not a probability, or is used without masks.
     """
 
     def __init__(
@@ -86,70 +119,74 @@ class TrainDataset(CocoDataset):
     ) -> None:
         super().__init__(instances, images, masks)
         if not 0 <= copy_paste <= 1 or (copy_paste and not masks):
-            raise DataError(
-                f"copy_paste {copy_paste} with masks {masks}: it is a probability, and things are pasted by "
-                "their masks; set one of them otherwise"
+            raise ConfigError(
+                f"copy_paste {copy_paste} with masks {masks}: it is a probability, and objects are pasted by "
+                "their masks; change one of them"
             )
         self.transform, self.copy_paste = transform, copy_paste
-        self.known_broken = torch.zeros(len(self), dtype=torch.bool)  # images that are not pasted
+        self.known_broken = torch.zeros(len(self), dtype=torch.bool)  # images that must not be pasted
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, dict[str, Any]]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, TrainTarget]:
+        """The sample of an epoch and an index."""
         epoch, index = key
-        chance = generator(run_seed(), epoch, index)
-        scene, placement = self._scene(index, chance)
-        if self.copy_paste and torch.rand((), generator=chance) < self.copy_paste:
-            other = int(torch.randint(len(self), (), generator=chance))
-            while self.known_broken[other]:
-                other = (other + 1) % len(self)
-            try:
-                pasted, _ = self._scene(other, chance)
-            except DataError as error:
-                error.sample = other
-                raise
-            scene = copy_paste(scene, pasted, chance)
-        record = self.instances.images[index]
-        about = {
-            "image_id": record["id"],
-            "size": placement.size,
-            "valid": scene.valid,
-            "scale": placement.scale,
-        }
-        return scene.image, self._target(scene.things[:MAX_OBJECTS]) | about
+        rng = generator(run_seed(), epoch, index)
+        scene, placement = self._scene(index, rng)
+        if self.copy_paste and torch.rand((), generator=rng) < self.copy_paste:
+            scene = self._paste_another(scene, rng)
+        target = self._target(scene, placement, self.instances.images[index]["id"])
+        return scene.image, target
 
-    def _scene(self, index: int, chance: torch.Generator) -> tuple[Scene, Placement]:
+    def _paste_another(self, scene: Scene, rng: torch.Generator) -> Scene:
+        """The scene with objects of another image; a broken image is named in the error's ``sample``."""
+        other = int(torch.randint(len(self), (), generator=rng))
+        while self.known_broken[other]:
+            other = (other + 1) % len(self)
+        try:
+            source, _ = self._scene(other, rng)
+        except DataError as error:
+            error.sample = other
+            raise
+        return copy_paste(scene, source, rng)
+
+    def _scene(self, index: int, rng: torch.Generator) -> tuple[Scene, Placement]:
         record = self.instances.images[index]
-        placement = self.transform.place((record["height"], record["width"]), chance)
+        placement = self.transform.place((record["height"], record["width"]), rng)
         image = self._image(record, placement, self.transform.canvas)
-        things = []
+        objects = []
         for annotation in self.instances.annotations_of(record["id"]):
-            if not annotation.get("iscrowd") and (thing := self._thing(annotation, record, placement)):
-                things.append(thing)
-        return Scene(image, placement.valid, things), placement
+            if not annotation.get("iscrowd") and (placed := self._place(annotation, record, placement)):
+                objects.append(placed)
+        return Scene(image, placement.valid, objects), placement
 
-    def _thing(
-        self, annotation: dict[str, Any], record: dict[str, Any], placement: Placement
+    def _place(
+        self, annotation: Annotation, record: ImageRecord, placement: Placement
     ) -> CanvasObject | None:
         label = self._label[annotation["category_id"]]
         if not self.masks:
-            return placement.boxed(label, annotation["bbox"])
-        if not annotation["segmentation"]:  # all its polygons were dropped
+            return placement.place_box(label, annotation["bbox"])
+        if not annotation["segmentation"]:  # all its polygons were left out
             return None
         try:
-            return placement.masked(label, annotation["segmentation"])
+            return placement.place_mask(label, annotation["segmentation"])
         except ValueError as error:
             raise refusal(self.instances.path, broken_mask(annotation, record, error)) from error
 
-    def _target(self, things: list[CanvasObject]) -> dict[str, Any]:
-        target = {
-            "boxes": torch.tensor([thing.box for thing in things]).reshape(-1, 4),
-            "labels": torch.tensor([thing.label for thing in things], dtype=torch.int64),
-            "area": torch.tensor([thing.area for thing in things]),
-        }
+    def _target(self, scene: Scene, placement: Placement, image_id: int) -> TrainTarget:
+        objects = scene.objects[:MAX_OBJECTS]
+        target = TrainTarget(
+            boxes=torch.tensor([placed.box for placed in objects]).reshape(-1, 4),
+            labels=torch.tensor([placed.label for placed in objects], dtype=torch.int64),
+            area=torch.tensor([placed.area for placed in objects]),
+            image_id=image_id,
+            size=placement.size,
+            valid=scene.valid,
+            scale=placement.scale,
+        )
         if self.masks:
-            # Zeros that nobody writes to take no memory.
-            masks = np.zeros((len(things), self.transform.canvas, self.transform.canvas), np.uint8)
-            for mask, thing in zip(masks, things, strict=True):
-                mask[thing.window] = thing.mask
+            # Zeros that are never written to take no memory.
+            masks = np.zeros((len(objects), self.transform.canvas, self.transform.canvas), np.uint8)
+            for mask, placed in zip(masks, objects, strict=True):
+                mask[placed.window] = placed.mask
             target["masks"] = torch.from_numpy(masks)
         return target
 
@@ -163,7 +200,7 @@ class EvalDataset(CocoDataset):
       (N,) bool, ``area`` (N,) float32 in square pixels (the file's; without it the mask's or the box's);
     - ``image_id``, ``size``, ``valid``, ``scale`` as in :class:`TrainDataset`.
 
-    An object whose polygons were all dropped keeps its box and has an empty mask, as in pycocotools.
+    An object whose polygons were all left out keeps its box and has an empty mask, as in pycocotools.
 
     Args:
         instances, images, masks: as in :class:`CocoDataset`.
@@ -176,39 +213,43 @@ class EvalDataset(CocoDataset):
         super().__init__(instances, images, masks)
         self.transform = transform
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+    def __getitem__(self, index: int) -> tuple[Tensor, EvalTarget]:
+        """The sample of an index."""
         record = self.instances.images[index]
         placement = self.transform.place((record["height"], record["width"]))
         image = self._image(record, placement, self.transform.canvas)
-        about = {
-            "image_id": record["id"],
-            "size": placement.size,
-            "valid": placement.valid,
-            "scale": placement.scale,
-        }
-        return image, self._truth(record) | about
+        target = EvalTarget(
+            **self._truth(record),
+            image_id=record["id"],
+            size=placement.size,
+            valid=placement.valid,
+            scale=placement.scale,
+        )
+        return image, target
 
-    def _truth(self, record: dict[str, Any]) -> dict[str, Any]:
+    def _truth(self, record: ImageRecord) -> Truth:
         annotations = self.instances.annotations_of(record["id"])
         boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32)
-        truth: dict[str, Any] = {
-            "boxes": box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"),
-            "labels": torch.tensor([self._label[a["category_id"]] for a in annotations], dtype=torch.int64),
-            "iscrowd": torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool),
-        }
         areas = [annotation["bbox"][2] * annotation["bbox"][3] for annotation in annotations]
         if self.masks:
-            truth["masks"] = [self.instances.mask_of(annotation) for annotation in annotations]
-            areas = [float(rle_api.area(mask)) for mask in truth["masks"]]
-        areas = [
-            area if a.get("area") is None else a["area"] for a, area in zip(annotations, areas, strict=True)
-        ]
-        truth["area"] = torch.tensor(areas, dtype=torch.float32)
+            masks = [self.instances.mask_of(annotation) for annotation in annotations]
+            areas = [float(mask_area(mask)) for mask in masks]
+        for index, annotation in enumerate(annotations):
+            if (stated := annotation.get("area")) is not None:
+                areas[index] = stated
+        truth = Truth(
+            boxes=box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"),
+            labels=torch.tensor([self._label[a["category_id"]] for a in annotations], dtype=torch.int64),
+            iscrowd=torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool),
+            area=torch.tensor(areas, dtype=torch.float32),
+        )
+        if self.masks:
+            truth["masks"] = masks
         return truth
 
 
-def collate(batch: list[tuple[Tensor, dict[str, Any]]]) -> tuple[Tensor, list[dict[str, Any]]]:
+def collate(batch: list[tuple[Tensor, T]]) -> tuple[Tensor, list[T]]:
     """Images of one canvas size as a batch (B, 3, S, S), channels last, and the list of their targets."""
     images, targets = zip(*batch, strict=True)
-    # Stacked as they lie in memory, in one stroke.
+    # Stacked in the layout that they have in memory, channels last.
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), list(targets)

@@ -20,6 +20,7 @@ class StridedP6(ExtraFPNBlock):
     def forward(
         self, results: list[Tensor], x: list[Tensor], names: list[str]
     ) -> tuple[list[Tensor], list[str]]:
+        """The outputs and their names with p6 added."""
         return [*results, self.conv(results[-1])], [*names, "p6"]
 
 
@@ -43,5 +44,6 @@ class FPN(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """p2..p6 from c2..c5."""
         outputs = self.pyramid(OrderedDict(zip(LEVELS, features, strict=False)))
         return {name: norm(x) for (name, x), norm in zip(outputs.items(), self.norms, strict=True)}

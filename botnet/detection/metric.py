@@ -10,6 +10,8 @@ from hotcoco import StreamingEval
 from rich.table import Table
 from torchvision.ops import box_convert
 
+from botnet.detection.results import Result, Truth
+
 # The twelve numbers of COCO, in its order: name, what it averages over.
 COCO_NUMBERS = (
     ("AP", "IoU 0.50:0.95"),
@@ -18,7 +20,7 @@ COCO_NUMBERS = (
     ("APs", "objects under 32² px"),
     ("APm", "32² to 96² px"),
     ("APl", "over 96² px"),
-    ("AR1", "1 detection an image"),
+    ("AR1", "1 detection per image"),
     ("AR10", "10 detections"),
     ("AR100", "100 detections"),
     ("ARs", "objects under 32² px"),
@@ -28,11 +30,16 @@ COCO_NUMBERS = (
 TASKS = {"box": "bbox", "mask": "segm"}
 
 
-def truth_of(target: dict[str, Any]) -> dict[str, Any]:
+def truth_of(target: Truth) -> Truth:
     """One image's truth for :class:`CocoMetric`, from a target of the evaluation's data set."""
-    truth = {key: target[key].cpu() for key in ("boxes", "labels", "iscrowd", "area")}
+    truth = Truth(
+        boxes=target["boxes"].cpu(),
+        labels=target["labels"].cpu(),
+        iscrowd=target["iscrowd"].cpu(),
+        area=target["area"].cpu(),
+    )
     if "masks" in target:
-        truth["masks"] = target["masks"]  # RLEs already
+        truth["masks"] = target["masks"]
     return truth
 
 
@@ -51,12 +58,12 @@ class CocoMetric:
         self._evaluators = {kind: StreamingEval(categories, TASKS[kind]) for kind in kinds}
         self._images = self._objects = 0
 
-    def update(self, result: dict[str, Any], truth: dict[str, Any]) -> None:
+    def update(self, result: Result, truth: Truth) -> None:
         """Add an image.
 
         Args:
-            result: as :func:`botnet.detection.postprocess.to_original` gives it.
-            truth: as :func:`truth_of` gives it, in original pixels.
+            result: of :func:`botnet.detection.postprocess.to_original`.
+            truth: of :func:`truth_of`.
         """
         self._images += 1
         found = _records(result, self._images)
@@ -69,7 +76,7 @@ class CocoMetric:
             self._objects += 1
             record |= {"id": self._objects, "iscrowd": int(crowd), "area": area}
         for kind, evaluator in self._evaluators.items():
-            # With its box, a mask would be sorted into small, medium and large by the box's area.
+            # With its box, a mask would be counted as small, medium or large by the box's area.
             drop = "segmentation" if kind == "box" else "bbox"
             detections = [{key: value for key, value in record.items() if key != drop} for record in found]
             evaluator.update([{"id": self._images}], objects, detections)
@@ -84,7 +91,7 @@ class CocoMetric:
     def _table(self, evaluator: StreamingEval) -> dict[str, Any]:
         evaluation = evaluator.finalize()
         evaluation.accumulate()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the numbers, too
+        with contextlib.redirect_stdout(io.StringIO()):  # it also prints the numbers
             evaluation.summarize()
         results = evaluation.get_results()
         assert evaluation.eval is not None
@@ -98,7 +105,7 @@ class CocoMetric:
         return table
 
 
-def _records(objects: dict[str, Any], image_id: int) -> list[dict[str, Any]]:
+def _records(objects: Result | Truth, image_id: int) -> list[dict[str, Any]]:
     """COCO's records of one image's objects or detections."""
     boxes = box_convert(objects["boxes"], "xyxy", "xywh").tolist()
     records: list[dict[str, Any]] = [

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from faster_coco_eval.core import mask as rle_api
 from PIL import Image
 
 from botnet.images import decode_image
-from botnet.masks import Rle, compress_mask, decode_mask
+from botnet.masks import Rle, Segmentation, compress_mask, decode_mask, mask_box
 
-THIN = 0.01  # canvas pixels: the width of a thinner box may be 0 in float32, which makes its loss infinite
+MIN_BOX_SIDE = 0.01  # canvas pixels: a thinner box may have width 0 in float32 and an infinite loss
 NO_MASK = np.zeros((0, 0), np.uint8)
 
 
@@ -21,9 +20,9 @@ class CanvasObject:
 
     Args:
         label: from 1.
-        box: left, top, right and bottom edge in canvas pixels. With a mask it is the mask's, and whole.
+        box: left, top, right and bottom edge in canvas pixels; with a mask, the mask's box, in whole pixels.
         area: of the mask, or of the box, in square pixels.
-        mask: (bottom - top, right - left) uint8, 1 inside; empty for an object known by its box alone.
+        mask: (bottom - top, right - left) uint8, 1 inside; empty for an object that has only a box.
     """
 
     label: int
@@ -39,7 +38,7 @@ class CanvasObject:
 
 
 def canvas_object(label: int, mask: np.ndarray, top: int, left: int) -> CanvasObject | None:
-    """A thing from a mask (h, w) whose corner is at ``(top, left)``; None if the mask is empty."""
+    """An object from a mask (h, w) whose corner is at ``(top, left)``; None if the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None
@@ -51,12 +50,12 @@ def canvas_object(label: int, mask: np.ndarray, top: int, left: int) -> CanvasOb
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture lies on the canvas: resized, cut to a window, perhaps mirrored; in the top left corner.
+    """Where an image lies on the canvas: resized, cropped to a window, perhaps mirrored, at the top left.
 
     Args:
-        size: (height, width) of the picture in its own pixels.
-        resized: (height, width) of the whole picture in canvas pixels.
-        top, left: corner of the window in the resized picture.
+        size: (height, width) of the image in its own pixels.
+        resized: (height, width) of the full image in canvas pixels.
+        top, left: corner of the window in the resized image.
         valid: (height, width) of the window; the rest of the canvas is padding.
         flipped: mirrored left to right.
     """
@@ -73,30 +72,30 @@ class Placement:
         """Canvas pixels per original pixel, (y, x)."""
         return self.resized[0] / self.size[0], self.resized[1] / self.size[1]
 
-    def pixels(self, picture: Image.Image, extent: Sequence[float] | None = None) -> np.ndarray:
-        """The window onto a picture, (height, width, 3) uint8: resized bilinearly, with antialiasing.
+    def pixels(self, image: Image.Image, extent: Sequence[float] | None = None) -> np.ndarray:
+        """The window onto an image, (height, width, 3) uint8: resized bilinearly, with antialiasing.
 
         Args:
-            picture: RGB; it may be smaller than ``size``.
-            extent: left, top, right and bottom edge of the original picture in pixels of this one; all of it
+            image: RGB; it may be smaller than ``size``.
+            extent: left, top, right and bottom edge of the original image in pixels of this one; all of it
                 by default.
         """
-        x0, y0, x1, y1 = extent or (0, 0, picture.width, picture.height)
+        x0, y0, x1, y1 = extent or (0, 0, image.width, image.height)
         step_y, step_x = (y1 - y0) / self.resized[0], (x1 - x0) / self.resized[1]
         height, width = self.valid
-        # Pillow's filter sees beyond the box, up to the picture's edge: the cut leaves no trace. The limits
-        # are for rounding only.
+        # Pillow's filter reads beyond the box, up to the image's edge, so a crop equals that of the resized
+        # image. The limits only guard against rounding.
         box = (
             max(x0 + self.left * step_x, 0),
             max(y0 + self.top * step_y, 0),
-            min(x0 + (self.left + width) * step_x, picture.width),
-            min(y0 + (self.top + height) * step_y, picture.height),
+            min(x0 + (self.left + width) * step_x, image.width),
+            min(y0 + (self.top + height) * step_y, image.height),
         )
-        window = picture.resize((width, height), Image.Resampling.BILINEAR, box)
+        window = image.resize((width, height), Image.Resampling.BILINEAR, box)
         return np.asarray(window.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else window)
 
-    def boxed(self, label: int, bbox: Sequence[float]) -> CanvasObject | None:
-        """What the window shows of an object known by its box; None if that is nothing.
+    def place_box(self, label: int, bbox: Sequence[float]) -> CanvasObject | None:
+        """The visible part of an object that has only a box; None if nothing is visible.
 
         Args:
             label: from 1.
@@ -106,21 +105,21 @@ class Placement:
         x, y, w, h = bbox
         left, right = (min(max(edge * scale_x - self.left, 0), width) for edge in (x, x + w))
         top, bottom = (min(max(edge * scale_y - self.top, 0), height) for edge in (y, y + h))
-        if min(right - left, bottom - top) < THIN:
+        if min(right - left, bottom - top) < MIN_BOX_SIDE:
             return None
         if self.flipped:
             left, right = width - right, width - left
         return CanvasObject(label, (left, top, right, bottom), (right - left) * (bottom - top), NO_MASK)
 
-    def masked(self, label: int, segmentation: list | Rle) -> CanvasObject | None:
-        """What the window shows of an object known by its mask; None if that is nothing.
+    def place_mask(self, label: int, segmentation: Segmentation) -> CanvasObject | None:
+        """The visible part of an object that has a mask; None if nothing is visible.
 
         Args:
             label: from 1.
             segmentation: COCO's: polygons or run lengths in original pixels.
 
         Raises:
-            ValueError: run lengths that do not describe the picture.
+            ValueError: run lengths that do not describe the image.
         """
         found = self._polygons(segmentation) if isinstance(segmentation, list) else self._runs(segmentation)
         if found is None:
@@ -131,7 +130,7 @@ class Placement:
         return canvas_object(label, mask, top, left)
 
     def _polygons(self, polygons: list[list[float]]) -> tuple[np.ndarray, int, int] | None:
-        """The polygons rasterised on the canvas: mask, top, left, as if nothing were mirrored."""
+        """The polygons rasterised on the canvas: mask, top, left, not mirrored."""
         scale_y, scale_x = self.scale
         placed = [
             np.array(polygon, dtype=np.float64).reshape(-1, 2) * (scale_x, scale_y) - (self.left, self.top)
@@ -142,16 +141,16 @@ class Placement:
         right, bottom = np.ceil(high).clip(max=self.valid[::-1]).astype(int).tolist()
         if right <= left or bottom <= top:
             return None
-        # COCO's rasteriser cuts off what lies beyond its image.
+        # COCO's rasteriser clips at the edges of its image.
         inside = [(polygon - (left, top)).ravel().tolist() for polygon in placed]
         return decode_mask(inside, bottom - top, right - left), top, left
 
     def _runs(self, segmentation: Rle) -> tuple[np.ndarray, int, int] | None:
-        """Run lengths sampled at the centres of the canvas' pixels: mask, top, left, nothing mirrored."""
+        """Run lengths sampled at the centres of the canvas' pixels: mask, top, left, not mirrored."""
         rle = compress_mask(segmentation, *self.size)
-        x, y, w, h = rle_api.toBbox(rle)
-        rows = _sources(self.top, self.valid[0], self.size[0], self.resized[0])
-        columns = _sources(self.left, self.valid[1], self.size[1], self.resized[1])
+        x, y, w, h = mask_box(rle)
+        rows = _source_pixels(self.top, self.valid[0], self.size[0], self.resized[0])
+        columns = _source_pixels(self.left, self.valid[1], self.size[1], self.resized[1])
         top, bottom = np.searchsorted(rows, (y, y + h)).tolist()
         left, right = np.searchsorted(columns, (x, x + w)).tolist()
         if right <= left or bottom <= top:
@@ -160,23 +159,23 @@ class Placement:
         return mask[rows[top:bottom, None], columns[left:right]], top, left
 
 
-def _sources(start: int, count: int, size: int, resized: int) -> np.ndarray:
+def _source_pixels(start: int, count: int, size: int, resized: int) -> np.ndarray:
     """Along one axis, the original pixel under the centre of each of ``count`` canvas pixels."""
     return (2 * np.arange(start, start + count) + 1) * size // (2 * resized)
 
 
 def load_placed(path: Path, placement: Placement) -> np.ndarray:
-    """What the canvas shows of a picture, (h, w, 3) uint8.
+    """The visible part of an image on the canvas, (h, w, 3) uint8.
 
-    A JPEG that is to shrink is decoded at a half, a quarter or an eighth of its size, never at less than it
-    is to have on the canvas.
+    A JPEG that is to be shrunk is decoded at a half, a quarter or an eighth of its size, but never
+    smaller than it is on the canvas.
 
     Args:
         path: the file, read as in :func:`load_image`.
-        placement: of the picture; its size must be the file's.
+        placement: of the image; its size must be the file's.
 
     Raises:
         DataError: as in :func:`load_image`.
     """
-    picture, extent = decode_image(path, placement.size, placement.resized)
-    return placement.pixels(picture, extent)
+    image, extent = decode_image(path, placement.size, placement.resized)
+    return placement.pixels(image, extent)

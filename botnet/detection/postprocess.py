@@ -1,17 +1,16 @@
 """From the canvas back to the original pixels."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
+from botnet.detection.results import Result
 from botnet.masks import encode_mask
 
 
 def paste_mask(probabilities: Tensor, box: Tensor, height: int, width: int) -> Tensor:
-    """One box's mask grid laid onto the image, bilinearly, at the centres of the pixels inside the box.
+    """One box's mask grid pasted onto the image: sampled bilinearly at the centres of the pixels in the box.
 
     Args:
         probabilities: ``(M, M)``, the box cut into M x M cells.
@@ -38,9 +37,7 @@ def paste_mask(probabilities: Tensor, box: Tensor, height: int, width: int) -> T
     return pasted
 
 
-def to_original(
-    detection: dict[str, Tensor], scale: tuple[float, float], size: tuple[int, int]
-) -> dict[str, Any]:
+def to_original(detection: dict[str, Tensor], scale: tuple[float, float], size: tuple[int, int]) -> Result:
     """A detection on the canvas, mapped back to the pixels of the original image.
 
     Args:
@@ -50,13 +47,13 @@ def to_original(
 
     Returns:
         On the CPU: ``boxes`` ``(n, 4)`` xyxy original pixels, ``scores``, ``labels``; for Mask R-CNN also
-        ``masks``, a list of n compressed RLEs. Masks are pasted and encoded one by one, so that a hundred
-        of them on a large image never stand in memory together.
+        ``masks``, a list of n compressed RLEs. Masks are pasted and encoded one by one: a hundred of them on
+        a large image would take too much memory.
     """
     scale_y, scale_x = scale
     boxes = detection["boxes"].float().cpu() / torch.tensor([scale_x, scale_y, scale_x, scale_y])
     boxes = clip_boxes_to_image(boxes, size)
-    result: dict[str, Any] = {
+    result: Result = {
         "boxes": boxes,
         "scores": detection["scores"].float().cpu(),
         "labels": detection["labels"].cpu(),

@@ -1,9 +1,8 @@
 """Faster and Mask R-CNN on any timm backbone (paper, Section 4; numbers of the authors' TPU codebase).
 
-The parts are torchvision's. What is written here is what differs from torchvision: batch norm on the
-outputs of the FPN, p6 by a strided convolution, anchors at the centres of their cells and how objects claim
-them, pooling from p6 too, the random choices, the losses, and that the detector takes a prepared canvas:
-images are never resized a second time.
+The parts are torchvision's. Written here is what differs: batch norm on the outputs of the FPN, p6 by a
+strided convolution, anchors at the centres of their cells and their matching, pooling from p6 too, the
+sampling, the losses, and a detector that takes a prepared canvas: images are never resized a second time.
 
 ``[tpu]`` in the comments is tensorflow/tpu ``models/official/detection``, the codebase of the paper.
 docs/fidelity.md lists every setting, its source and where it stands.
@@ -15,21 +14,20 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from botnet.detection.fpn import FPN
-from botnet.detection.roi_heads import RoIAlign, RoIHeads
-from botnet.detection.rpn import RPN, AnchorMatcher, Anchors, FloatRPNHead
+from botnet.detection.roi_heads import RoIHeads, build_box_branch, build_mask_branch
+from botnet.detection.rpn import build_rpn
 from botnet.detection.sampler import Sampler
+from botnet.errors import ConfigError
 from botnet.models.weights import load_resnet
 
 
 class RCNN(nn.Module):
     """A two-stage detector on a prepared canvas: Mask R-CNN, or Faster R-CNN without ``masks``.
 
-    The defaults are [tpu]'s (paper, Section 4), but for the batch norm's constants and ``freeze_c2``, which
+    The defaults are [tpu]'s (paper, Section 4), except the batch norm's constants and ``freeze_c2``, which
     the COCO recipes set.
 
     Args:
@@ -39,30 +37,29 @@ class RCNN(nn.Module):
         masks: predict masks as well as boxes.
         weights: ImageNet weights for all of the backbone that is a ResNet (Section 4.1, note 6): a file, or
             the name of a timm network with or without tag, such as "resnet50.a1_in1k", which is downloaded.
-        canvas: side in pixels of the images to come; sizes the position tables of a BoTNet. Other
+        canvas: side in pixels of the images; sizes the position tables of a BoTNet. Other
             sizes work too.
         fpn_channels: width of the pyramid and of the RPN's convolution.
         anchor_scale: anchor side in cells of its level.
-        rpn_std: deviation that the kernel of the RPN's convolution starts with. [tpu]'s is for 256 channels
-            and thousands of steps; the short recipes set the root of 2 / fan-in.
-        rpn_samples: anchors an image that the RPN learns from, half of them positive where there are
-            enough.
+        rpn_std: standard deviation of the initial kernel of the RPN's convolution. [tpu]'s suits 256 channels
+            and thousands of steps; the short recipes set the square root of 2 / fan-in.
+        rpn_samples: anchors per image that the RPN trains on, half of them positive where there are enough.
         rpn_pre_nms: best proposals per level before non-maximum suppression (IoU 0.7), in training.
-        rpn_post_nms: proposals an image after it, in training.
+        rpn_post_nms: proposals per image after it, in training.
         rpn_pre_nms_eval: as ``rpn_pre_nms``, in evaluation.
         rpn_post_nms_eval: as ``rpn_post_nms``, in evaluation.
-        roi_samples: RoIs an image that the heads learn from, at most a quarter of them positive; the mask
-            head sees the positive ones.
+        roi_samples: RoIs per image that the heads train on, at most a quarter of them positive; the mask head
+            trains on the positive ones.
         roi_canonical_size: side in pixels of a box that is pooled from p4; half of it, from p3.
         box_channels: width of the box head's two fully connected layers.
         mask_channels: width of the mask head.
         mask_convs: its 3x3 convolutions.
         freeze_c2: keep the kernels, and the norms' gains and biases, of the stem and c2 as ``weights`` has
-            them, which is [tpu]'s default; their batch statistics go on.
-        score_threshold: least score of a detection.
+            them, which is [tpu]'s default; the norms' running statistics are still updated.
+        score_threshold: minimum score of a detection.
         nms_threshold: IoU of the class-wise suppression.
-        max_detections: detections an image at the most.
-        bn_momentum: of every batch norm, PyTorch's sense. The paper's codebase has 0.003, which wants
+        max_detections: maximum number of detections per image.
+        bn_momentum: of every batch norm, as PyTorch defines it. The paper's codebase has 0.003, which needs
             thousands of steps; the COCO recipes set it.
         bn_eps: of every batch norm; the paper's codebase has 1e-4.
 
@@ -72,8 +69,8 @@ class RCNN(nn.Module):
             the backbone was passed as a module and cannot be named.
 
     Raises:
-        ValueError: ``num_classes`` below 1, a backbone that does not give four maps from stride 4 on, or one
-            whose c2 cannot be told apart to be frozen.
+        ConfigError: ``num_classes`` below 1, a backbone that does not give four maps from stride 4 on, or
+            one whose c2 cannot be found to be frozen.
     """
 
     def __init__(
@@ -104,64 +101,41 @@ class RCNN(nn.Module):
         bn_momentum: float = 0.1,
         bn_eps: float = 1e-5,
     ) -> None:
-        # First of all, while the local names are the arguments and nothing else.
-        # A checkpoint of the detector brings its weights along: nothing is to be fetched for it.
+        # locals() holds the arguments and nothing else only here, before the first assignment. A checkpoint
+        # of the detector has its weights, so none need to be fetched for it.
         spec = {
             name: value for name, value in locals().items() if name not in ("self", "__class__", "weights")
         }
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes counts the object classes without background, got {num_classes}")
+            raise ConfigError(f"num_classes counts the object classes without background, got {num_classes}")
         self.num_classes = num_classes
         self.spec: dict[str, Any] | None = spec if isinstance(backbone, str) else None
         self.backbone = feature_backbone(backbone, canvas) if isinstance(backbone, str) else backbone
         if weights is not None:
             load_resnet(self.backbone, weights)
-        feature_info: Any = self.backbone.feature_info
-        reductions = feature_info.reduction()
-        if len(reductions) != 4 or reductions[0] != 4:
-            raise ValueError(
-                f"the backbone must give four maps from stride 4 on, but its strides are {reductions}"
-            )
-        self.fpn = FPN(feature_info.channels(), fpn_channels)
-        strides = [*reductions, 2 * reductions[-1]]
-        anchors = Anchors(strides, scale=anchor_scale)
-        self.rpn = RPN(
-            anchors,
-            FloatRPNHead(fpn_channels, anchors.num_anchors_per_location()[0]),
-            fg_iou_thresh=0.7,
-            bg_iou_thresh=0.3,
-            batch_size_per_image=rpn_samples,
-            positive_fraction=0.5,
-            pre_nms_top_n={"training": rpn_pre_nms, "testing": rpn_pre_nms_eval},
-            post_nms_top_n={"training": rpn_post_nms, "testing": rpn_post_nms_eval},
-            nms_thresh=0.7,
+        channels, strides = feature_maps(self.backbone)
+        self.fpn = FPN(channels, fpn_channels)
+        self.rpn = build_rpn(
+            fpn_channels,
+            strides,
+            anchor_scale=anchor_scale,
+            std=rpn_std,
+            samples=rpn_samples,
+            pre_nms={"training": rpn_pre_nms, "testing": rpn_pre_nms_eval},
+            post_nms={"training": rpn_post_nms, "testing": rpn_post_nms_eval},
         )
-
-        self.rpn.proposal_matcher = AnchorMatcher(0.7, 0.3)
-        self.rpn.fg_bg_sampler = Sampler(rpn_samples, positive_fraction=0.5)
-        for module in self.rpn.head.conv.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=rpn_std)
-        box_head = TwoMLPHead(fpn_channels * 7**2, box_channels)
-        for layer in box_head.children():
-            nn.init.xavier_uniform_(layer.weight)
-        box_predictor = FastRCNNPredictor(box_channels, num_classes + 1)
-        for layer, std in ((box_predictor.cls_score, 0.01), (box_predictor.bbox_pred, 0.001)):
-            nn.init.normal_(layer.weight, std=std)
-        mask_parts: dict[str, nn.Module] = {}
-        if masks:
-            mask_parts = {
-                "mask_roi_pool": RoIAlign(14, strides, roi_canonical_size),
-                "mask_head": MaskRCNNHeads(fpn_channels, [mask_channels] * mask_convs, dilation=1),
-                "mask_predictor": MaskRCNNPredictor(
-                    mask_channels if mask_convs else fpn_channels, mask_channels, num_classes + 1
-                ),
-            }
+        box_branch = build_box_branch(fpn_channels, box_channels, num_classes, strides, roi_canonical_size)
+        mask_branch = (
+            build_mask_branch(
+                fpn_channels, mask_channels, mask_convs, num_classes, strides, roi_canonical_size
+            )
+            if masks
+            else {}
+        )
         self.roi_heads = RoIHeads(
-            RoIAlign(7, strides, roi_canonical_size),
-            box_head,
-            box_predictor,
+            **box_branch,
+            **mask_branch,
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=roi_samples,
@@ -170,22 +144,13 @@ class RCNN(nn.Module):
             score_thresh=score_threshold,
             nms_thresh=nms_threshold,
             detections_per_img=max_detections,
-            **mask_parts,
         )
         self.roi_heads.fg_bg_sampler = Sampler(roi_samples, positive_fraction=0.25)
-        for name, bias in [*self.rpn.named_parameters(), *self.roi_heads.named_parameters()]:
-            if name.endswith("bias"):
-                nn.init.zeros_(bias)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum, module.eps = bn_momentum, bn_eps
+        for part in (self.rpn, self.roi_heads):
+            zero_biases(part)
+        set_batch_norms(self, bn_momentum, bn_eps)
         if freeze_c2:
-            c2 = feature_info.module_name()[0].replace(".", "_")  # as timm names the parts of an extractor
-            names = [name for name, _ in self.backbone.named_children()]
-            if c2 not in names:
-                raise ValueError(f"freeze_c2: the backbone has no part {c2!r} that c2 comes from")
-            for name in names[: names.index(c2) + 1]:
-                self.backbone.get_submodule(name).requires_grad_(False)
+            freeze_through_c2(self.backbone)
 
     @property
     def has_masks(self) -> bool:
@@ -203,20 +168,20 @@ class RCNN(nn.Module):
 
         Args:
             images: ``(B, 3, H, W)``, normalised and padded to one canvas; any H and W.
-            targets: training only, one dictionary an image: ``boxes`` ``(n, 4)`` xyxy float32 canvas
+            targets: training only, one dictionary per image: ``boxes`` ``(n, 4)`` xyxy float32 canvas
                 pixels, ``labels`` ``(n,)`` int64 from 1, ``masks`` ``(n, H, W)`` uint8 for Mask R-CNN.
             valid: ``(height, width)`` of each image's unpadded region; the whole canvas by default.
-            seeds: training only, one an image, from which the anchors and RoIs to learn from are drawn; by
-                default from torch's global generator.
+            seeds: training only, one per image: seeds of the sampling of anchors and RoIs; by default
+                torch's global generator is used.
 
         Returns:
             In training the losses ``rpn_score``, ``rpn_box``, ``class``, ``box`` and ``mask``, whose
-            plain sum is to be minimised. In evaluation, an image: ``boxes`` ``(n, 4)`` in canvas pixels,
+            plain sum is to be minimised. In evaluation, per image: ``boxes`` ``(n, 4)`` in canvas pixels,
             ``scores``, ``labels`` from 1, and ``masks`` ``(n, 1, 28, 28)``, each box's own grid of
             probabilities (:func:`botnet.detection.postprocess.to_original` brings them to the image).
 
         Raises:
-            ValueError: training without targets, or images that are no batch of canvases.
+            ValueError: training without targets, or images that are not a batch of canvases.
         """
         if not isinstance(images, Tensor) or images.ndim != 4:
             raise ValueError("images must be one batch (B, 3, H, W) of canvases")
@@ -229,7 +194,7 @@ class RCNN(nn.Module):
             if seeds
             else [None] * len(images)
         )
-        # torchvision's parts hand their samplers nothing but labels.
+        # torchvision's parts pass nothing but labels to their samplers.
         self.rpn.fg_bg_sampler.generators = self.roi_heads.fg_bg_sampler.generators = generators
         features = self.fpn(self.backbone(images))
         given = targets if self.training else None
@@ -259,3 +224,45 @@ def feature_backbone(name: str, canvas: int) -> nn.Module:
     ours = timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("botnet.")
     sized: dict[str, Any] = {"img_size": canvas} if ours else {}
     return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)
+
+
+def feature_maps(backbone: nn.Module) -> tuple[list[int], list[int]]:
+    """Widths of c2..c5, and strides of p2..p6.
+
+    Raises:
+        ConfigError: the backbone does not give four maps from stride 4 on.
+    """
+    feature_info: Any = backbone.feature_info
+    strides: list[int] = feature_info.reduction()
+    if len(strides) != 4 or strides[0] != 4:
+        raise ConfigError(f"the backbone must give four maps from stride 4 on, but its strides are {strides}")
+    return feature_info.channels(), [*strides, 2 * strides[-1]]
+
+
+def zero_biases(module: nn.Module) -> None:
+    """Set every bias to zero."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+def set_batch_norms(module: nn.Module, momentum: float, eps: float) -> None:
+    """Set the constants of every batch norm."""
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.momentum, norm.eps = momentum, eps
+
+
+def freeze_through_c2(backbone: nn.Module) -> None:
+    """Freeze the parameters of all parts of a timm extractor up to the one that gives c2.
+
+    Raises:
+        ConfigError: no part of the backbone is known to give c2.
+    """
+    feature_info: Any = backbone.feature_info
+    c2 = feature_info.module_name()[0].replace(".", "_")  # as timm names the parts of an extractor
+    names = [name for name, _ in backbone.named_children()]
+    if c2 not in names:
+        raise ConfigError(f"freeze_c2: the backbone has no part {c2!r} that c2 comes from")
+    for name in names[: names.index(c2) + 1]:
+        backbone.get_submodule(name).requires_grad_(False)

@@ -1,17 +1,55 @@
-"""Detections in COCO's results format."""
+"""What is found in an image and what is there, and detections in COCO's results format."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
+from torch import Tensor
 from torchvision.ops import box_convert
 
+from botnet.masks import Rle
 
-def coco_results(result: dict[str, Any], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """One image's result in COCO's results format (a list of records, as its server takes them)."""
+
+class Result(TypedDict):
+    """Detections of one image: boxes (n, 4) xyxy original pixels, scores (n,), labels (n,) from 1, masks."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: NotRequired[list[Rle]]
+
+
+class Truth(TypedDict):
+    """Objects of one image: boxes (n, 4) xyxy original pixels, labels (n,) from 1, crowds, areas, masks."""
+
+    boxes: Tensor
+    labels: Tensor
+    iscrowd: Tensor
+    area: Tensor
+    masks: NotRequired[list[Rle]]
+
+
+class ResultRecord(TypedDict):
+    """A detection in COCO's results format; ``bbox`` is x, y, width, height in pixels."""
+
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    score: float
+    segmentation: NotRequired[Rle]
+
+
+def coco_results(result: Result, image_id: int, category_ids: Sequence[int]) -> list[ResultRecord]:
+    """One image's result in COCO's results format.
+
+    Args:
+        result: in original pixels.
+        image_id: of the instances file.
+        category_ids: of labels 1, 2, ...
+    """
     boxes = box_convert(result["boxes"], "xyxy", "xywh").tolist()
-    records: list[dict[str, Any]] = [
+    records: list[ResultRecord] = [
         {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
         for box, score, label in zip(boxes, result["scores"].tolist(), result["labels"].tolist(), strict=True)
     ]
@@ -20,8 +58,8 @@ def coco_results(result: dict[str, Any], image_id: int, category_ids: Sequence[i
     return records
 
 
-def write_results(folder: Path, records: Sequence[dict[str, Any]]) -> dict[str, Path]:
-    """Write records of :func:`coco_results` as COCO results files, one a task.
+def write_results(folder: Path, records: Sequence[ResultRecord]) -> dict[str, Path]:
+    """Write records of :func:`coco_results` as COCO results files, one per task.
 
     Masks are written without boxes, as COCO's server takes them: where a record has both, pycocotools
     sorts masks into small, medium and large by the area of their box.

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
@@ -17,8 +19,8 @@ class RoIAlign(MultiScaleRoIAlign):
     """torchvision's pooling of RoIs as [tpu] ``multilevel_crop_and_resize`` has it: one bilinear sample at
     the centre of each bin, and the largest from p6.
 
-    torchvision infers the pyramid's strides from the sizes of the images; on a canvas that is mostly padding
-    (jitter 0.1) these mislead it, so the strides are given, and the third argument of the call is not read.
+    torchvision infers the pyramid's strides from the image sizes, which goes wrong on a canvas that is mostly
+    padding (jitter 0.1). Here the strides are given, and the third argument of the call is ignored.
 
     Args:
         size: bins a side.
@@ -33,10 +35,10 @@ class RoIAlign(MultiScaleRoIAlign):
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Tensor:
-    """What the mask head should say of each box: its object's mask on a ``size x size`` grid.
+    """The mask head's target for each box: its object's mask on a ``size x size`` grid.
 
     The mask is sampled bilinearly at the centres of the grid's cells, pixel ``i`` covering
-    ``[i, i + 1)``, and cut at one half ([tpu] does so; ``paste_mask`` is the inverse). Only the sampled
+    ``[i, i + 1)``, and thresholded at one half (as in [tpu]; ``paste_mask`` is the inverse). Only the sampled
     pixels are touched, so a canvas full of masks is never converted to float.
 
     Args:
@@ -65,7 +67,7 @@ def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Te
 
 
 class RoIHeads(TorchvisionRoIHeads):
-    """torchvision's box and mask heads with the losses of [tpu], right under autocast."""
+    """torchvision's box and mask heads with the losses of [tpu], in float32 under autocast."""
 
     def forward(
         self,
@@ -74,29 +76,45 @@ class RoIHeads(TorchvisionRoIHeads):
         valid: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        if targets is not None:
-            proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
-        # Pooling wants channels first: turned once for boxes and masks, and their gradients summed there.
+        """Detections of each image without targets, losses with them.
+
+        Args:
+            features: p2..p6.
+            proposals: ``(R, 4)`` xyxy canvas pixels of each image.
+            valid: ``(height, width)`` of each image's unpadded region.
+            targets: in training, as :meth:`botnet.detection.rcnn.RCNN.forward` takes them.
+        """
+        # Pooling needs channels first: converted once for boxes and masks, whose gradients are summed there.
         features = {name: level.contiguous() for name, level in features.items()}
-        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, [])))
-        logits, deltas = logits.float(), deltas.float()
-
         if targets is not None:
-            positive = [torch.where(label > 0)[0] for label in labels]
-            truth = mask_logits = None
-            if self.has_mask():
-                boxes = [p[keep] for p, keep in zip(proposals, positive, strict=True)]
-                classes = [label[keep] for label, keep in zip(labels, positive, strict=True)]
-                mask_logits = self.mask_logits(features, boxes, classes)
-                truth = torch.cat(
-                    [
-                        mask_targets(target["masks"], box, index[keep], mask_logits.shape[-1])
-                        for target, box, index, keep in zip(targets, boxes, matched, positive, strict=True)
-                    ]
-                )
-            target = torch.cat(regression_targets)
-            return [], roi_losses(logits, deltas, torch.cat(labels), target, mask_logits, truth)
+            return [], self._losses(features, proposals, targets)
+        return self._detections(features, proposals, valid), {}
 
+    def _losses(
+        self, features: dict[str, Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
+        logits, deltas = self._box_outputs(features, proposals)
+        mask_logits = truth = None
+        if self.has_mask():
+            positive = [torch.where(label > 0)[0] for label in labels]
+            boxes = [p[keep] for p, keep in zip(proposals, positive, strict=True)]
+            classes = [label[keep] for label, keep in zip(labels, positive, strict=True)]
+            mask_logits = self.mask_logits(features, boxes, classes)
+            truth = torch.cat(
+                [
+                    mask_targets(target["masks"], box, index[keep], mask_logits.shape[-1])
+                    for target, box, index, keep in zip(targets, boxes, matched, positive, strict=True)
+                ]
+            )
+        return roi_losses(
+            logits, deltas, torch.cat(labels), torch.cat(regression_targets), mask_logits, truth
+        )
+
+    def _detections(
+        self, features: dict[str, Tensor], proposals: list[Tensor], valid: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        logits, deltas = self._box_outputs(features, proposals)
         all_boxes, all_scores, all_labels = self.postprocess_detections(logits, deltas, proposals, valid)
         detections = [
             {"boxes": boxes, "scores": scores, "labels": labels}
@@ -106,14 +124,20 @@ class RoIHeads(TorchvisionRoIHeads):
             masks = self.mask_logits(features, all_boxes, all_labels).sigmoid()[:, None]
             for detection, of_image in zip(detections, masks.split([len(b) for b in all_boxes]), strict=True):
                 detection["masks"] = of_image
-        return detections, {}
+        return detections
+
+    def _box_outputs(self, features: dict[str, Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class logits and box deltas of every proposal."""
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, [])))
+        return logits.float(), deltas.float()
 
     def mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], classes: list[Tensor]) -> Tensor:
-        """The mask ``(R, 28, 28)`` of each box's own class; the others' are neither learnt from nor shown."""
+        """The mask ``(R, 28, 28)`` of each box's own class; no other class's is trained or shown."""
         hidden = self.mask_head(self.mask_roi_pool(features, boxes, []))
         hidden = self.mask_predictor.relu(self.mask_predictor.conv5_mask(hidden))
         last, own = self.mask_predictor.mask_fcn_logits, torch.cat(classes)
-        # The kernel is read as it lies in memory, channels last: so then lies its gradient, as DDP wants it.
+        # Indexed in the kernel's own memory layout, channels last, so that its gradient has the same layout,
+        # as DDP expects.
         logits = torch.einsum("rchw,rc->rhw", hidden, last.weight.permute(0, 2, 3, 1)[own, 0, 0])
         return logits.float() + last.bias[own, None, None]
 
@@ -129,19 +153,19 @@ def roi_losses(
     """[tpu] ``FastrcnnClassLoss``, ``FastrcnnBoxLoss`` and ``MaskrcnnLoss``.
 
     Cross entropy, mean over the sampled RoIs; Huber (delta 1), mean over the coordinates of the positive
-    ones, each read at its own class; binary cross entropy, mean over the pixels of their masks.
+    ones at their own class; binary cross entropy, mean over the pixels of their masks.
 
     Args:
         logits: ``(R, classes + 1)``.
         deltas: ``(R, 4 (classes + 1))``.
         labels: ``(R,)``, 0 for background.
-        targets: ``(R, 4)``; background's are not read.
+        targets: ``(R, 4)``; those of the background are ignored.
         mask_logits: ``(P, M, M)`` of the P positive RoIs at their own class, or None for Faster R-CNN.
         truth: ``(P, M, M)``, 0 or 1.
     """
     positive = torch.where(labels > 0)[0]
     own = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
-    # Sums of nothing keep every head in the graph where no RoI is positive (DDP needs it).
+    # Empty sums keep every head in the graph where no RoI is positive (DDP needs it).
     sums = {
         "class": F.cross_entropy(logits, labels, reduction="sum"),
         "box": F.huber_loss(own, targets[positive], reduction="sum", delta=1.0),
@@ -152,3 +176,31 @@ def roi_losses(
         counts.append(truth.numel())
     means = batch_mean(torch.stack(list(sums.values())), torch.tensor(counts, device=logits.device))
     return dict(zip(sums, means, strict=True))
+
+
+def build_box_branch(
+    in_channels: int, channels: int, num_classes: int, strides: Sequence[int], canonical_size: int
+) -> dict[str, nn.Module]:
+    """Pooling, head and predictor of the boxes, by the names that :class:`RoIHeads` gives them."""
+    head = TwoMLPHead(in_channels * 7**2, channels)
+    for layer in head.children():
+        nn.init.xavier_uniform_(layer.weight)
+    predictor = FastRCNNPredictor(channels, num_classes + 1)
+    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        nn.init.normal_(layer.weight, std=std)
+    return {
+        "box_roi_pool": RoIAlign(7, strides, canonical_size),
+        "box_head": head,
+        "box_predictor": predictor,
+    }
+
+
+def build_mask_branch(
+    in_channels: int, channels: int, convs: int, num_classes: int, strides: Sequence[int], canonical_size: int
+) -> dict[str, nn.Module]:
+    """Pooling, head and predictor of the masks, by the names that :class:`RoIHeads` gives them."""
+    return {
+        "mask_roi_pool": RoIAlign(14, strides, canonical_size),
+        "mask_head": MaskRCNNHeads(in_channels, [channels] * convs, dilation=1),
+        "mask_predictor": MaskRCNNPredictor(channels if convs else in_channels, channels, num_classes + 1),
+    }

@@ -9,6 +9,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
+from botnet.detection.sampler import Sampler
 from botnet.training.distributed import batch_mean
 
 
@@ -16,8 +17,8 @@ class Anchors(nn.Module):
     """Anchor boxes centred on the cells of each pyramid level, in float32 whatever the features are.
 
     torchvision's generator puts anchors on the cells' corners, takes the features' dtype (bfloat16 cannot
-    hold a coordinate above 256 to the pixel) and derives strides from sizes, which fails where a canvas
-    is no multiple of 64.
+    represent every integer above 256) and derives strides from sizes, which fails where a canvas
+    is not a multiple of 64.
 
     Args:
         strides: canvas pixels per cell of each level.
@@ -32,9 +33,11 @@ class Anchors(nn.Module):
         self.strides, self.scale, self.ratios = tuple(strides), scale, tuple(ratios)
 
     def num_anchors_per_location(self) -> list[int]:
+        """Anchors per cell of each level."""
         return [len(self.ratios)] * len(self.strides)
 
     def forward(self, images: ImageList, features: list[Tensor]) -> list[Tensor]:
+        """Each image's anchors, all levels together: (anchors, 4) xyxy in canvas pixels."""
         device = images.tensors.device
         ratios = torch.tensor(self.ratios, device=device)
         levels = []
@@ -49,9 +52,10 @@ class Anchors(nn.Module):
 
 
 class FloatRPNHead(RPNHead):
-    """torchvision's head, answering in float32 under autocast: boxes are decoded from its output."""
+    """torchvision's head with float32 outputs under autocast: boxes are decoded from them."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Objectness logits and box deltas of each level."""
         logits, deltas = super().forward(x)
         return [level.float() for level in logits], [level.float() for level in deltas]
 
@@ -59,15 +63,16 @@ class FloatRPNHead(RPNHead):
 class AnchorMatcher(Matcher):
     """An anchor is positive from IoU 0.7 on, and where it is an object's best ([tpu] ``ArgMaxMatcher``).
 
-    An object has one best anchor, the first of the equals. torchvision takes all of them: a small object lies
+    An object has one best anchor, the first among equals. torchvision takes all of them: a small object lies
     inside dozens of anchors that overlap it equally.
     """
 
     def __call__(self, match_quality_matrix: Tensor) -> Tensor:
+        """The object of each anchor (objects, anchors) -> (anchors,), or a negative number."""
         matches: Tensor = super().__call__(match_quality_matrix)
         best = match_quality_matrix.argmax(1)
         objects = torch.arange(len(best), device=best.device)
-        # The first of the objects that share a best anchor has it.
+        # Of objects that share a best anchor, the first gets it.
         owner = torch.full_like(matches, len(best)).scatter_reduce_(0, best, objects, "amin")
         return torch.where(owner < len(best), owner, matches)
 
@@ -82,7 +87,8 @@ class RPN(RegionProposalNetwork):
         image_shapes: list[tuple[int, int]],
         num_anchors_per_level: list[int],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        # torchvision hands the loss no level sizes; its forward always comes through here first.
+        """As torchvision's; also keeps the levels' sizes for the loss."""
+        # torchvision passes no level sizes to the loss; its forward always calls this first.
         self.level_sizes = num_anchors_per_level
         return super().filter_proposals(proposals, objectness, image_shapes, num_anchors_per_level)
 
@@ -93,8 +99,12 @@ class RPN(RegionProposalNetwork):
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Score: cross entropy over the sampled anchors, by the number that an image should have. Box: Huber
-        (delta 1/9) over all positive anchors, sampled or not; mean over each level's coordinates, summed."""
+        """The score loss and the box loss.
+
+        Score: cross entropy over the sampled anchors, divided by the number that the images should have.
+        Box: Huber (delta 1/9) over all positive anchors, sampled or not; mean over each level's coordinates,
+        summed over the levels.
+        """
         positive, negative = (torch.stack(masks) for masks in self.fg_bg_sampler(labels))
         sampled = positive | negative
         target = torch.stack(labels)
@@ -110,3 +120,34 @@ class RPN(RegionProposalNetwork):
             sums.append(level_errors[chosen].sum())
             counts.append(4 * chosen.sum())
         return score_loss, batch_mean(torch.stack(sums), torch.stack(counts)).sum()
+
+
+def build_rpn(
+    channels: int,
+    strides: Sequence[int],
+    *,
+    anchor_scale: float,
+    std: float,
+    samples: int,
+    pre_nms: dict[str, int],
+    post_nms: dict[str, int],
+) -> RPN:
+    """The region proposals of the paper's codebase; :class:`botnet.detection.rcnn.RCNN` has the arguments."""
+    anchors = Anchors(strides, scale=anchor_scale)
+    rpn = RPN(
+        anchors,
+        FloatRPNHead(channels, anchors.num_anchors_per_location()[0]),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=samples,
+        positive_fraction=0.5,
+        pre_nms_top_n=pre_nms,
+        post_nms_top_n=post_nms,
+        nms_thresh=0.7,
+    )
+    rpn.proposal_matcher = AnchorMatcher(0.7, 0.3)
+    rpn.fg_bg_sampler = Sampler(samples, positive_fraction=0.5)
+    for module in rpn.head.conv.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=std)
+    return rpn

@@ -1,4 +1,4 @@
-"""Which anchors and RoIs each image trains on."""
+"""Sampling of the anchors and RoIs that each image trains on."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,16 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 
 class Sampler(BalancedPositiveNegativeSampler):
-    """torchvision's choice of anchors and RoIs to learn from, each image's drawn from a generator of its own.
+    """torchvision's balanced sampling with a generator for each image.
 
-    Drawn from the global one, it would depend on the images before it on the same device.
+    With the global generator, an image's samples would depend on the images before it on the same device.
+    Set ``generators``, one per image, before each call; None is the global one.
     """
 
     generators: Sequence[torch.Generator | None] = ()
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Masks of the positives and of the negatives of each image."""
         chosen = [
             self.choose(labels, generator)
             for labels, generator in zip(matched_idxs, self.generators, strict=True)
@@ -23,10 +25,10 @@ class Sampler(BalancedPositiveNegativeSampler):
         return [positive for positive, _ in chosen], [negative for _, negative in chosen]
 
     def choose(self, labels: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """One image's positives and negatives, as masks: positive labels and 0; others are passed over."""
+        """One image's positives (labels from 1) and negatives (0), as masks; other labels are ignored."""
         left, masks = self.batch_size_per_image, []
-        most = int(self.positive_fraction * self.batch_size_per_image)
-        for candidates, limit in ((labels >= 1, most), (labels == 0, self.batch_size_per_image)):
+        max_positive = int(self.positive_fraction * self.batch_size_per_image)
+        for candidates, limit in ((labels >= 1, max_positive), (labels == 0, self.batch_size_per_image)):
             found = torch.where(candidates)[0]
             order = torch.randperm(len(found), generator=generator, device=labels.device)
             drawn = found[order[: min(limit, left)]]

@@ -1,12 +1,14 @@
 """Placing and normalising images for training and evaluation (paper, Section 4.2)."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from botnet.detection.placement import Placement
-from botnet.errors import DataError
+from botnet.detection.placement import Placement, load_placed
+from botnet.errors import ConfigError
 
 IMAGENET_MEAN: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # of RGB in [0, 1]
 IMAGENET_STD: tuple[float, ...] = IMAGENET_DEFAULT_STD
@@ -15,27 +17,30 @@ IMAGENET_STD: tuple[float, ...] = IMAGENET_DEFAULT_STD
 class TrainTransform:
     """Scale jitter, random crop or zero pad to the canvas, horizontal flip.
 
-    The picture keeps its aspect; its longer side becomes s * canvas, s ~ U(jitter). What is larger than the
-    canvas is cropped at a random place, what is smaller is padded at the bottom and right (tensorflow/tpu
+    The image keeps its aspect ratio; its longer side becomes s * canvas, s ~ U(jitter). A larger image is
+    cropped at a random place, a smaller one is padded at the bottom and right (tensorflow/tpu
     models/official/detection).
 
     Args:
         canvas: side of the square in pixels; 1024 or 1280 in the paper.
-        jitter: least and greatest s; [0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in the paper (Table 3).
+        jitter: minimum and maximum of s; [0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in the paper (Table 3).
         flip: probability of the flip.
+
+    Raises:
+        ConfigError: arguments out of range.
     """
 
     def __init__(self, canvas: int, jitter: tuple[float, float] = (0.1, 2.0), flip: float = 0.5) -> None:
         if canvas < 1 or not 0 < jitter[0] <= jitter[1] or not 0 <= flip <= 1:
-            raise DataError(
-                f"no transform has canvas {canvas}, jitter {jitter} and flip {flip}; give a canvas "
-                "of a pixel or more, 0 < least <= greatest jitter, and a probability"
+            raise ConfigError(
+                f"canvas {canvas}, jitter {jitter}, flip {flip}: give a canvas of 1 pixel or more, "
+                "0 < minimum <= maximum jitter, and a probability from 0 to 1"
             )
         self.canvas, self.jitter, self.flip = canvas, jitter, flip
 
-    def place(self, size: tuple[int, int], chance: torch.Generator) -> Placement:
-        """A random placement of a picture of ``size`` (height, width) in pixels."""
-        draw = torch.rand(4, generator=chance).tolist()
+    def place(self, size: tuple[int, int], rng: torch.Generator) -> Placement:
+        """A random placement of an image of ``size`` (height, width) in pixels."""
+        draw = torch.rand(4, generator=rng).tolist()
         jitter = self.jitter[0] + draw[0] * (self.jitter[1] - self.jitter[0])
         resized = _resized(size, jitter * self.canvas)
         valid = min(resized[0], self.canvas), min(resized[1], self.canvas)
@@ -44,23 +49,23 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Resize into the canvas, aspect kept, and pad at the bottom and right: one scale, no flip.
+    """Resize into the canvas, keeping the aspect ratio, and pad at the bottom and right: one scale, no flip.
 
     Args:
-        canvas: side of the square in pixels: that of the training.
+        canvas: side of the square in pixels, that of training.
     """
 
     def __init__(self, canvas: int) -> None:
         self.canvas = canvas
 
     def place(self, size: tuple[int, int]) -> Placement:
-        """The placement of a picture of ``size`` (height, width) in pixels."""
+        """The placement of an image of ``size`` (height, width) in pixels."""
         resized = _resized(size, self.canvas)
         return Placement(size, resized, 0, 0, resized)
 
 
 def _resized(size: tuple[int, int], longer: float) -> tuple[int, int]:
-    """Height and width of a picture once its longer side is ``longer`` pixels; never less than 1."""
+    """Height and width of an image whose longer side becomes ``longer`` pixels; at least 1."""
     scale = longer / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -68,15 +73,15 @@ def _resized(size: tuple[int, int], longer: float) -> tuple[int, int]:
 def to_canvas(pixels: np.ndarray, canvas: int) -> Tensor:
     """Pixels (h, w, 3) uint8 as the network takes them: normalised, then padded with zeros.
 
-    Padding after the normalisation, with the mean of ImageNet and its deviation, is that of tensorflow/tpu.
+    Normalised by ImageNet's mean and standard deviation before padding, as in tensorflow/tpu.
 
     Returns:
-        (3, canvas, canvas) float32, laid out with the channels last.
+        (3, canvas, canvas) float32, channels last in memory.
     """
     height, width = pixels.shape[:2]
     image = np.empty((canvas, canvas, 3), np.float32)
     image[height:], image[:height, width:] = 0, 0
-    # Whole rows at a time, r g b r g b ..., are many times as fast as pixels of three.
+    # Rows of r g b r g b ... at once are many times as fast as pixels of three.
     factor = np.tile(1 / (255 * np.array(IMAGENET_STD, np.float32)), width)
     shift = np.tile(np.array(IMAGENET_MEAN, np.float32) / np.array(IMAGENET_STD, np.float32), width)
     rows = image.reshape(canvas, 3 * canvas)[:height, : 3 * width]
@@ -85,8 +90,24 @@ def to_canvas(pixels: np.ndarray, canvas: int) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
+def load_on_canvas(path: Path, placement: Placement, canvas: int) -> Tensor:
+    """An image file as the network takes it: decoded, placed, normalised and padded.
+
+    Args:
+        path, placement: as in :func:`botnet.detection.placement.load_placed`.
+        canvas: side in pixels.
+
+    Returns:
+        (3, canvas, canvas) float32, channels last in memory.
+
+    Raises:
+        DataError: as in :func:`botnet.images.load_image`.
+    """
+    return to_canvas(load_placed(path, placement), canvas)
+
+
 def denormalise(image: Tensor) -> Tensor:
-    """The picture that a normalised image (3, H, W) shows, uint8."""
+    """The pixels (3, H, W) uint8 of a normalised image."""
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     pixels = image.float().cpu() * std[:, None, None] + mean[:, None, None]
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from faster_coco_eval.core import mask as rle_api
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from botnet.masks import Rle, decode_mask
+from botnet.masks import Rle, decode_mask, mask_area, mask_box
 
 OPACITY = 0.55  # of a mask
 LEAST_SIDE = 480  # pixels: smaller images are enlarged so that names and thin boxes can be read
@@ -42,7 +41,7 @@ def draw(image: Tensor, result: dict[str, Any], class_names: Sequence[str], thre
     pixels = image.permute(1, 2, 0).numpy().copy()
     if result.get("masks"):
         masks = [(result["masks"][i], colour) for i, colour in zip(shown, colours, strict=True)]
-        for mask, colour in sorted(masks, key=lambda drawn: rle_api.area(drawn[0]), reverse=True):
+        for mask, colour in sorted(masks, key=lambda drawn: mask_area(drawn[0]), reverse=True):
             _blend(pixels, mask, colour)
     picture = Image.fromarray(pixels)
     zoom = max(1.0, LEAST_SIDE / max(picture.size))
@@ -66,7 +65,7 @@ def draw(image: Tensor, result: dict[str, Any], class_names: Sequence[str], thre
 
 def _blend(pixels: np.ndarray, mask: Rle, colour: tuple[int, int, int]) -> None:
     """Tint the pixels (H, W, 3) inside a mask."""
-    x, y, width, height = (int(side) for side in rle_api.toBbox(mask))
+    x, y, width, height = mask_box(mask)
     box = slice(y, y + height), slice(x, x + width)
     inside = decode_mask(mask, *pixels.shape[:2])[box] > 0
     for channel, tint in enumerate(colour):

@@ -1,14 +1,14 @@
-"""Instances files and images as people have them, sound and broken."""
+"""Instances files and images, valid and broken."""
 
 import copy
 import re
 
 import pytest
 import torch
-from faster_coco_eval.core import mask as rle_api
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as reference
 
 from botnet.detection.check import check_data
 from botnet.detection.coco import CocoInstances
@@ -26,7 +26,7 @@ def test_labels_follow_category_ids_with_gaps(made):
     assert samples[0][1]["labels"].tolist() == [2, 1]
 
 
-def test_the_photographs_are_without_fault(coco_by):
+def test_the_photographs_have_no_problems(coco_by):
     for split, number in (("train", 48), ("val", 12)):
         file = coco_by / f"instances_{split}.json"
         assert check_data(file, coco_by / "images") == []
@@ -195,13 +195,13 @@ def deep_nesting(made):
 
 
 OF_FILE = {
-    no_json: ("unreadable file", r"is no JSON.*give a COCO instances file"),
+    no_json: ("unreadable file", r"is not JSON.*give a COCO instances file"),
     an_array: ("unreadable file", r'has no list "images"; give a COCO instances file'),
     no_annotations: ("unreadable file", r'has no list "annotations"; give'),
     no_categories: ("no categories", r"categories: the list is empty; every data set needs"),
     no_images: ("no images", r"images: the list is empty; every data set needs"),
-    nameless_category: ("malformed record", r'categories\[1\]: "name" is None, not of type str; write'),
-    image_without_height: ("malformed record", r'images\[1\]: "height" is None, not of type int; write'),
+    nameless_category: ("malformed record", r'categories\[1\]: "name" is None, not of type str; rewrite'),
+    image_without_height: ("malformed record", r'images\[1\]: "height" is None, not of type int; rewrite'),
     flat_image: ("empty image", r"image 12 \(b.png\): its size, 0 x 40, must be positive .*; correct"),
     duplicate_category: ("duplicate id", r"category 3: the id occurs twice; give"),
     duplicate_image: ("duplicate id", r"image 7: the id occurs twice; give"),
@@ -210,12 +210,12 @@ OF_FILE = {
     unknown_category: ("unknown category", r"annotation 200 of image 7 \(a.png\): is of category 4, .*; add"),
     box_of_three: (
         "malformed record",
-        r'annotations\[2\]: "bbox" is \[1, 2, 3\], not four finite numbers; write',
+        r'annotations\[2\]: "bbox" is \[1, 2, 3\], not four finite numbers; rewrite',
     ),
     box_of_nan: ("malformed record", r'annotations\[2\]: "bbox" is \[1, 2, 3, nan\], not four finite'),
     polygon_of_words: (
         "malformed record",
-        r"annotation 200 of image 7 \(a.png\): a polygon is \['a'.*; write",
+        r"annotation 200 of image 7 \(a.png\): a polygon is \['a'.*; rewrite",
     ),
     segmentation_of_words: (
         "malformed record",
@@ -227,41 +227,44 @@ OF_FILE = {
     ),
     mask_too_short: (
         "broken mask",
-        r"annotation 200 of image 7 \(a.png\): its run lengths do not add up .*; write",
+        r"annotation 200 of image 7 \(a.png\): its run lengths do not add up .*; rewrite",
     ),
     mask_without_counts: (
         "broken mask",
-        r"annotation 200 of image 7 \(a.png\): its run lengths lack.*; write",
+        r"annotation 200 of image 7 \(a.png\): its run lengths lack.*; rewrite",
     ),
     mask_of_fractions: (
         "broken mask",
-        r"annotation 200 .*: its run lengths are \[0, 599\.5, .*whole.*; write",
+        r"annotation 200 .*: its run lengths are \[0, 599\.5, .*whole.*; rewrite",
     ),
-    mask_of_negative_runs: ("broken mask", r"annotation 200 .*: its run lengths are \[-1, .*from 0; write"),
+    mask_of_negative_runs: ("broken mask", r"annotation 200 .*: its run lengths are \[-1, .*from 0; rewrite"),
     mask_of_fractional_size: ("broken mask", r"annotation 200 .*: its mask is of size \[30\.0, 40\]"),
     huge_box: (
         "malformed record",
-        r'annotations\[2\]: "bbox" is \[1, 2, 10.*, not four finite numbers; write',
+        r'annotations\[2\]: "bbox" is \[1, 2, 10.*, not four finite numbers; rewrite',
     ),
     far_box: (
         "malformed record",
-        r"annotation 200 .*: its box .* reaches far beyond the 40 x 30 image; write",
+        r"annotation 200 .*: its box .* reaches far beyond the 40 x 30 image; rewrite",
     ),
     far_polygon: (
         "malformed record",
-        r"annotation 200 .*: a polygon reaches far beyond the 40 x 30.*; write",
+        r"annotation 200 .*: a polygon reaches far beyond the 40 x 30.*; rewrite",
     ),
-    area_of_text: ("malformed record", r"annotations\[2\]: \"area\" is '600', not a number.*; write"),
-    huge_area: ("malformed record", r'annotations\[2\]: "area" is 1e\+300, not a number from 0 to.*; write'),
-    crowd_of_text: ("malformed record", r"annotations\[2\]: \"iscrowd\" is '0', neither 0 nor 1; write"),
-    category_id_of_list: ("malformed record", r'categories\[0\]: "id" is \[1\], not of type int; write'),
-    category_id_true: ("malformed record", r'categories\[2\]: "id" is True, not of type int; write'),
+    area_of_text: ("malformed record", r"annotations\[2\]: \"area\" is '600', not a number.*; rewrite"),
+    huge_area: (
+        "malformed record",
+        r'annotations\[2\]: "area" is 1e\+300, not a number from 0 to.*; rewrite',
+    ),
+    crowd_of_text: ("malformed record", r"annotations\[2\]: \"iscrowd\" is '0', neither 0 nor 1; rewrite"),
+    category_id_of_list: ("malformed record", r'categories\[0\]: "id" is \[1\], not of type int; rewrite'),
+    category_id_true: ("malformed record", r'categories\[2\]: "id" is True, not of type int; rewrite'),
     huge_image: ("huge image", r"image 7 \(a.png\): its size, 10+\.\.\.0+ x .* pixels; correct"),
     half_a_character: (
         "malformed record",
-        r"images\[0\]: \"file_name\" is '.ud800.png', which is not valid Unicode; write",
+        r"images\[0\]: \"file_name\" is '.ud800.png', which is not valid Unicode; rewrite",
     ),
-    deep_nesting: ("unreadable file", r"is no JSON \(.*recursion.*\); give"),
+    deep_nesting: ("unreadable file", r"is not JSON \(.*recursion.*\); give"),
 }
 
 
@@ -313,7 +316,7 @@ OF_FOLDER = {
 
 
 @pytest.mark.parametrize("spoil", OF_FOLDER, ids=lambda spoil: spoil.__name__)
-def test_images_that_are_not_there_are_missed_before_the_first_step(made, spoil):
+def test_missing_images_are_reported_before_the_first_step(made, spoil):
     kind, message = OF_FOLDER[spoil]
     spoil(made)
     with pytest.raises(DataError, match=message):
@@ -351,11 +354,11 @@ OF_CONTENT = {
     wrong_size: ("wrong size", r"a\.png: the image is 40 x 30 pixels, its record says 41 x 30 .*; correct"),
     mask_that_breaks_off: (
         "broken mask",
-        r"instances\.json: annotation 200 of image 7 \(a.png\): its mask cannot.*; write",
+        r"instances\.json: annotation 200 of image 7 \(a.png\): its mask cannot.*; rewrite",
     ),
     garbled_mask: (
         "broken mask",
-        r"instances\.json: annotation 200 of image 7 \(a.png\): its mask cannot.*; write",
+        r"instances\.json: annotation 200 of image 7 \(a.png\): its mask cannot.*; rewrite",
     ),
 }
 
@@ -445,12 +448,12 @@ def test_an_area_of_null_is_no_area(made):
     assert made.target(masks=False)["area"].tolist()[::2] == [400, 400]
 
 
-def test_without_masks_a_box_outlives_its_polygon(made):
+def test_without_masks_a_box_is_kept_without_its_polygon(made):
     polygon_of_two_points(made)
     assert made.target(masks=False)["labels"].tolist() == [2, 1, 2]
 
 
-def test_the_sound_polygons_of_an_annotation_outlive_the_others(made):
+def test_the_valid_polygons_of_an_annotation_are_kept(made):
     made.annotation(segmentation=[[1, 1, 2, 2], *SQUARE, [50, 5, 70, 5, 70, 25]])
     assert made.dataset().instances.dropped == {"degenerate polygon": 1, "outside image": 1}
     masks = made.target()["masks"]
@@ -459,13 +462,13 @@ def test_the_sound_polygons_of_an_annotation_outlive_the_others(made):
 
 def test_what_reaches_beyond_the_image_is_trimmed_and_reported(made):
     made.annotation(bbox=[30, 5, 20, 20], segmentation=[[30, 5, 50, 5, 50, 25, 30, 25]])
-    assert rle_api.area(made.target()["masks"][2]) == 10 * 20
+    assert reference.area(made.target()["masks"][2]) == 10 * 20
     assert made.target(train=True)["masks"][2].sum() == 10 * 20
     assert made.dataset().instances.dropped == {"beyond image": 2}
     assert made.kinds() == {("beyond image", "warning"): 2}
 
 
-def test_rounding_is_no_fault(made):
+def test_rounding_beyond_the_image_is_not_a_problem(made):
     made.annotation(bbox=[-0.5, 5, 41, 20], segmentation=[[-0.5, 5, 40.5, 5, 40.5, 25]])
     assert made.kinds() == {}
 
@@ -510,7 +513,7 @@ FIELDS = {
 
 @st.composite
 def spoilt_sets(draw):
-    """The sound set with a few of its values replaced."""
+    """The valid set with a few of its values replaced."""
     data = copy.deepcopy(sound_set())
     for field in draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=3)):
         draw(st.sampled_from(data["annotations"]))[field] = draw(FIELDS[field])

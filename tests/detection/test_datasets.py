@@ -1,4 +1,4 @@
-"""Samples are what the instances file says."""
+"""Samples against the instances file."""
 
 import json
 import pickle
@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from faster_coco_eval.core import mask as rle_api
 from PIL import Image
+from pycocotools import mask as reference
 
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import TrainDataset, collate
@@ -16,7 +16,7 @@ from botnet.detection.metric import CocoMetric, truth_of
 from botnet.detection.placement import Placement
 from botnet.detection.results import coco_results
 from botnet.detection.transforms import TrainTransform, denormalise
-from botnet.errors import DataError
+from botnet.errors import ConfigError, DataError
 from botnet.masks import encode_mask
 from botnet.training.loader import make_loader
 
@@ -35,7 +35,7 @@ def test_a_sample_is_what_the_file_says(made):
     square[5:25, 10:30] = 1
     assert target["masks"][0] == encode_mask(square)
     # The file has no areas.
-    assert target["area"].tolist() == [400, rle_api.decode(target["masks"][1]).sum()]
+    assert target["area"].tolist() == [400, reference.decode(target["masks"][1]).sum()]
     assert target["iscrowd"].tolist() == [False, False]
 
 
@@ -77,16 +77,16 @@ def test_crowd_is_kept_for_scoring_and_left_out_of_training(made):
     counts = [0, 1200]
     made.annotation(iscrowd=1, segmentation={"size": [30, 40], "counts": counts})
     assert made.target()["iscrowd"].tolist() == [False, False, True]
-    assert rle_api.decode(made.target()["masks"][2]).all()
+    assert reference.decode(made.target()["masks"][2]).all()
     assert made.target(train=True)["labels"].tolist() == [2, 1]
 
 
 class RightHalf:
-    """A transform that shows the right half of the pictures."""
+    """A transform that shows the right half of the images."""
 
     canvas = 40
 
-    def place(self, size, chance):
+    def place(self, size, rng):
         return Placement(size, size, top=0, left=20, valid=(30, 20))
 
 
@@ -120,8 +120,8 @@ def test_a_training_sample_depends_on_seed_epoch_and_index_alone(made, copy_past
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_pasted_image_is_to_blame_if_it_is_broken(made, log_to_stderr, capfd, workers):
-    """Images 7 and 12 are sound, 20 is broken: what it would be pasted onto stays, and gets another one."""
+def test_a_broken_pasted_image_is_replaced_and_marked(made, log_to_stderr, capfd, workers):
+    """Images 7 and 12 are valid, 20 is broken: the destination stays, with another source."""
     made.data["images"].append({"id": 20, "file_name": "c.png", "height": 30, "width": 40})
     (made.folder / "c.png").write_bytes(b"broken")
     samples = made.dataset(train=True, copy_paste=1.0)
@@ -137,7 +137,7 @@ def test_the_pasted_image_is_to_blame_if_it_is_broken(made, log_to_stderr, capfd
 
 def test_copy_paste_needs_masks_and_a_probability(made):
     for arguments in ({"copy_paste": 1.5}, {"copy_paste": 0.5, "masks": False}):
-        with pytest.raises(DataError, match="it is a probability"):
+        with pytest.raises(ConfigError, match="it is a probability"):
             made.dataset(train=True, **arguments)
 
 
@@ -173,7 +173,7 @@ def test_a_batch_has_one_canvas(made):
     assert [target["image_id"] for target in targets] == [7, 12]
 
 
-def test_datasets_travel_to_workers(made):
+def test_datasets_can_be_pickled(made):
     samples = pickle.loads(pickle.dumps(made.dataset()))
     assert samples[0][1]["labels"].tolist() == [2, 1]
 

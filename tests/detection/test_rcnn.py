@@ -1,4 +1,4 @@
-"""The detector against loops written from its definitions, and at its edges."""
+"""The detector against loops written from its definitions, and edge cases."""
 
 import math
 
@@ -294,7 +294,7 @@ def test_detections_stay_in_the_unpadded_region():
 
 
 def test_a_mostly_padded_canvas_pools_from_the_same_places():
-    """torchvision takes the pyramid's strides from the unpadded sizes, and is off where they are small."""
+    """torchvision takes the pyramid's strides from the unpadded sizes, which fails where they are small."""
     detector = small_detector()
     images = torch.randn(1, 3, 96, 96)
     # The proposals are the same; only the pooling could know of the sizes.
@@ -346,8 +346,8 @@ def test_any_timm_backbone(name):
     assert torch.isfinite(sum(detector(images, targets_for(images)).values()))
 
 
-def test_a_mask_is_read_at_its_own_class():
-    """The whole of torchvision's predictor, then the class of each box, says the same."""
+def test_mask_logits_are_those_of_the_own_class():
+    """Equal to torchvision's predictor for all classes, indexed by the class of each box."""
     detector = small_detector().eval()
     heads = detector.roi_heads
     nn.init.normal_(heads.mask_predictor.mask_fcn_logits.bias)
@@ -359,7 +359,7 @@ def test_a_mask_is_read_at_its_own_class():
     torch.testing.assert_close(found, whole[torch.arange(3), torch.cat(classes)])
 
 
-def test_seeds_fix_what_is_learnt_from():
+def test_seeds_fix_the_sampling():
     detector = small_detector(rpn_samples=6, roi_samples=4)
     images = torch.randn(2, 3, 96, 96)
     targets = targets_for(images)
@@ -429,7 +429,7 @@ def test_imagenet_weights_reach_all_but_the_attention(tmp_path):
     assert "weights" not in detector.spec
 
 
-def test_bad_requests_are_refused():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="without background, got 0"):
         mask_rcnn("botnet_tiny", 0)
     shallow = timm.create_model("resnet18", features_only=True, out_indices=(2, 3, 4))

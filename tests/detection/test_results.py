@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from faster_coco_eval.core import mask as rle_api
+from pycocotools import mask as reference
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -30,7 +30,7 @@ def photographs(coco_by, request):
 
 
 def predictions_like(truth, generator, num_classes):
-    """What a middling detector might say: truths missed, moved, mislabelled, found twice; rubbish too."""
+    """Plausible detections: truths missed, moved, mislabelled and found twice."""
     boxes, labels, masks = [], [], []
     for box, label, rle in zip(truth["boxes"], truth["labels"], truth["masks"], strict=True):
         for _ in range(int(torch.randint(0, 3, (), generator=generator))):
@@ -40,7 +40,7 @@ def predictions_like(truth, generator, num_classes):
             labels.append(
                 int(torch.randint(1, num_classes + 1, (), generator=generator)) if wrong else int(label)
             )
-            mask = rle_api.decode(rle)
+            mask = reference.decode(rle)
             shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
             masks.append(encode_mask(np.roll(mask, shift, (0, 1))))
     return {
@@ -143,7 +143,7 @@ def test_detections_go_back_to_the_original_pixels():
     detection["masks"][0, :, :, 14:] = 0  # its right half is empty
     result = to_original(detection, (0.5, 0.5), (200, 100))
     assert result["boxes"].tolist() == [[20, 40, 60, 120], [80, 180, 100, 200]]  # the second one clipped
-    first, second = (rle_api.decode(mask) for mask in result["masks"])
+    first, second = (reference.decode(mask) for mask in result["masks"])
     assert first.shape == (200, 100)
     assert first[40:120, 20:40].all()
     assert first.sum() == 80 * 20

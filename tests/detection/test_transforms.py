@@ -1,4 +1,4 @@
-"""The geometry of the transforms, read off the pixels, and beside what is done to the whole picture."""
+"""The geometry of the transforms, read off the pixels and compared with transforms of the full image."""
 
 import numpy as np
 import pytest
@@ -11,24 +11,24 @@ from torchvision.transforms.v2 import functional as F
 from botnet.detection.coco import CocoInstances
 from botnet.detection.copy_paste import Scene, copy_paste
 from botnet.detection.datasets import EvalDataset, TrainDataset
-from botnet.detection.placement import Placement, canvas_object, load_placed
+from botnet.detection.placement import CanvasObject, Placement, canvas_object, load_placed
 from botnet.detection.transforms import EvalTransform, TrainTransform, denormalise, to_canvas
-from botnet.errors import DataError
+from botnet.errors import ConfigError
 from botnet.images import load_image
 from botnet.masks import compress_mask, decode_mask, encode_mask
 from botnet.training.seeding import generator
 
 
-def whole(placement: Placement, pixels: np.ndarray, mode=InterpolationMode.BILINEAR) -> np.ndarray:
-    """The plain way, by torchvision: resize all of (C, H, W), then cut, then mirror."""
+def transform_all(placement: Placement, pixels: np.ndarray, mode=InterpolationMode.BILINEAR) -> np.ndarray:
+    """The plain way, by torchvision: resize all of (C, H, W), then crop, then mirror."""
     resized = F.resize(torch.tensor(pixels), list(placement.resized), mode, antialias=True)
     cut = F.crop(resized, placement.top, placement.left, *placement.valid)
     return (F.horizontal_flip(cut) if placement.flipped else cut).numpy()
 
 
-def on_canvas(thing, size: tuple[int, int]) -> np.ndarray:
+def on_canvas(found: CanvasObject, size: tuple[int, int]) -> np.ndarray:
     mask = np.zeros(size, np.uint8)
-    mask[thing.window] = thing.mask
+    mask[found.window] = found.mask
     return mask
 
 
@@ -54,10 +54,10 @@ def placements(size, canvas, jitter=(0.1, 2.0), count=1):
     return [transform.place(size, generator(0, epoch, sum(size))) for epoch in range(count)]
 
 
-# ---- where things go
+# ---- placement
 
 
-def test_every_choice_is_made_from_the_size_and_the_generator():
+def test_placements_depend_on_the_size_and_the_generator_alone():
     transform = TrainTransform(100, (0.1, 2.0))
     drawn = [transform.place((30, 20), generator(0, epoch, 0)) for epoch in range(2000)]
     assert transform.place((30, 20), generator(0, 7, 0)) == drawn[7]
@@ -81,7 +81,7 @@ def test_every_choice_is_made_from_the_size_and_the_generator():
 
 @pytest.mark.parametrize("size", [(30, 900), (900, 30), (1, 30), (1, 1)])
 @pytest.mark.parametrize("jitter", [0.1, 1.0, 2.0])
-def test_odd_shapes_keep_their_object(size, jitter):
+def test_extreme_aspect_ratios_keep_their_object(size, jitter):
     transform = TrainTransform(64, jitter=(jitter, jitter))
     placement = transform.place(size, generator(0, 0, 0))
     height, width = placement.valid
@@ -89,10 +89,10 @@ def test_odd_shapes_keep_their_object(size, jitter):
     assert min(placement.valid) >= 1
     everything = [0, 0, size[1], 0, size[1], size[0], 0, size[0]]
     for segmentation in ([everything], encode_mask(np.ones(size))):
-        thing = placement.masked(1, segmentation)
-        assert thing.box == (0, 0, width, height)
-        assert thing.mask.all()
-    assert placement.boxed(1, [0, 0, size[1], size[0]]).box == (0, 0, width, height)
+        found = placement.place_mask(1, segmentation)
+        assert found.box == (0, 0, width, height)
+        assert found.mask.all()
+    assert placement.place_box(1, [0, 0, size[1], size[0]]).box == (0, 0, width, height)
     picture = Image.new("RGB", size[::-1], (200, 100, 0))
     assert (placement.pixels(picture) == (200, 100, 0)).all()
     assert placement.pixels(picture).shape == (height, width, 3)
@@ -102,23 +102,25 @@ def test_odd_shapes_keep_their_object(size, jitter):
 @pytest.mark.parametrize(
     "arguments", [{"canvas": 0}, {"canvas": 8, "jitter": (2.0, 0.1)}, {"canvas": 8, "flip": 2}]
 )
-def test_arguments_that_make_no_transform_are_refused(arguments):
-    with pytest.raises(DataError, match="no transform"):
+def test_arguments_out_of_range_are_refused(arguments):
+    with pytest.raises(ConfigError, match="minimum <= maximum"):
         TrainTransform(**arguments)
 
 
 # ---- pixels
 
 
-def test_what_is_cut_is_what_the_whole_picture_shows_there(coco_by):
-    """Cut while it is resized, a picture is the cut of the resized whole, up to its edges."""
+def test_a_crop_equals_that_of_the_resized_image(coco_by):
+    """Cropped while it is resized, an image equals the crop of the resized image, up to its edges."""
     crops = flips = 0
     for path, record, _ in photographs(coco_by):
         size = record["height"], record["width"]
         (placement,) = placements(size, 300, jitter=(0.3, 2.0))
         picture = load_image(path, size)
         ours = placement.pixels(picture).astype(int)
-        theirs = whole(placement, np.asarray(picture).transpose(2, 0, 1)).transpose(1, 2, 0).astype(int)
+        theirs = (
+            transform_all(placement, np.asarray(picture).transpose(2, 0, 1)).transpose(1, 2, 0).astype(int)
+        )
         assert abs(ours - theirs).max() <= 2
         assert (ours != theirs).mean() < 0.2
         crops += placement.top > 0 or placement.left > 0
@@ -130,7 +132,7 @@ def test_what_is_cut_is_what_the_whole_picture_shows_there(coco_by):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("size", [(161, 90), (67, 203)])
-def test_a_jpeg_decoded_small_lies_where_the_whole_one_lies(tmp_path, orientation, mode, size):
+def test_a_jpeg_decoded_at_reduced_size_is_not_shifted(tmp_path, orientation, mode, size):
     """A ramp shows every shift: a pixel of the canvas is some 5 levels; mirrored or odd, it must not move."""
     height, width = size if orientation < 5 else size[::-1]
     y, x = np.mgrid[:height, :width]
@@ -149,7 +151,7 @@ def test_a_jpeg_decoded_small_lies_where_the_whole_one_lies(tmp_path, orientatio
 
 def test_a_jpeg_is_never_decoded_smaller_than_wanted(tmp_path, monkeypatch):
     decoded = []
-    monkeypatch.setattr(Placement, "pixels", lambda placement, picture, extent: decoded.append(picture.size))
+    monkeypatch.setattr(Placement, "pixels", lambda placement, image, extent: decoded.append(image.size))
     # Of 479 pixels a half, rounded up, is enough for what 321 make of the longer side: that side decides.
     for size in ((479, 640), (640, 479)):
         Image.new("RGB", size[::-1]).save(tmp_path / "plain.jpg")
@@ -159,7 +161,7 @@ def test_a_jpeg_is_never_decoded_smaller_than_wanted(tmp_path, monkeypatch):
         assert [max(decoded_size) for decoded_size in decoded] == [640, 640, 320, 320, 160, 80, 80, 80]
 
 
-def test_what_decoding_small_does_to_the_pixels(coco_by):
+def test_decoding_at_reduced_size_changes_pixels_little(coco_by):
     """A half or a quarter by the decoder, then the rest, against all of it by the resize, on photographs.
 
     The decoder averages squares, the resize weighs with a triangle: edges come out a little sharper.
@@ -185,7 +187,7 @@ def test_the_normalisation_is_that_of_imagenet():
     assert (image[:, :, 6:] == 0).all()
 
 
-def test_the_picture_comes_back_from_its_normalisation():
+def test_denormalising_restores_the_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     shown = denormalise(to_canvas(pixels, 40))
     assert np.array_equal(shown[:, :, :30].permute(1, 2, 0), pixels)
@@ -195,7 +197,7 @@ def test_the_picture_comes_back_from_its_normalisation():
 # ---- masks and boxes
 
 
-def test_masks_are_those_of_the_whole_picture_on_every_photograph(coco_by):
+def test_masks_equal_those_of_the_resized_image_on_every_photograph(coco_by):
     """Polygons rasterised on the canvas, and run lengths read in their box, beside the plain way.
 
     Run lengths are sampled, as the plain way does it, and equal it but where a centre falls between two
@@ -211,28 +213,28 @@ def test_masks_are_those_of_the_whole_picture_on_every_photograph(coco_by):
             for annotation in annotations:
                 segmentation = annotation["segmentation"]
                 pixels = decode_mask(segmentation, *size)
-                expected = whole(placement, pixels[None], InterpolationMode.NEAREST_EXACT)[0]
+                expected = transform_all(placement, pixels[None], InterpolationMode.NEAREST_EXACT)[0]
 
-                thing = placement.masked(5, compress_mask(segmentation, *size))
-                if thing is None or not expected.any():
-                    assert expected.sum() + (thing.area if thing else 0) < 10
+                found = placement.place_mask(5, compress_mask(segmentation, *size))
+                if found is None or not expected.any():
+                    assert expected.sum() + (found.area if found else 0) < 10
                     gone += 1
                     continue
-                sampled = on_canvas(thing, placement.valid)
+                sampled = on_canvas(found, placement.valid)
                 different += (sampled != expected).sum()
                 pixels_seen += expected.sum()
-                assert thing.label == 5
-                assert list(thing.box) == tight_box(sampled)
-                assert thing.area == sampled.sum()
+                assert found.label == 5
+                assert list(found.box) == tight_box(sampled)
+                assert found.area == sampled.sum()
                 runs += 1
 
                 if isinstance(segmentation, list) and expected.sum() >= 400 * coarse**2:
-                    thing = placement.masked(5, segmentation)
-                    drawn = on_canvas(thing, placement.valid)
-                    assert list(thing.box) == tight_box(drawn)
-                    assert thing.area == drawn.sum()
+                    found = placement.place_mask(5, segmentation)
+                    drawn = on_canvas(found, placement.valid)
+                    assert list(found.box) == tight_box(drawn)
+                    assert found.area == drawn.sum()
                     overlaps.append(iou(drawn, expected))
-                    drift.append(max(abs(np.subtract(thing.box, tight_box(expected)))) / coarse)
+                    drift.append(max(abs(np.subtract(found.box, tight_box(expected)))) / coarse)
                     polygons += 1
     assert polygons > 300
     assert runs > 800
@@ -260,8 +262,8 @@ def test_polygons_of_every_kind_are_rasterised_where_they_lie(shape, flipped):
     large = decode_mask([[10 * value for value in polygon] for polygon in SHAPES[shape]], 480, 640)
     placement = Placement(size, (480, 640), top=100, left=40, valid=(300, 500), flipped=flipped)
     expected = large[100:400, 40:540]
-    thing = placement.masked(1, SHAPES[shape])
-    assert iou(on_canvas(thing, (300, 500)), expected[:, ::-1] if flipped else expected) > 0.995
+    found = placement.place_mask(1, SHAPES[shape])
+    assert iou(on_canvas(found, (300, 500)), expected[:, ::-1] if flipped else expected) > 0.995
 
 
 def test_a_hole_stays_a_hole():
@@ -269,9 +271,9 @@ def test_a_hole_stays_a_hole():
     ring[8:40, 10:50] = 1
     ring[16:30, 20:36] = 0
     for counts in (encode_mask(ring), {"size": [48, 64], "counts": run_lengths(ring)}):
-        thing = Placement((48, 64), (96, 128), top=10, left=30, valid=(64, 64)).masked(1, counts)
+        found = Placement((48, 64), (96, 128), top=10, left=30, valid=(64, 64)).place_mask(1, counts)
         expected = ring.repeat(2, 0).repeat(2, 1)[10:74, 30:94]
-        assert np.array_equal(on_canvas(thing, (64, 64)), expected)
+        assert np.array_equal(on_canvas(found, (64, 64)), expected)
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
@@ -286,30 +288,30 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     return counts
 
 
-def test_what_is_cut_away_is_not_even_decoded(monkeypatch):
+def test_objects_that_are_cropped_away_are_not_decoded(monkeypatch):
     monkeypatch.setattr("botnet.detection.placement.decode_mask", lambda *_: pytest.fail("decoded"))
     corner = np.zeros((40, 40), np.uint8)
     corner[:10, :10] = 1
     placement = Placement((40, 40), (80, 80), top=40, left=0, valid=(40, 40))
-    assert placement.masked(1, encode_mask(corner)) is None
-    assert placement.masked(1, [[0, 0, 10, 0, 10, 10, 0, 10]]) is None
-    assert placement.boxed(1, [0, 0, 10, 10]) is None
+    assert placement.place_mask(1, encode_mask(corner)) is None
+    assert placement.place_mask(1, [[0, 0, 10, 0, 10, 10, 0, 10]]) is None
+    assert placement.place_box(1, [0, 0, 10, 10]) is None
 
 
 def test_a_box_without_width_in_float32_is_left_out():
     """Its loss would be infinite."""
     placement = Placement((40, 40), (80, 80), top=0, left=20, valid=(40, 40))
     for box in ([20, 0, 1e-9, 10], [20, 0, 10, 1e-9], [5, 5, 5 + 1e-9, 10]):  # the last is nearly cut away
-        assert placement.boxed(1, box) is None
-    assert placement.boxed(1, [20, 0, 0.1, 10]) is not None
+        assert placement.place_box(1, box) is None
+    assert placement.place_box(1, [20, 0, 0.1, 10]) is not None
 
 
-def test_boxes_are_cut_and_mirrored():
+def test_boxes_are_cropped_and_mirrored():
     placement = Placement((100, 200), (50, 100), top=10, left=20, valid=(40, 60))
-    assert placement.boxed(1, [60, 30, 20, 100]).box == (10, 5, 20, 40)
+    assert placement.place_box(1, [60, 30, 20, 100]).box == (10, 5, 20, 40)
     mirrored = Placement((100, 200), (50, 100), top=10, left=20, valid=(40, 60), flipped=True)
-    thing = mirrored.boxed(3, [60, 30, 20, 100])
-    assert (thing.label, thing.box, thing.area) == (3, (40, 5, 50, 40), 350)
+    found = mirrored.place_box(3, [60, 30, 20, 100])
+    assert (found.label, found.box, found.area) == (3, (40, 5, 50, 40), 350)
 
 
 def test_without_masks_the_boxes_are_about_those_of_the_masks(coco_by):
@@ -318,19 +320,21 @@ def test_without_masks_the_boxes_are_about_those_of_the_masks(coco_by):
         (placement,) = placements((record["height"], record["width"]), 600, jitter=(0.5, 1.0))
         for annotation in annotations:
             if not annotation["iscrowd"] and annotation["area"] > 1000:
-                ours = placement.boxed(1, annotation["bbox"])
-                of_mask = placement.masked(1, annotation["segmentation"])
+                ours = placement.place_box(1, annotation["bbox"])
+                of_mask = placement.place_mask(1, annotation["segmentation"])
                 close += box_iou(torch.tensor([ours.box]), torch.tensor([of_mask.box])).item() > 0.9
                 compared += 1
     assert compared > 150
     assert close > 0.98 * compared
 
 
-def test_crowds_cost_nothing_in_training(coco_by, monkeypatch):
+def test_crowds_are_not_decoded_in_training(coco_by, monkeypatch):
     seen = []
-    masked = Placement.masked
+    place_mask = Placement.place_mask
     monkeypatch.setattr(
-        Placement, "masked", lambda self, label, rle: (seen.append(type(rle)), masked(self, label, rle))[1]
+        Placement,
+        "place_mask",
+        lambda self, label, rle: (seen.append(type(rle)), place_mask(self, label, rle))[1],
     )
     samples = TrainDataset(coco_by / "instances_train.json", coco_by / "images", TrainTransform(100, (1, 1)))
     crowded = [
@@ -368,8 +372,8 @@ def test_evaluation_maps_back_to_the_original_pixels(coco_by):
 def scene(value: float, valid: tuple[int, int], *masks: np.ndarray) -> Scene:
     image = torch.zeros(3, 40, 40)
     image[:, : valid[0], : valid[1]] = value
-    things = [canvas_object(label, mask, 0, 0) for label, mask in enumerate(masks, start=int(10 * value))]
-    return Scene(image, valid, things)
+    objects = [canvas_object(label, mask, 0, 0) for label, mask in enumerate(masks, start=int(10 * value))]
+    return Scene(image, valid, objects)
 
 
 def block(top: int, left: int, bottom: int, right: int) -> np.ndarray:
@@ -378,39 +382,39 @@ def block(top: int, left: int, bottom: int, right: int) -> np.ndarray:
     return mask
 
 
-def test_what_is_pasted_hides_what_lies_below():
-    below = scene(1.0, (30, 40), block(0, 0, 10, 10), block(2, 20, 6, 24), block(20, 0, 28, 8))
-    above = scene(2.0, (40, 20), block(5, 5, 12, 30), block(0, 18, 8, 26))
+def test_pasted_objects_hide_those_beneath():
+    destination = scene(1.0, (30, 40), block(0, 0, 10, 10), block(2, 20, 6, 24), block(20, 0, 28, 8))
+    source = scene(2.0, (40, 20), block(5, 5, 12, 30), block(0, 18, 8, 26))
     results = {}
     for seed in range(40):
-        pasted = copy_paste(below, above, torch.Generator().manual_seed(seed))
-        results[tuple(thing.label for thing in pasted.things)] = pasted
-    # Neither, the first, the second, which hides a thing wholly, or both.
+        pasted = copy_paste(destination, source, torch.Generator().manual_seed(seed))
+        results[tuple(instance.label for instance in pasted.objects)] = pasted
+    # Neither, the first, the second, which hides an object completely, or both.
     assert set(results) == {(10, 11, 12), (10, 11, 12, 20), (10, 12, 21), (10, 12, 20, 21)}
-    assert torch.equal(results[10, 11, 12].image, below.image)
+    assert torch.equal(results[10, 11, 12].image, destination.image)
     assert results[10, 11, 12].valid == (30, 40)
 
     first = results[10, 11, 12, 20]
-    assert first.things[0].box == (0, 0, 10, 10)
-    assert first.things[0].area == 100 - 25
-    assert (first.image[:, 5:12, 5:30] == above.image[:, 5:12, 5:30]).all()
+    assert first.objects[0].box == (0, 0, 10, 10)
+    assert first.objects[0].area == 100 - 25
+    assert (first.image[:, 5:12, 5:30] == source.image[:, 5:12, 5:30]).all()
     untouched = torch.from_numpy(block(5, 5, 12, 30) == 0)
-    assert torch.equal(first.image[:, untouched], below.image[:, untouched])
+    assert torch.equal(first.image[:, untouched], destination.image[:, untouched])
     assert first.valid == (40, 40)
-    assert below.things[0].area == 100  # what was given is as it was
+    assert destination.objects[0].area == 100  # the input is unchanged
 
-    cut = results[10, 12, 21].things[0]
+    cut = results[10, 12, 21].objects[0]
     assert cut.area == 100
-    assert results[10, 12, 20, 21].things[-1].mask.all()
+    assert results[10, 12, 20, 21].objects[-1].mask.all()
 
 
-def test_a_thing_that_is_cut_has_a_new_box():
-    below = scene(1.0, (40, 40), block(0, 0, 20, 20))
-    above = scene(2.0, (40, 40), block(0, 10, 40, 40))
+def test_a_partly_hidden_object_has_a_new_box():
+    destination = scene(1.0, (40, 40), block(0, 0, 20, 20))
+    source = scene(2.0, (40, 40), block(0, 10, 40, 40))
     for seed in range(20):
-        pasted = copy_paste(below, above, torch.Generator().manual_seed(seed))
-        if len(pasted.things) == 2:
-            assert pasted.things[0].box == (0, 0, 10, 20)
+        pasted = copy_paste(destination, source, torch.Generator().manual_seed(seed))
+        if len(pasted.objects) == 2:
+            assert pasted.objects[0].box == (0, 0, 10, 20)
             break
     else:
         pytest.fail("never pasted")
@@ -432,7 +436,7 @@ def test_the_data_set_pastes_with_the_given_probability(coco_by):
         assert torch.equal(image, never[0, index][0])
         pasted, new = always[0, index]
         more += not torch.equal(image, pasted)
-        # Where nothing was pasted, the picture is as it would be without.
+        # Where nothing was pasted, the image is as it would be without.
         covered = new["masks"].numpy().any(0)
         height, width = target["valid"]
         assert torch.equal(

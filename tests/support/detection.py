@@ -1,4 +1,4 @@
-"""A sound data set on disk to be spoilt, and images in their own pixels with their truth."""
+"""A valid data set on disk for tests to break, and images in their own pixels with their truth."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from botnet.masks import decode_mask
 
 
 def originals(instances, folder: Path) -> Iterator[tuple[np.ndarray, dict]]:
-    """Pictures (H, W, 3) uint8 with the evaluation's target, whose masks are pixels (N, H, W)."""
+    """Images (H, W, 3) uint8 with the evaluation's target, whose masks are pixels (N, H, W)."""
     samples = EvalDataset(instances, folder, EvalTransform(8))
     for index, record in enumerate(samples.instances.images):
         _, target = samples[index]
@@ -33,7 +33,7 @@ def originals(instances, folder: Path) -> Iterator[tuple[np.ndarray, dict]]:
 
 
 def write_detector(path: Path) -> Path:
-    """A checkpoint as a run leaves it, of a detector that has learnt nothing."""
+    """A checkpoint as a run leaves it, of an untrained detector."""
     torch.manual_seed(0)
     built = botnet.mask_rcnn("botnet_tiny", num_classes=2, canvas=128)
     about = {"detector": built.spec, "class_names": ["a", "b"], "category_ids": [1, 2], "canvas": 128}
@@ -82,11 +82,11 @@ class Set:
         return self.file
 
     def annotation(self, **changes) -> None:
-        """Add an annotation to the sound ones: the first of them, changed."""
+        """Add an annotation to the valid ones: the first of them, changed."""
         self.data["annotations"].append(copy.deepcopy(self.data["annotations"][0]) | {"id": 200} | changes)
 
     def dataset(self, train: bool = False, **arguments) -> CocoDataset:
-        """The set on a canvas of 40, where its pictures are as they are."""
+        """The set on a canvas of 40, on which its images keep their size."""
         instances = CocoInstances(self.write())
         if train:
             return TrainDataset(instances, self.folder, TrainTransform(40, (1, 1), flip=0), **arguments)
