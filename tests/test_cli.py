@@ -11,7 +11,7 @@ from PIL import Image
 
 from botnet.cli import main
 from botnet.devices import pick_device
-from botnet.errors import DataError
+from botnet.errors import ConfigError
 
 
 def python(code):
@@ -49,7 +49,7 @@ def test_info_needs_a_positive_size(size, capsys):
 
 @pytest.mark.parametrize("name", ["meta", "cuda:99", "hpu:99", "nonsense"])
 def test_a_device_that_cannot_be_used_is_refused(name):
-    with pytest.raises(DataError, match=f"^--device {name}: "):
+    with pytest.raises(ConfigError, match=f"^--device {name}: "):
         pick_device(name)
 
 

@@ -115,7 +115,7 @@ def test_a_prediction_that_wrote_nothing_leaves_no_folder(detector, folder, tmp_
     out = tmp_path / "out"
     call = ["predict", str(detector), "--device", "cpu", "--output", str(out), "--attention"]
     assert main([*call, str(folder / "b.jpg"), str(folder / "notes.pdf")]) == 2
-    assert "no other of the 2 images can be predicted" in (message := capsys.readouterr().err)
+    assert "none of the 2 images can be predicted" in (message := capsys.readouterr().err)
     assert "b.jpg: cannot be decoded" in message
     assert main([*call, str(folder / "a.png"), str(folder / "gone.png")]) == 2
     assert "gone.png: no such image or folder" in capsys.readouterr().err
