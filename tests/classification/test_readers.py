@@ -35,8 +35,9 @@ def test_files_that_are_not_images_are_counted(tmp_path):
     (tmp_path / "red" / "notes.txt").write_text("three reds")
     (tmp_path / "README").write_text("colours")
     Image.new("RGB", (8, 8)).save(tmp_path / "red" / "also.WEBP", "webp")
+    Image.new("RGB", (8, 8)).save(tmp_path / "red" / "also.gif")
     reader = open_reader(tmp_path)
-    assert len(reader) == 13
+    assert len(reader) == 14
     assert reader.left_out == 2
 
 
