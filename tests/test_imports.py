@@ -1,4 +1,4 @@
-"""What an import loads: the command, the layers and inference do without the heavy packages they do not use."""
+"""What an import loads: the command, the layers and inference import no packages that they do not need."""
 
 import subprocess
 import sys
