@@ -3,13 +3,11 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.data import ImageNetInfo, create_dataset, create_transform, resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader
@@ -18,14 +16,7 @@ from botnet.classification.classifier import open_classifier, read_label_map
 from botnet.classification.evaluate import render, validate
 from botnet.cli import main
 from botnet.errors import DataError
-
-NETWORK = "mobilenetv3_small_050"
-
-
-def picture(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
-    """A smooth image of random colours, for which JPEG and resizing matter."""
-    colours = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), dtype=np.uint8)
-    return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
+from tests.support.classification import NETWORK, picture, weights_file
 
 
 def class_folders(root, names, images: int = 3):
@@ -35,22 +26,6 @@ def class_folders(root, names, images: int = 3):
             seed = 100 * label + number
             picture(seed, (40 + 9 * number, 60 - 5 * label)).save(root / name / f"{number}.jpg", quality=90)
     return root
-
-
-def weights_file(path, name: str = NETWORK, classes: int = 1000):
-    """A network of fixed random weights and statistics, whose outputs depend on the image."""
-    torch.manual_seed(1)
-    model = timm.create_model(name, num_classes=classes)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            module.weight.data.uniform_(0.5, 2)
-    if path.suffix == ".safetensors":
-        save_file(model.state_dict(), path)
-    else:
-        torch.save(model.state_dict(), path)
-    return path
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from botnet.classification.predict import _place_in_crop, classify
 from botnet.cli import main
 from botnet.errors import DataError
 from botnet.images import denormalise
-from tests.classification.test_evaluate import NETWORK, picture, weights_file
+from tests.support.classification import NETWORK, picture, weights_file
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from botnet.detection import predict
 from botnet.detection.checkpoint import load_detector
 from botnet.detection.image_files import image_ids
 from botnet.errors import DataError
-from tests.classification.test_evaluate import picture
+from tests.support.classification import picture
 from tests.support.detection import write_detector
 
 

@@ -10,8 +10,8 @@ from botnet.cli import main
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
 from botnet.visualize.attention import attention_picture, probe_attention
-from tests.classification.test_evaluate import picture, weights_file
 from tests.support import oracle
+from tests.support.classification import picture, weights_file
 from tests.support.detection import write_detector
 
 
