@@ -1,18 +1,20 @@
-"""Bottleneck Transformers for Visual Recognition (Srinivas et al., CVPR 2021), whole.
+"""Bottleneck Transformers for Visual Recognition (Srinivas et al., CVPR 2021) in PyTorch.
 
-``import botnet`` makes every network of the paper known to timm::
+``import botnet`` registers every network of the paper with timm::
 
     import botnet, timm
     model = timm.create_model("botnet50", num_classes=10, img_size=224)
 
-The import itself is light: networks register at the moment timm is imported, and the names below are
-loaded on first use, so that ``botnet --help`` and ``import botnet.layers`` stay quick.
+The import is light: the networks are registered when timm is imported, and the names below are imported on
+first use. ``botnet --help`` and ``import botnet.layers`` stay fast.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from wrapt import when_imported
+
+from botnet.lazy import lazy
 
 if TYPE_CHECKING:
     from botnet.detection import faster_rcnn, mask_rcnn
@@ -31,27 +33,20 @@ __all__ = [
     "mask_rcnn",
 ]
 
-_HOME = {
-    "MHSA2d": "botnet.layers",
-    "bottleneck_transformer": "botnet.models",
-    "faster_rcnn": "botnet.detection",
-    "insert_bot": "botnet.models",
-    "insert_non_local": "botnet.models",
-    "load_resnet": "botnet.models",
-    "mask_rcnn": "botnet.detection",
-}
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "MHSA2d": "botnet.layers",
+        "bottleneck_transformer": "botnet.models",
+        "faster_rcnn": "botnet.detection",
+        "insert_bot": "botnet.models",
+        "insert_non_local": "botnet.models",
+        "load_resnet": "botnet.models",
+        "mask_rcnn": "botnet.detection",
+    },
+)
 
 
 @when_imported("timm")
 def _register_networks(_timm: Any) -> None:
     importlib.import_module("botnet.models.zoo")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'botnet' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])

@@ -166,7 +166,7 @@ def _validate(arguments: list[str]) -> int:
 
     from botnet.classification.evaluate import render, validate
 
-    classifier = _open_classifier(options)
+    classifier = _open_classifier(options, options.model)
     report = validate(
         classifier,
         options.data,
@@ -214,16 +214,16 @@ def _train(arguments: list[str] | None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from botnet.classification.evaluate import is_classifier
+    from botnet.training.checkpoint_file import read_checkpoint
 
     if options.pixel and not options.attention:
         raise DataError("--pixel names a place for --attention; give both")
     pixel = tuple(options.pixel) if options.pixel else None
-    if is_classifier(options.model):
+    checkpoint = read_checkpoint(options.model) if Path(options.model).is_file() else None
+    if checkpoint is None or checkpoint.kind == "classifier":
         for_detectors = ("format", "images_json", "score", "truth")
         _refuse(options, for_detectors, f"is for detectors, and {options.model} is no checkpoint of one")
-        return _classify(options, pixel)
-    options.checkpoint = Path(options.model)
+        return _classify(options, checkpoint or options.model, pixel)
     for_classifiers = ("weights", "label_map", "crop", "size")
     _refuse(options, for_classifiers, f"is for classifiers; {options.model} is a detector")
     from botnet.detection.predict import predict, predict_coco
@@ -232,12 +232,10 @@ def _predict(options: argparse.Namespace) -> int:
         raise DataError("--format coco and --images-json belong together: the list gives the images' ids")
     if options.format == "coco":
         _refuse(options, ("score", "truth", "attention"), "is for pictures, and --format coco draws none")
-        predict_coco(
-            options.checkpoint, options.images, options.output, options.images_json, device=options.device
-        )
+        predict_coco(checkpoint, options.images, options.output, options.images_json, device=options.device)
         return 0
     _, broken = predict(
-        options.checkpoint,
+        checkpoint,
         options.images,
         options.output,
         score=0.5 if options.score is None else options.score,
@@ -257,11 +255,11 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None
             raise DataError(f"--{name.replace('_', '-')} {why}; leave it out")
 
 
-def _open_classifier(options: argparse.Namespace) -> Any:
-    from botnet.classification.evaluate import open_classifier
+def _open_classifier(options: argparse.Namespace, model: Any) -> Any:
+    from botnet.classification.classifier import open_classifier
 
     classifier = open_classifier(
-        options.model,
+        model,
         options.weights,
         label_map=options.label_map,
         crop=options.crop,
@@ -273,10 +271,10 @@ def _open_classifier(options: argparse.Namespace) -> Any:
     return classifier
 
 
-def _classify(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int:
+def _classify(options: argparse.Namespace, model: Any, pixel: tuple[int, int] | None) -> int:
     from botnet.classification.predict import classify, render
 
-    classifier = _open_classifier(options)
+    classifier = _open_classifier(options, model)
     records, broken = classify(
         classifier, options.images, options.output, attention=options.attention, pixel=pixel
     )

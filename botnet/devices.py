@@ -2,14 +2,17 @@
 
 import torch
 
-from botnet.errors import DataError
+from botnet.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """The named device, or for "auto" the best there is.
+    """A device by its name.
+
+    Args:
+        name: as torch spells it, such as "cpu" or "cuda:1"; "auto": an accelerator if there is one.
 
     Raises:
-        DataError: no device has that name, or it cannot be used here.
+        ConfigError: no device has that name, or it cannot be used here.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -19,4 +22,4 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device).cpu()  # fails without a driver, or for a device that holds no data
         return device
     except (RuntimeError, AssertionError, ImportError) as error:  # the latter two from a build without it
-        raise DataError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error

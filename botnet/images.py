@@ -1,57 +1,50 @@
-"""Finding image files and decoding them."""
+"""Image files: finding and decoding them, and the pixels that a normalised tensor shows."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE
+from torch import Tensor
 
 from botnet.errors import DataError
 
-
-def to_rgb(image: Image.Image, stored: Image.Image) -> Image.Image:
-    """An image of any mode in RGB; transparency is dropped, deep grey is brought to 8 bits.
-
-    Args:
-        image: the image, perhaps turned.
-        stored: the file it was opened from, which knows how many bits a pixel has.
-
-    Raises:
-        ValueError: 32-bit, signed or floating-point grey. No range is agreed on for these, and Pillow would
-            cut them off at 0 and 255.
-    """
-    # PNG and PGM of 16 bits may have mode I, too.
-    if image.mode.startswith("I;16") or (image.mode == "I" and stored.format in ("PNG", "PPM")):
-        (bits,) = getattr(stored, "tag_v2", {}).get(BITSPERSAMPLE, (16,))  # TIFF also has 12
-        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError("its pixels are 32-bit, signed or float; save it with 8 bits, or 16 without a sign")
-    image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-# What counts as an image in a folder. Pillow also has names of files that it only writes (PDF) or only
-# recognises (MPEG, HDF5), and EPS, which is a program.
+# What counts as an image in a folder. Pillow also registers formats that it can only write (PDF) or only
+# recognise (MPEG, HDF5), and EPS, which is a program.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+Size = tuple[int, int]  # height, width in pixels
+Extent = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+# ---- finding
+
+
+@functools.cache
+def image_extensions() -> tuple[str, ...]:
+    """Extensions of image files, such as ``.jpg``; all in lower case."""
+    return tuple(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
 def image_paths(sources: Sequence[Path]) -> list[Path]:
-    """The images among files and folders, of which no two have one stem.
+    """The images among files and folders, each with a stem of its own.
 
     Args:
-        sources: images, and folders whose images are taken (not those of their subfolders).
+        sources: image files, and folders of images, without their subfolders.
 
     Raises:
-        DataError: one that does not exist, a folder without images, or two files of one stem.
+        DataError: a source does not exist, a folder has no images, or two files have the same stem.
     """
-    extensions = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
     paths: list[Path] = []
     for source in sources:
         if source.is_dir():
             files = (path for path in source.iterdir() if not path.is_dir())
-            found = sorted(path for path in files if path.suffix.lower() in extensions)
+            found = sorted(path for path in files if path.suffix.lower() in image_extensions())
             if not found:
                 raise DataError(f"{source} holds no image; name a folder with images, or the images")
             paths += found
@@ -62,52 +55,104 @@ def image_paths(sources: Sequence[Path]) -> list[Path]:
     stems: dict[str, Path] = {}
     for path in paths:
         if (other := stems.setdefault(path.stem, path)) != path:
-            raise DataError(f"{path} and {other} would be drawn into the same file; predict them apart")
+            raise DataError(
+                f"{path} and {other} would be drawn into the same file; predict them in separate runs"
+            )
     return list(stems.values())
 
 
 def check_some_left(broken: Sequence[DataError], images: int) -> None:
-    """Refuse a prediction that has no image left.
+    """Check that a prediction has not left out every image.
 
     Args:
-        broken: what is wrong with the images that were left out.
-        images: how many there were in all.
+        broken: the errors of the images that were left out.
+        images: the number of images.
 
     Raises:
-        DataError: all were left out; what is wrong with the first of them.
+        DataError: all were left out; with the first error.
     """
     if len(broken) == images:
-        others = f"; no other of the {images} images can be predicted either" if images > 1 else ""
+        others = f"; none of the {images} images can be predicted" if images > 1 else ""
         raise DataError(f"{broken[0]}{others}")
 
 
-def load_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
-    """A picture of any mode in RGB, the way up that its annotations mean.
+# ---- decoding
 
-    A camera may store a turned picture with an EXIF note that says how to turn it back; some tools annotate
-    it as stored, others as shown. Where a size is given and only the stored picture has it, the note is
-    ignored; otherwise it is obeyed. Transparency is dropped; 12 and 16-bit grey is brought to 8 bits.
+
+def load_image(path: Path, size: Size | None = None) -> Image.Image:
+    """Decode an image of any mode to RGB, oriented as its annotations are.
+
+    An EXIF orientation says how to turn the stored image upright. Some tools annotate the image as stored,
+    others as shown. If only the stored image has the given size, the orientation is ignored; otherwise it is
+    applied. Transparency is dropped. 12- and 16-bit grey is reduced to 8 bits.
 
     Args:
         path: the file.
-        size: (height, width) that the picture must have, if known.
-
-    Returns:
-        The picture, decoded.
+        size: (height, width) that the image must have, if known.
 
     Raises:
-        DataError: no such file, no picture, a broken one, grey of 32 bits, or one of another size.
+        DataError: the file is missing, broken or not an image, has 32-bit grey, or is of another size.
     """
-    picture, _ = decode_image(path, size, None)
-    return picture
+    image, _ = decode_image(path, size, None)
+    return image
 
 
-def find_fault(path: Path, size: tuple[int, int], decode: bool) -> tuple[str, str] | None:
-    """What is wrong with a file, as a short name and in words; None if nothing.
+def decode_image(path: Path, size: Size | None, wanted: Size | None) -> tuple[Image.Image, Extent]:
+    """Decode an image as :func:`load_image` does; a large JPEG at 1/2, 1/4 or 1/8 of its size.
 
     Args:
         path: the file.
-        size: (height, width) that the picture must have.
+        size: (height, width) that the image must have, if known.
+        wanted: least (height, width) to decode a JPEG at; None: its own.
+
+    Returns:
+        The image, and the edges of the original in its pixels.
+
+    Raises:
+        DataError: as in :func:`load_image`.
+    """
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such image; restore the file or remove its record")
+    try:
+        with Image.open(path) as stored:
+            shown, orientation = _shown_size(stored, size)
+            shrunk = _draft(stored, wanted if orientation >= 5 else wanted[::-1]) if wanted else 1
+            image = _upright(stored, orientation)
+    except Exception as error:  # Pillow's decoders raise almost anything on a broken file
+        raise DataError(f"{path}: {_decoding_fault(error)}") from error
+    if size is not None and shown != size:
+        raise DataError(f"{path}: {_size_fault(shown, size)}")
+    # Decoded at 1/2, 1/4 or 1/8, the last row and column may stand for less than 2, 4 or 8 original ones; a
+    # mirrored image begins with them.
+    width, height = shown[1] / shrunk, shown[0] / shrunk
+    x = image.width - width if orientation in (2, 3, 6, 7) else 0.0
+    y = image.height - height if orientation in (3, 4, 7, 8) else 0.0
+    return image, (x, y, x + width, y + height)
+
+
+def decode_stored(file: BinaryIO | Path, name: str) -> Image.Image:
+    """Decode an image of any mode to RGB as it is stored: any EXIF orientation is ignored, as in timm.
+
+    Args:
+        file: an open file, or its path.
+        name: of the image in errors.
+
+    Raises:
+        DataError: the file is broken or not an image, has 32-bit grey, or is too large.
+    """
+    try:
+        with Image.open(file) as stored:
+            return _to_rgb(stored, stored)
+    except Exception as error:  # as above
+        raise DataError(f"{name}: {_decoding_fault(error)}") from error
+
+
+def find_fault(path: Path, size: Size, decode: bool) -> tuple[str, str] | None:
+    """What is wrong with an image file: a short name and a description; None if nothing is.
+
+    Args:
+        path: the file.
+        size: (height, width) that the image must have.
         decode: decode all of it; otherwise only its header is read.
     """
     try:
@@ -115,52 +160,50 @@ def find_fault(path: Path, size: tuple[int, int], decode: bool) -> tuple[str, st
             shown, orientation = _shown_size(stored, size)
             if decode:
                 _upright(stored, orientation)
-    except Exception as error:  # Pillow's decoders raise almost anything on a broken file
-        return "broken image", _broken_message(error)
-    return None if shown == size else ("wrong size", _size_message(shown, size))
-
-
-def decode_image(
-    path: Path, size: tuple[int, int] | None, wanted: tuple[int, int] | None
-) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """A picture, perhaps smaller than ``size`` but not than ``wanted``, and where in it the original lies."""
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: no such image; restore the file or remove its record")
-    try:
-        with Image.open(path) as stored:
-            shown, orientation = _shown_size(stored, size)
-            shrunk = _shrink(stored, wanted if orientation >= 5 else wanted[::-1]) if wanted else 1
-            image = _upright(stored, orientation)
     except Exception as error:  # as above
-        raise DataError(f"{path}: {_broken_message(error)}") from error
-    if size is not None and shown != size:
-        raise DataError(f"{path}: {_size_message(shown, size)}")
-    # Decoded at 1/2, 1/4 or 1/8, the last row and column may stand for less than 2, 4 or 8 original ones; a
-    # mirrored picture begins with them.
-    width, height = shown[1] / shrunk, shown[0] / shrunk
-    x = image.width - width if orientation in (2, 3, 6, 7) else 0.0
-    y = image.height - height if orientation in (3, 4, 7, 8) else 0.0
-    return image, (x, y, x + width, y + height)
+        return "broken image", _decoding_fault(error)
+    return None if shown == size else ("wrong size", _size_fault(shown, size))
 
 
 def _upright(stored: Image.Image, orientation: int) -> Image.Image:
-    """The decoded picture in RGB, turned as its orientation says."""
-    return to_rgb(ImageOps.exif_transpose(stored) if orientation > 1 else stored, stored)
+    """The decoded image in RGB with its EXIF orientation applied."""
+    return _to_rgb(ImageOps.exif_transpose(stored) if orientation > 1 else stored, stored)
 
 
-def _shrink(stored: Image.Image, wanted: tuple[int, int]) -> float:
+def _to_rgb(image: Image.Image, stored: Image.Image) -> Image.Image:
+    """An image of any mode in RGB; transparency is dropped, 12- and 16-bit grey is reduced to 8 bits.
+
+    Args:
+        image: the image, perhaps turned.
+        stored: the file it was opened from, which knows its bit depth.
+
+    Raises:
+        ValueError: 32-bit, signed or floating-point grey. It has no agreed range, and Pillow would clip it
+            to 0..255.
+    """
+    # 16-bit PNG and PGM may also have mode I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and stored.format in ("PNG", "PPM")):
+        (bits,) = getattr(stored, "tag_v2", {}).get(BITSPERSAMPLE, (16,))  # TIFF also has 12
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit, signed or float; save it as 8-bit or unsigned 16-bit")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _draft(stored: Image.Image, wanted: tuple[int, int]) -> float:
     """Have a JPEG decoded smaller, but not smaller than ``wanted`` (width, height); returns the divisor."""
     width, height = stored.size
     for divisor in (8, 4, 2):
         if -(-width // divisor) >= wanted[0] and -(-height // divisor) >= wanted[1]:
-            # Of other formats Pillow drafts nothing.
+            # Pillow ignores this for other formats.
             drafted = stored.draft(None, (max(width // divisor, 1), max(height // divisor, 1)))
             return width / drafted[1][2] if drafted else 1
     return 1
 
 
-def _shown_size(stored: Image.Image, size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
-    """(Height, width) that a picture is to have, and the EXIF orientation that is to be obeyed (1: none)."""
+def _shown_size(stored: Image.Image, size: Size | None) -> tuple[Size, int]:
+    """(Height, width) of the decoded image, and the EXIF orientation to apply (1: none)."""
     own, turned = (stored.height, stored.width), (stored.width, stored.height)
     orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation not in range(2, 9):
@@ -170,12 +213,31 @@ def _shown_size(stored: Image.Image, size: tuple[int, int] | None) -> tuple[tupl
     return (own, 1) if own == size != turned else (turned, orientation)
 
 
-def _broken_message(error: Exception) -> str:
-    return f"cannot be decoded ({error}); restore the file or remove its record"
+def _decoding_fault(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large to decode ({error}); scale it down or remove it"
+    return f"cannot be decoded ({error}); restore the file or remove it"
 
 
-def _size_message(found: tuple[int, int], size: tuple[int, int]) -> str:
+def _size_fault(found: Size, size: Size) -> str:
     return (
         f"the image is {found[1]} x {found[0]} pixels, its record says {size[1]} x {size[0]} "
         "(width x height); correct the record or restore the file"
     )
+
+
+# ---- tensors
+
+
+def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The pixels that a normalised image shows.
+
+    Args:
+        image: (3, H, W) as the network takes it, on any device.
+        mean, std: by which it was normalised, of RGB in [0, 1].
+
+    Returns:
+        (3, H, W) uint8, on the CPU.
+    """
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return ((image.float().cpu() * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""From nothing to a small BoT-S1 and its ResNet, trained and measured: `make quickstart-classify`."""
+"""Make a data set, then train and evaluate a small BoT-S1 and its ResNet: `make quickstart-classify`."""
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
-"""BoT-S1 beside its ResNet on Fashion-MNIST, several seeds each: what `make small-scale` runs.
+"""Compare BoT-S1 with its ResNet on Fashion-MNIST, with several seeds each: `make small-scale`.
 
-Prints a Markdown table. A run that is finished is not done again, so that an interrupted measurement goes on.
+Prints a Markdown table. Finished runs are skipped, so that an interrupted measurement can be resumed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def botnet(*arguments: str) -> None:
 
 
 def train(network: str, seed: int, args: argparse.Namespace) -> dict:
-    """Accuracy and seconds of one run, done now or read."""
+    """Accuracy and seconds of one run, which is trained unless it is finished."""
     run = args.runs / f"{args.train}-images-{args.epochs}-epochs" / f"{network}-{seed}"
     record = run / "record.json"
     if not record.is_file():
@@ -58,7 +58,7 @@ def main() -> None:
 
     results = {name: [] for name in NETWORKS}
     for seed in range(args.seeds):
-        for name in NETWORKS:  # in alternation: a machine that slows down slows both
+        for name in NETWORKS:  # alternating, so that a slower machine slows both
             results[name].append(train(name, seed, args))
     print(f"{args.train} training and {args.val} held-out images, {args.epochs} epochs, {args.seeds} seeds\n")
     print("| network | parameters | multiply-adds | top-1, mean ± std | each seed | seconds a run |")

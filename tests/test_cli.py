@@ -11,7 +11,7 @@ from PIL import Image
 
 from botnet.cli import main
 from botnet.devices import pick_device
-from botnet.errors import DataError
+from botnet.errors import ConfigError
 
 
 def python(code):
@@ -49,7 +49,7 @@ def test_info_needs_a_positive_size(size, capsys):
 
 @pytest.mark.parametrize("name", ["meta", "cuda:99", "hpu:99", "nonsense"])
 def test_a_device_that_cannot_be_used_is_refused(name):
-    with pytest.raises(DataError, match=f"^--device {name}: "):
+    with pytest.raises(ConfigError, match=f"^--device {name}: "):
         pick_device(name)
 
 
@@ -133,13 +133,13 @@ def checkpoint(digits, tmp_path_factory):
     return folder / "run" / "checkpoints" / "last.ckpt"
 
 
-def test_predict_draws_and_writes_results(checkpoint, digits, tmp_path, capsys):
+def test_predict_draws_and_writes_results(checkpoint, digits, tmp_path, capsys, caplog):
     Image.fromarray(np.full((40, 60), 90, np.uint8)).save(tmp_path / "grey.png")
     output = tmp_path / "out"
     call = ["predict", str(checkpoint), str(digits / "val"), str(tmp_path / "grey.png")]
     truth = ["--truth", str(digits / "instances_val.json")]
     assert main([*call, "--output", str(output), *truth, "--score", "0.1"]) == 0
-    assert "does not know 1 of the 5 images" in capsys.readouterr().out
+    assert "does not know 1 of the 5 images" in caplog.text
     drawn = sorted(path.name for path in output.glob("*.png"))
     assert drawn == ["000001.png", "000002.png", "000003.png", "000004.png", "grey.png"]
     widths = {name: Image.open(output / name).width for name in drawn}
@@ -204,7 +204,7 @@ def test_predict_for_the_server_wants_all_images_ids_and_categories(checkpoint, 
     file = digits / "val" / "000001.jpg"
     assert main(["predict", str(checkpoint), str(file), "--format", "coco", "--images-json",
                  str(digits / "instances_val.json"), "--output", str(tmp_path / "out")]) == 2  # fmt: skip
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_predict_refuses_what_it_cannot_read(checkpoint, tmp_path, capsys):

@@ -1,24 +1,25 @@
-"""Pictures of every mode and the way up."""
+"""Images of every mode and orientation."""
 
 import struct
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from botnet.classification.readers import read_image
 from botnet.detection.placement import load_placed
 from botnet.detection.transforms import EvalTransform
 from botnet.errors import DataError
-from botnet.images import find_fault, load_image
+from botnet.images import denormalise, find_fault, load_image
 
 COLOURS = np.array(
     [[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [128, 128, 128]], [[0, 0, 0], [255, 255, 255]]]
 )
 
 
-def colour_picture() -> Image.Image:
-    """40 x 60, six even patches: turned or mirrored, it is another one."""
+def colour_patches() -> Image.Image:
+    """40 x 60, six patches without symmetry: rotated or flipped, the image differs."""
     return Image.fromarray(COLOURS.astype(np.uint8)).resize((40, 60), Image.Resampling.NEAREST)
 
 
@@ -26,22 +27,22 @@ def colour_picture() -> Image.Image:
     ("mode", "suffix"),
     [("L", "png"), ("L", "jpg"), ("P", "png"), ("1", "png"), ("LA", "png"), ("RGBA", "png"), ("CMYK", "jpg")],
 )
-def test_pictures_of_every_mode_become_rgb(tmp_path, mode, suffix):
-    path = tmp_path / f"picture.{suffix}"
-    picture = (
-        colour_picture() if mode != "1" else colour_picture().convert("L").point(lambda p: 255 * (p > 99))
+def test_images_of_every_mode_become_rgb(tmp_path, mode, suffix):
+    path = tmp_path / f"image.{suffix}"
+    original = (
+        colour_patches() if mode != "1" else colour_patches().convert("L").point(lambda p: 255 * (p > 99))
     )
     if mode in ("L", "LA"):
-        picture = picture.convert("L")
-    expected = np.asarray(picture.convert("RGB")).astype(int)
-    (picture.quantize() if mode == "P" else picture.convert(mode)).save(path)
+        original = original.convert("L")
+    expected = np.asarray(original.convert("RGB")).astype(int)
+    (original.quantize() if mode == "P" else original.convert(mode)).save(path)
     image = load_image(path, (60, 40))
     assert image.mode == "RGB"
     assert abs(np.asarray(image).astype(int) - expected).mean() < 8
 
 
 def decoded_by_both(path):
-    """What detectors and classifiers make of a picture."""
+    """Pixels as detectors and as classifiers decode them."""
     return np.asarray(load_image(path)), np.asarray(read_image(path, str(path)))
 
 
@@ -73,7 +74,7 @@ def test_twelve_bit_grey_keeps_its_range(tmp_path):
 def test_grey_without_an_agreed_range_is_refused(tmp_path, kind, peak):
     path = tmp_path / "deep.tif"
     Image.fromarray(np.linspace(0, peak, 20 * 30).astype(kind).reshape(20, 30)).save(path)
-    message = r"deep\.tif: cannot be decoded \(its pixels are 32-bit, signed or float; save it with 8 bits"
+    message = r"deep\.tif: cannot be decoded \(its pixels are 32-bit, signed or float; save it as 8-bit"
     for read in (load_image, lambda path: read_image(path, str(path))):
         with pytest.raises(DataError, match=message):
             read(path)
@@ -81,7 +82,7 @@ def test_grey_without_an_agreed_range_is_refused(tmp_path, kind, peak):
     assert find_fault(path, (20, 30), decode=False) is None
 
 
-# How each EXIF orientation stores an upright picture; the inverse of what a viewer does.
+# How each EXIF orientation stores an upright image: the inverse of what a viewer does.
 STORED = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -96,9 +97,9 @@ STORED = {
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_exif_orientation_is_obeyed_where_the_record_agrees(tmp_path, orientation, suffix):
+def test_exif_orientation_is_applied_unless_the_record_has_the_stored_size(tmp_path, orientation, suffix):
     path = tmp_path / f"turned.{suffix}"
-    upright = np.asarray(colour_picture())
+    upright = np.asarray(colour_patches())
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -106,8 +107,17 @@ def test_exif_orientation_is_obeyed_where_the_record_agrees(tmp_path, orientatio
 
     for size in ((60, 40), None):
         assert abs(np.asarray(load_image(path, size)).astype(int) - upright).mean() < 4
-        # Resized, it is cut and turned alike.
+        # The same on a smaller canvas.
         placed = load_placed(path, EvalTransform(30).place((60, 40)))
         assert abs(placed.astype(int) - upright[::2, ::2]).mean() < 9
     if orientation >= 5:  # annotated as stored: the record has the stored size
         assert abs(np.asarray(load_image(path, (40, 60))).astype(int) - np.asarray(stored)).mean() < 4
+
+
+def test_denormalise_inverts_the_normalisation():
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 2, 1)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    normalised = (pixels / 255 - shift) / scale
+    assert torch.equal(denormalise(normalised, mean, std), pixels)
+    assert torch.equal(denormalise(normalised + 9, mean, std), torch.full_like(pixels, 255))  # clipped

@@ -1,45 +1,47 @@
-"""Labelled images, prepared for a network."""
+"""Labelled images, transformed for a network."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from botnet.classification.readers import read_image
+from botnet.classification.readers import ImageReader, read_image
 from botnet.errors import DataError
 from botnet.training.seeding import Key, generator, run_seed, seeded
 
 
-class ImageSet(Dataset):
-    """Images with their labels, prepared for a network.
+class ImageSet(Dataset[tuple[Tensor, int]]):
+    """Labelled images, transformed for a network.
 
-    A training sample is asked for by (epoch, index) and is the same wherever and however often it is made;
-    an evaluation sample by its index.
+    A training sample has the key (epoch, index) and depends on nothing else but the run's seed. An evaluation
+    sample has an index as its key.
 
     Args:
         reader: from :func:`open_reader`.
-        transform: of the picture; timm's make a tensor (3, S, S).
+        transform: of an RGB image; timm's return a tensor (3, S, S).
         train: samples for training rather than for evaluation.
     """
 
-    def __init__(self, reader: Any, transform: Callable[[Image.Image], Any], train: bool = False) -> None:
+    def __init__(
+        self, reader: ImageReader, transform: Callable[[Image.Image], Any], train: bool = False
+    ) -> None:
         self.reader, self.transform, self.train = reader, transform, train
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def name(self, index: int) -> str:
-        """What a sample is called: mostly its file."""
+        """Name of a sample in messages: usually its file."""
         return str(self.reader.filename(index, absolute=True) or f"image {index}")
 
-    def picture(self, index: int) -> tuple[Image.Image, int]:
-        """A picture as it is stored, in RGB, and its label.
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        """A sample before its transform: the image in RGB, and its label.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the image cannot be read.
         """
         try:
             file, label = self.reader[index]
@@ -52,10 +54,10 @@ class ImageSet(Dataset):
 
     def __getitem__(self, key: Key | int) -> tuple[Tensor, int]:
         if not self.train:
-            image, label = self.picture(key)  # type: ignore[arg-type]
+            image, label = self.load(cast(int, key))
             return self.transform(image), label
-        epoch, index = key  # type: ignore[misc]
-        image, label = self.picture(index)
+        epoch, index = cast(Key, key)
+        image, label = self.load(index)
         with seeded(generator(run_seed(), epoch, index)):
             return self.transform(image), label
 
@@ -67,7 +69,17 @@ def eval_transform(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Callable[[Image.Image], Any]:
-    """timm's evaluation: the short side to ``image_size / crop_pct``, centre crop, normalised (3, S, S)."""
+    """timm's evaluation transform: resize, centre crop and normalise.
+
+    Args:
+        image_size: side in pixels of the result.
+        crop_pct: the short side is resized to ``image_size / crop_pct``.
+        interpolation: of the resize, in timm's words.
+        mean, std: for the normalisation, of RGB in [0, 1].
+
+    Returns:
+        A function from an image to a tensor (3, image_size, image_size).
+    """
     return create_transform(
         image_size, crop_pct=crop_pct, interpolation=interpolation, mean=tuple(mean), std=tuple(std)
     )

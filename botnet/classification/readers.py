@@ -1,125 +1,57 @@
-"""Images in classes, as they are stored: folders, tars, shards, Hugging Face's data sets."""
+"""Reading labelled images from class folders, tars, WebDataset shards and Hugging Face data sets."""
 
 import os
 import posixpath
-import tarfile
-from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from PIL import Image
-from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from botnet.errors import DataError
-from botnet.images import to_rgb
+from botnet.classification.shards import ShardReader
+from botnet.errors import ConfigError, DataError, first_few
+from botnet.images import decode_stored, image_extensions
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-# Length to width from which an image is a strip. Its short side enlarged to the network's size would take
-# gigabytes, and neither a centre crop nor a random one sees more than its middle.
+# Ratio of length to width above which an image is a strip. Its short side enlarged to the network's size
+# would take gigabytes, and neither a centre crop nor a random crop sees more than its middle.
 STRIP = 16
 READERS = "folder, tar, wds or hfds/NAME"
 
 
-class ShardReader(Reader):
-    """WebDataset shards on a disk, read at random: ``KEY.jpg`` beside ``KEY.cls``, the label as a number.
+class ImageReader(Protocol):
+    """Labelled images: a reader of timm, or :class:`ShardReader`."""
 
-    timm and webdataset read shards as a stream, which has no order that a run could go on in.
-
-    Args:
-        root: a ``.tar``, or a folder of them; ``classes.txt`` beside them names the labels, one a line.
-    """
-
-    def __init__(self, root: Path) -> None:
-        super().__init__()
-        folder = root if root.is_dir() else root.parent
-        self.shards = sorted(root.glob("*.tar")) if root.is_dir() else [root]
-        self.samples: list[tuple[int, str, int, int, int]] = []  # shard, name, offset, size, label
-        for number, shard in enumerate(self.shards):
-            self.samples += [(number, *found) for found in _shard_samples(shard)]
-        named = folder / "classes.txt"
-        if named.is_file():
-            names = named.read_text(encoding="utf-8").rstrip().splitlines()
-        else:
-            names = [
-                str(label) for label in range(1 + max((sample[-1] for sample in self.samples), default=-1))
-            ]
-        self.class_to_idx = {name.strip(): label for label, name in enumerate(names)}
-        if len(self.class_to_idx) < len(names):
-            raise DataError(f"{named}: a name stands on two lines; each class needs its own")
-        for number, name, *_, label in self.samples:
-            if label not in range(len(self.class_to_idx)):
-                raise DataError(
-                    f"{self.shards[number]}: {name} has label {label}, outside 0 to "
-                    f"{len(self.class_to_idx) - 1} ({named})"
-                )
-
-    def __len__(self) -> int:
-        return len(self.samples)
+    def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
-        number, _, offset, size, label = self.samples[index]
-        with self.shards[number].open("rb") as shard:
-            shard.seek(offset)
-            return BytesIO(shard.read(size)), label
+        """An open file and its label."""
 
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        number, name, *_ = self.samples[index]
-        return f"{self.shards[number]}: {name}"
+    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        """Name of a sample's file."""
 
 
-def _shard_samples(shard: Path) -> Iterator[tuple[str, int, int, int]]:
-    samples: dict[str, tuple[list[tarfile.TarInfo], list[tarfile.TarInfo]]] = {}  # images, labels of a key
-    numbers: dict[str, int] = {}
-    try:
-        with tarfile.open(shard, "r:") as members:
-            for member in members:
-                folder, _, base = member.name.rpartition("/")
-                key, _, extension = base.partition(".")
-                key = f"{folder}/{key}"
-                is_image = f".{extension.lower()}" in EXTENSIONS
-                if member.isdir() or not (is_image or extension == "cls"):
-                    continue
-                samples.setdefault(key, ([], []))[0 if is_image else 1].append(member)
-                if not is_image and member.isfile():
-                    numbers[key] = int(members.extractfile(member).read())  # type: ignore[union-attr]
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise DataError(
-            f"{shard}: is no shard of images with .cls labels ({error}); give uncompressed WebDataset shards"
-        ) from error
-    for key, (images, labels) in samples.items():
-        for what, found in (("image", images), ("label, .cls", labels)):
-            if not found:
-                raise DataError(f"{shard}: {key} lacks its {what}; add it")
-            if len(found) > 1:
-                raise DataError(
-                    f"{shard}: {found[0].name} and {found[1].name} have one key, {key}; "
-                    "keep one of them, or give each sample its own key"
-                )
-            if not found[0].isfile():
-                raise DataError(f"{shard}: {found[0].name} is a link; store the file itself")
-        yield images[0].name, images[0].offset_data, images[0].size, numbers[key]
+class FolderReader(ReaderImageFolder):
+    """timm's reader of class folders, which also counts the files that are not images."""
+
+    left_out = 0
 
 
-def open_reader(source: Path, reader: str = "folder") -> Any:
-    """The images of one split.
+def open_reader(source: Path, reader: str = "folder") -> ImageReader:
+    """Open the images of one split.
 
     Args:
-        source: a folder of class folders; a ``.tar`` of them or a folder with a tar for each class; a folder
-            of WebDataset shards; or, for Hugging Face data sets, the name of the split.
+        source: a folder of class folders; a ``.tar`` of them or a folder with one tar per class; a folder of
+            WebDataset shards; or, for Hugging Face data sets, the name of the split.
         reader: ``folder``, ``tar``, ``wds``, or ``hfds/NAME``.
 
-    Returns:
-        A reader of timm's kind: ``len``, ``reader[i]`` gives an open file and a label, ``class_to_idx``.
-
     Raises:
-        DataError: nothing there, or nothing that can be trained on.
+        ConfigError: no such reader, or it needs a package that is not installed.
+        DataError: the source is missing, broken, or has fewer than two classes.
     """
     kind, _, name = reader.partition("/")
     if kind == "hfds" and name:
-        opened: Any = _open_hugging_face(name, str(source))
+        opened: ImageReader = _open_hugging_face(name, str(source))
     elif reader in ("folder", "tar", "wds"):
         if not source.exists():
             raise DataError(f"{source}: no such file or folder; give the path of the images ({reader})")
@@ -130,44 +62,41 @@ def open_reader(source: Path, reader: str = "folder") -> Any:
         else:
             opened = ShardReader(source)
     else:
-        raise DataError(f"no reader {reader!r}; images can be read from {READERS}")
+        raise ConfigError(f"no reader {reader!r}; images can be read by {READERS}")
     names = class_names(opened)
     if len(names) < 2:
         raise DataError(
-            f"{source}: {len(names)} class ({', '.join(names)}) is nothing to tell apart; "
-            f"a classifier needs two or more"
+            f"{source}: a classifier needs two classes or more, found {len(names)} ({first_few(names)})"
         )
     return opened
 
 
-def _open_folder(root: Path) -> ReaderImageFolder:
+def _open_folder(root: Path) -> FolderReader:
     if not root.is_dir():
         raise DataError(
-            f"{root}: no folder; give a folder of class folders, or another --data.init_args.reader"
+            f"{root}: not a folder; give a folder of class folders, or another --data.init_args.reader"
         )
     empty, others = [], 0
     classes: dict[str, str] = {}
-    for folder, below, files in os.walk(root, followlinks=True):
-        images = 0
-        for file in files:
-            images += file.lower().endswith(EXTENSIONS)
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        images = sum(file.lower().endswith(image_extensions()) for file in files)
         others += len(files) - images
         if images and Path(folder) == root:
             raise DataError(
-                f"{root}: {images} images lie outside the class folders; move each into its class"
+                f"{root}: {images} images are outside the class folders; move each into its class"
             )
         if images:
             _note_class(root, classes, Path(folder).name, os.path.relpath(folder, root))
-        if not images and not below and Path(folder) != root:
+        if not images and not subfolders and Path(folder) != root:
             empty.append(folder)
     if empty:
         raise DataError(
             f"{empty[0]}: a class folder without images"
             + (f", and {len(empty) - 1} more" if len(empty) > 1 else "")
-            + f"; add images ({' '.join(EXTENSIONS)}) or remove it"
+            + "; add images (.jpg, .png, ...) or remove it"
         )
     try:
-        reader: Any = ReaderImageFolder(str(root), input_key=";".join(EXTENSIONS))
+        reader = FolderReader(str(root), input_key=";".join(image_extensions()))
     except RuntimeError as error:
         raise DataError(
             f"{root}: no images in class folders; give a folder that has one for each class"
@@ -178,15 +107,15 @@ def _open_folder(root: Path) -> ReaderImageFolder:
 
 def _open_tar(root: Path) -> ReaderImageInTar:
     try:
-        reader: Any = ReaderImageInTar(str(root), cache_tarinfo=False)
-    except Exception as error:  # whatever tarfile and timm's search make of a file that is none
-        raise DataError(f"{root}: no tar of class folders, and no folder of tars ({error})") from error
+        reader = ReaderImageInTar(str(root), cache_tarinfo=False)
+    except Exception as error:  # tarfile and timm raise many on a broken or other file
+        raise DataError(f"{root}: not a tar of class folders or a folder of tars ({error})") from error
     names = class_names(reader)
     classes: dict[str, str] = {}
     for (member, tar, inner), label in zip(reader.samples, reader.targets, strict=True):
         if names[label] in ("", "."):
             raise DataError(
-                f"{root}: {member.name} lies in no class folder; put each image into the folder of its class"
+                f"{root}: {member.name} is in no class folder; put each image into the folder of its class"
             )
         folder = posixpath.join(tar or "", inner.name if inner else "", posixpath.dirname(member.path))
         _note_class(root, classes, names[label], posixpath.normpath(folder))
@@ -194,53 +123,49 @@ def _open_tar(root: Path) -> ReaderImageInTar:
 
 
 def _note_class(root: Path, classes: dict[str, str], name: str, folder: str) -> None:
-    """Add a class to those found so far. timm would merge two folders of one name without a word."""
+    """Add a class to those found so far. timm would silently merge two folders of the same name."""
     if classes.setdefault(name, folder) != folder:
         both = " and ".join(sorted((classes[name], folder)))
         raise DataError(
-            f"{root}: {both} are both class {name!r}, since a class is called by its last folder; "
+            f"{root}: {both} are both class {name!r}, since a class has the name of its last folder; "
             "rename one of them, or put the images of a class into one folder"
         )
 
 
-def _open_hugging_face(name: str, split: str) -> Any:
+def _open_hugging_face(name: str, split: str) -> ImageReader:
     try:
         from timm.data.readers.reader_hfds import ReaderHfds
     except ImportError as error:
-        raise DataError("Hugging Face's data sets need their package: pip install datasets") from error
+        raise ConfigError("hfds/NAME needs a package that is not installed: pip install datasets") from error
     try:
         return ReaderHfds(name, split=split)
-    except Exception as error:  # no such name, split or field, no connection: whatever the hub's client says
+    except (
+        Exception
+    ) as error:  # no such name, split or field, no connection: whatever the hub's client raises
         raise DataError(f"hfds/{name}, split {split}: cannot be opened ({error})") from error
 
 
-def class_names(reader: Any) -> list[str]:
+def class_names(reader: ImageReader) -> list[str]:
     """Names of labels 0, 1, ... of a reader."""
-    # timm's tar reader has its own word for it.
-    index = reader.class_to_idx if hasattr(reader, "class_to_idx") else reader.class_name_to_idx
+    opened: Any = reader
+    # timm's tar reader has another name for it.
+    index = opened.class_to_idx if hasattr(opened, "class_to_idx") else opened.class_name_to_idx
     return [str(name) for name in sorted(index, key=index.__getitem__)]
 
 
 def read_image(file: BinaryIO | Path, name: str) -> Image.Image:
-    """A picture of any mode in RGB, as timm decodes it: EXIF notes ignored, transparency dropped.
+    """Decode an image of any mode to RGB as it is stored; of a strip, only the middle is kept.
 
-    12 and 16-bit grey is brought to 8 bits; of a strip, more than 16 times as long as wide, the middle is
-    kept.
+    A strip is an image whose sides have a ratio above 16.
 
     Args:
-        file: opened, or its path.
-        name: what errors call it.
+        file: an open file, or its path.
+        name: of the image in errors.
 
     Raises:
-        DataError: no picture, a broken one, grey of 32 bits, or one so large that it looks like an attack.
+        DataError: as in :func:`botnet.images.decode_stored`.
     """
-    try:
-        with Image.open(file) as stored:
-            image = to_rgb(stored, stored)
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: too large to decode ({error}); scale it down or remove it") from error
-    except Exception as error:  # Pillow's decoders raise almost anything on a broken file
-        raise DataError(f"{name}: cannot be decoded ({error}); restore the file or remove it") from error
+    image = decode_stored(file, name)
     longest = STRIP * min(image.size)
     if max(image.size) > longest:
         width, height = (min(side, longest) for side in image.size)

@@ -58,7 +58,7 @@ def test_unusual_pictures_become_samples(tmp_path, train):
         assert label == 0 or "blue" not in samples.name(index)
 
     def stored(name):
-        return np.asarray(samples.picture(by_name[name])[0])
+        return np.asarray(samples.load(by_name[name])[0])
 
     np.testing.assert_array_equal(stored("grey.png"), np.repeat(grey[..., None], 3, 2))
     np.testing.assert_array_equal(stored("grey16.png"), stored("grey.png"))
@@ -157,7 +157,7 @@ def test_augmentation_is_timms(tmp_path):
         32, is_training=True, auto_augment=WILD["rand_augment"], color_jitter=0.4, re_prob=0.5,
         re_mode="pixel", interpolation="bicubic",
     )  # fmt: skip
-    picture, _ = data.train_set.picture(5)
+    picture, _ = data.train_set.load(5)
     seed = int(torch.randint(2**62, (), generator=generator(0, 3, 5)))
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002

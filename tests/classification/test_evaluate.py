@@ -1,30 +1,22 @@
-"""`botnet validate --model`: right on networks nobody here trained, clear about what it cannot use."""
+"""`botnet validate --model`: accuracy of any classifier, and errors that say what to fix."""
 
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.data import ImageNetInfo, create_dataset, create_transform, resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader
 
-from botnet.classification.evaluate import open_classifier, read_label_map, render, validate
+from botnet.classification.classifier import open_classifier, read_label_map
+from botnet.classification.evaluate import render, validate
 from botnet.cli import main
 from botnet.errors import DataError
-
-NETWORK = "mobilenetv3_small_050"
-
-
-def picture(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
-    """A smooth picture of random colours, so that JPEG and resizing have something to do."""
-    colours = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), dtype=np.uint8)
-    return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
+from tests.support.classification import NETWORK, picture, weights_file
 
 
 def class_folders(root, names, images: int = 3):
@@ -34,22 +26,6 @@ def class_folders(root, names, images: int = 3):
             seed = 100 * label + number
             picture(seed, (40 + 9 * number, 60 - 5 * label)).save(root / name / f"{number}.jpg", quality=90)
     return root
-
-
-def weights_file(path, name: str = NETWORK, classes: int = 1000):
-    """A network of fixed random weights and statistics, whose answers differ from image to image."""
-    torch.manual_seed(1)
-    model = timm.create_model(name, num_classes=classes)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            module.weight.data.uniform_(0.5, 2)
-    if path.suffix == ".safetensors":
-        save_file(model.state_dict(), path)
-    else:
-        torch.save(model.state_dict(), path)
-    return path
 
 
 @pytest.fixture
@@ -68,7 +44,7 @@ def run(capsys, *arguments) -> tuple[int, str]:
 
 
 def by_a_plain_script(name, weights, folder, classes):
-    """What anyone writes who evaluates a network of timm: logits and labels, in the order of the folder."""
+    """Logits and labels by a plain loop over timm's data set, in the order of the folder."""
     model = timm.create_model(name, num_classes=classes)
     model.load_state_dict(torch.load(weights, weights_only=True))
     model.eval()
@@ -116,7 +92,7 @@ def test_names_may_have_brackets(tmp_path, capsys):
         assert name in shown
 
 
-def test_the_command_reports_every_class(four, tmp_path, capsys):
+def test_the_command_reports_every_class(four, tmp_path, capsys, caplog):
     data, weights = four
     out = tmp_path / "report.json"
     arguments = ["--model", NETWORK, "--weights", weights, "--data", data, "--workers", 1, "--device", "cpu"]
@@ -126,7 +102,7 @@ def test_the_command_reports_every_class(four, tmp_path, capsys):
     assert (report["size"], report["crop"]) == (64, 1.0)
     assert f"{report['top1']:.3f}" in shown
     assert f"{NETWORK}: images at 64 px, crop 1\n" in shown
-    assert "in their order" in shown
+    assert "in their order" in caplog.text
     assert [row["folder"] for row in report["classes"]] == ["ant", "bee", "cat", "dog"]
     assert sum(row["top1"] * row["images"] for row in report["classes"]) == pytest.approx(12 * report["top1"])
     for row in report["classes"]:
@@ -134,22 +110,22 @@ def test_the_command_reports_every_class(four, tmp_path, capsys):
     assert "top1_among_present" not in report
 
 
-class Says(nn.Module):
-    """Answers each image with the next of fixed logits."""
+class FixedLogits(nn.Module):
+    """Returns the next of given logits for each image."""
 
     def __init__(self, logits: torch.Tensor) -> None:
         super().__init__()
-        self.logits, self.asked = logits, 0
+        self.logits, self.images = logits, 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.asked += len(images)
-        return self.logits[self.asked - len(images) : self.asked]
+        self.images += len(images)
+        return self.logits[self.images - len(images) : self.images]
 
 
 def test_subset_of_imagenet_by_its_synsets(tmp_path):
-    """Two classes of a thousand: numbers over all thousand, and over the two alone."""
+    """Two classes of a thousand: accuracy over all thousand, and over the two only."""
     tench, goldfish = ImageNetInfo().label_names()[:2]
-    # In another order than the network's: its outputs have to be found by name.
+    # In another order than the network's: its outputs must be found by name.
     label_map = tmp_path / "map.json"
     label_map.write_text(json.dumps({"b": 0, "a": 1}))
     data = class_folders(tmp_path / "data", [goldfish, tench], images=2)
@@ -161,7 +137,7 @@ def test_subset_of_imagenet_by_its_synsets(tmp_path):
         logits[:, 1] = 1.0  # the goldfish for every image,
         logits[1:, 7] = 2.0  # but for three of them something else first
         order = [1, 1, 0, 0] if said else [0, 0, 1, 1]  # n01440764 is the tench
-        object.__setattr__(classifier, "model", Says(logits))
+        object.__setattr__(classifier, "model", FixedLogits(logits))
         report = validate(classifier, root, batch_size=3, num_workers=0)
         assert [row["index"] for row in report["classes"]] == list(dict.fromkeys(order))
         # Over all: the goldfish's one image without a 7 if it comes first, which under synsets is a tench.
@@ -172,8 +148,8 @@ def test_subset_of_imagenet_by_its_synsets(tmp_path):
     assert "tench" in ImageNetInfo().label_descriptions()[0]
 
 
-def test_checkpoints_bring_their_classes_and_preparation(tmp_path, capsys):
-    """Of a run's checkpoint nothing has to be said again; its class names find the folders."""
+def test_checkpoints_know_their_classes_and_preparation(tmp_path, capsys):
+    """A checkpoint needs no options; its class names match the class folders."""
     state = load_file(weights_file(tmp_path / "w.safetensors", classes=3))
     preparation = {
         "crop_pct": 0.5,
@@ -208,7 +184,7 @@ def test_checkpoints_bring_their_classes_and_preparation(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "botnet_tiny"])
-def test_networks_with_tables_take_other_sizes(name, tmp_path):
+def test_networks_with_position_tables_take_other_sizes(name, tmp_path):
     data = class_folders(tmp_path / "data", ["a", "b"], images=1)
     classifier = open_classifier(name, weights_file(tmp_path / "w.pth", name, 2), size=96, device="cpu")
     assert classifier.transform(picture(0)).shape == (3, 96, 96)
@@ -218,7 +194,7 @@ def test_networks_with_tables_take_other_sizes(name, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "expected"), [({}, (288, 1.0)), ({"size": 224}, (224, 1.0)), ({"crop": 0.9}, (288, 0.9))]
 )
-def test_the_test_size_is_used_unless_another_is_asked_for(asked, expected, monkeypatch):
+def test_the_test_size_is_used_unless_another_is_given(asked, expected, monkeypatch):
     """resnet50.a1_in1k: 224 px and a crop of 0.95 in training, 288 px and the whole image in tests."""
     with torch.device("meta"):
         network = timm.create_model("resnet50.a1_in1k")
@@ -247,7 +223,7 @@ def test_label_maps(tmp_path):
         read_label_map(tmp_path / "none.json", 2)
 
 
-def test_refuses_networks_and_weights_that_are_none(four, tmp_path, capsys):
+def test_refuses_unknown_networks_and_unusable_weights(four, tmp_path, capsys):
     data, weights = four
     broken = tmp_path / "broken.pth"
     broken.write_bytes(weights.read_bytes()[:1000])
@@ -270,7 +246,7 @@ def test_refuses_networks_and_weights_that_are_none(four, tmp_path, capsys):
         assert (status, message in said) == (2, True), said
 
 
-def test_refuses_data_that_do_not_fit(four, tmp_path, capsys):
+def test_refuses_data_that_do_not_match(four, tmp_path, capsys):
     data, weights = four
     call = ["--model", NETWORK, "--weights", weights, "--workers", 0, "--output", tmp_path / "r.json"]
     (tmp_path / "nothing").mkdir()
@@ -288,7 +264,7 @@ def test_refuses_data_that_do_not_fit(four, tmp_path, capsys):
         (torn, [], "cat/0.jpg: cannot be decoded"),
         (torn, ["--workers", 1], "cat/0.jpg: cannot be decoded"),
         (hollow, [], "bee: a class folder without images"),
-        (data, ["--label-map", names], "dog; say what they mean by --label-map"),
+        (data, ["--label-map", names], "dog; map them to its classes by --label-map"),
         (data, ["--crop", 1.5], "--crop 1.5"),
         (data, ["--size", 0], "--size 0"),
         (data, ["--device", "abacus"], "--device abacus"),

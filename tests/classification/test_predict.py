@@ -1,4 +1,4 @@
-"""`botnet predict` with a classifier: any picture, the right names, and a place found in the crop."""
+"""`botnet predict` with a classifier: images of every kind, class names, and pixels in the centre crop."""
 
 import json
 from dataclasses import replace
@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
-from botnet.classification.evaluate import open_classifier
-from botnet.classification.predict import _seen_place, _shown, classify
+from botnet.classification.classifier import open_classifier
+from botnet.classification.predict import _place_in_crop, classify
 from botnet.cli import main
 from botnet.errors import DataError
-from tests.classification.test_evaluate import NETWORK, picture, weights_file
+from botnet.images import denormalise
+from tests.support.classification import NETWORK, picture, weights_file
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_any_picture_is_classified(name, weights, names, tmp_path, capsys):
+def test_images_of_every_kind_are_classified(name, weights, names, tmp_path, capsys):
     ODD[name]().save(tmp_path / name)
     out = tmp_path / "out"
     call = ["predict", NETWORK, str(tmp_path / name), "--weights", str(weights), "--label-map", str(names)]
@@ -77,7 +79,7 @@ def test_a_checkpoint_may_have_brackets_in_its_path(weights, tmp_path):
     assert len(classify(classifier, [tmp_path / "a.jpg"], tmp_path / "out")[0]) == 1
 
 
-def test_scores_are_the_networks(weights, names, tmp_path):
+def test_scores_are_the_networks_softmax(weights, names, tmp_path):
     picture(9).save(tmp_path / "a.png")
     out = tmp_path / "out"
     call = ["predict", NETWORK, str(tmp_path / "a.png"), "--weights", str(weights), "--device", "cpu"]
@@ -91,7 +93,7 @@ def test_scores_are_the_networks(weights, names, tmp_path):
         assert found["class"] == f"class {found['index']}"
 
 
-def test_refuses_what_it_cannot_read(weights, tmp_path, capsys):
+def test_refuses_unusable_requests(weights, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
     picture(1).save(tmp_path / "a.png")
@@ -126,12 +128,12 @@ def test_refuses_what_it_cannot_read(weights, tmp_path, capsys):
         ["--images-json", "listed.json"],
     ],
 )
-def test_refuses_what_is_for_detectors(option, capsys):
+def test_refuses_options_for_detectors(option, capsys):
     assert main(["predict", NETWORK, "a.png", *option]) == 2
     assert f"{option[0]} is for detectors, and {NETWORK} is no checkpoint of one" in capsys.readouterr().err
 
 
-def test_a_broken_image_costs_only_itself(weights, tmp_path, capsys):
+def test_a_broken_image_is_left_out(weights, tmp_path, capsys):
     folder, out = tmp_path / "images", tmp_path / "out"
     folder.mkdir()
     for number, name in enumerate(("a.png", "b.jpg", "c.webp")):
@@ -150,24 +152,43 @@ def test_a_broken_image_costs_only_itself(weights, tmp_path, capsys):
 
 @pytest.mark.parametrize("crop", [0.875, 1.0])
 @pytest.mark.parametrize("size", [(40, 50), (131, 60), (64, 64)])
-def test_a_pixel_is_found_again_in_the_crop(size, crop, tmp_path):
-    """A white square on black: its place in the prepared picture is where the formula says."""
+def test_a_pixel_is_found_in_the_crop(size, crop, tmp_path):
+    """A white square on black: its place in the prepared image is where the formula says."""
     classifier = open_classifier(
         "botnet_tiny", weights_file(tmp_path / "w.pth", "botnet_tiny", 2), crop=crop, size=96, device="cpu"
     )
     pixel = (size[0] // 2 - 6, size[1] // 2 + 7)
     image = Image.new("RGB", size)
     image.paste("white", (pixel[0] - 1, pixel[1] - 1, pixel[0] + 2, pixel[1] + 2))
-    shown = _shown(classifier.transform(image), classifier)[0].float()
+    mean, std = (classifier.preparation[key] for key in ("mean", "std"))
+    shown = denormalise(classifier.transform(image), mean, std)[0].float()
     rows, columns = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
-    y, x = _seen_place(tmp_path, image, pixel, classifier.preparation)
+    y, x = _place_in_crop(tmp_path, image, pixel, classifier.preparation)
     assert 96 * y == pytest.approx(float((shown * (rows + 0.5)).sum() / shown.sum()), abs=0.75)
     assert 96 * x == pytest.approx(float((shown * (columns + 0.5)).sum() / shown.sum()), abs=0.75)
 
 
-def test_a_pixel_outside_of_the_crop_is_refused(tmp_path):
+def test_a_pixel_outside_the_crop_is_refused(tmp_path):
     classifier = open_classifier(
         "botnet_tiny", weights_file(tmp_path / "w.pth", "botnet_tiny", 2), size=96, device="cpu"
     )
-    with pytest.raises(DataError, match=r"100 x 40 pixels the network does not see \(2, 20\)"):
-        _seen_place(tmp_path, Image.new("RGB", (100, 40)), (2, 20), classifier.preparation)
+    with pytest.raises(DataError, match=r"pixel \(2, 20\) of its 100 x 40 is outside the centre crop"):
+        _place_in_crop(tmp_path, Image.new("RGB", (100, 40)), (2, 20), classifier.preparation)
+
+
+def test_a_checkpoint_is_read_once(tmp_path, monkeypatch):
+    model = timm.create_model("botnet_tiny", num_classes=2, img_size=64)
+    evaluation = {"image_size": 64, "crop_pct": 1.0, "interpolation": "bilinear"}
+    metadata = {
+        "classifier": {"name": "botnet_tiny", "num_classes": 2, "image_size": 64},
+        "class_names": ["cat", "dog"],
+        "evaluation": evaluation | {"mean": (0.5,) * 3, "std": (0.5,) * 3},
+    }
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"botnet": metadata, "state_dict": state}, tmp_path / "last.ckpt")
+    picture(1).save(tmp_path / "a.png")
+    reads, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: reads.append(args) or load(*args, **kwargs))
+    call = ["predict", str(tmp_path / "last.ckpt"), str(tmp_path / "a.png"), "--device", "cpu"]
+    assert main([*call, "--output", str(tmp_path / "out")]) == 0
+    assert len(reads) == 1

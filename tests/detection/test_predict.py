@@ -1,22 +1,22 @@
-"""`botnet predict` with a detector: one id an image, and broken files that cost nothing but themselves."""
+"""`botnet predict` with a detector: a unique id for each image, and broken files that are left out."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from botnet.cli import main
-from botnet.detection.predict import _image_ids
+from botnet.detection import predict
+from botnet.detection.checkpoint import load_detector
+from botnet.detection.image_files import image_ids
 from botnet.errors import DataError
-from tests.classification.test_evaluate import picture
+from tests.support.classification import picture
 from tests.support.detection import write_detector
 
 
-def truth_of(**ids):
-    """An instances file that knows nothing but its images."""
-    return SimpleNamespace(images=[{"id": image_id, "file_name": name} for name, image_id in ids.items()])
+def records_of(**ids):
+    return [{"id": image_id, "file_name": name} for name, image_id in ids.items()]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def truth_of(**ids):
         (["c/000139.jpg", "c/a.jpg"], None, [1, 2]),
         (["c/1.jpg", "c/01.jpg"], None, [1, 2]),
         (["c/a.jpg", "c/b.jpg"], {"a.jpg": 2}, [2, 3]),
-        (["c/b.jpg"], {"a.jpg": 1}, [2]),  # not that of a true image which is not asked for
+        (["c/b.jpg"], {"a.jpg": 1}, [2]),  # not the id of another record
         (["c/7.jpg", "c/a.jpg", "c/5.jpg"], {"a.jpg": 7}, [8, 7, 9]),
         (["c/8.jpg", "c/a.jpg", "c/9.jpg"], {"a.jpg": 7}, [8, 7, 9]),
         (["c/y/1.jpg"], {"x/1.jpg": 3, "y/1.jpg": 5}, [5]),
@@ -37,23 +37,23 @@ def truth_of(**ids):
         (["c/y/../x/1.jpg"], {"x/1.jpg": 3, "y/1.jpg": 5}, [3]),
     ],
 )
-def test_ids_are_the_truths_or_nobody_elses(paths, known, ids):
-    found = _image_ids([Path(path) for path in paths], truth_of(**known) if known else None)
+def test_images_have_the_id_of_their_record_or_an_unused_one(paths, known, ids):
+    found = image_ids([Path(path) for path in paths], records_of(**(known or {})))
     assert [image_id for image_id, _ in found] == ids
-    true_ids = set((known or {}).values())
-    assert [is_known for _, is_known in found] == [image_id in true_ids for image_id in ids]
+    recorded = set((known or {}).values())
+    assert [known for _, known in found] == [image_id in recorded for image_id in ids]
 
 
-def test_the_folder_that_one_stands_in_is_part_of_the_path(tmp_path, monkeypatch):
+def test_the_working_directory_is_part_of_the_path(tmp_path, monkeypatch):
     (tmp_path / "y").mkdir()
     monkeypatch.chdir(tmp_path / "y")
-    assert _image_ids([Path("1.jpg")], truth_of(**{"x/1.jpg": 3, "y/1.jpg": 5})) == [(5, True)]
+    assert image_ids([Path("1.jpg")], records_of(**{"x/1.jpg": 3, "y/1.jpg": 5})) == [(5, True)]
 
 
-def test_a_truth_that_has_a_file_twice_is_refused():
-    twice = truth_of(**{"a.jpg": 1, "./a.jpg": 2})
+def test_two_records_of_one_file_are_refused():
+    twice = records_of(**{"a.jpg": 1, "./a.jpg": 2})
     with pytest.raises(DataError, match=r"c/a\.jpg: the truth has two images of this file name, 1 and 2"):
-        _image_ids([Path("c/a.jpg")], twice)
+        image_ids([Path("c/a.jpg")], twice)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def detector(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two images, a truncated one between them, and what is no image."""
+    """Two images, a truncated one between them, and files that are not images."""
     folder = tmp_path / "images"
     folder.mkdir()
     for name, size in (("a.png", (60, 40)), ("b.jpg", (40, 40)), ("c.gif", (200, 100))):
@@ -75,7 +75,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_a_broken_image_costs_only_itself(detector, folder, tmp_path, capsys):
+def test_a_broken_image_is_left_out(detector, folder, tmp_path, capsys):
     out = tmp_path / "out"
     call = ["predict", str(detector), str(folder), "--device", "cpu", "--output", str(out)]
     assert main(call) == 1
@@ -97,7 +97,7 @@ def test_a_broken_image_costs_only_itself(detector, folder, tmp_path, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
-def test_an_image_without_the_chosen_pixel_costs_only_itself(detector, folder, tmp_path, capsys):
+def test_an_image_without_the_chosen_pixel_is_left_out(detector, folder, tmp_path, capsys):
     out = tmp_path / "out"
     call = ["predict", str(detector), str(folder), "--device", "cpu", "--output", str(out), "--attention"]
     assert main([*call, "--pixel", "100", "50"]) == 1
@@ -111,11 +111,24 @@ def test_an_image_without_the_chosen_pixel_costs_only_itself(detector, folder, t
     }
 
 
-def test_a_prediction_that_wrote_nothing_leaves_no_folder(detector, folder, tmp_path, capsys):
+def test_attention_costs_no_second_pass_of_the_network(detector, folder, tmp_path, monkeypatch):
+    """One pass of the backbone per image; one decoding for the picture and one for the canvas."""
+    passes, opened = [], []
+    network, metadata = load_detector(detector)
+    network.backbone.register_forward_hook(lambda *_: passes.append(None))
+    open_file = Image.open
+    monkeypatch.setattr(predict, "load_detector", lambda _: (network, metadata))
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or open_file(path))
+    predict.predict(detector, [folder / "a.png"], tmp_path / "out", attention=True, device="cpu")
+    assert (tmp_path / "out" / "attention" / "a.png").is_file()
+    assert (len(passes), len(opened)) == (1, 2)
+
+
+def test_a_failed_prediction_leaves_no_folder(detector, folder, tmp_path, capsys):
     out = tmp_path / "out"
     call = ["predict", str(detector), "--device", "cpu", "--output", str(out), "--attention"]
     assert main([*call, str(folder / "b.jpg"), str(folder / "notes.pdf")]) == 2
-    assert "no other of the 2 images can be predicted" in (message := capsys.readouterr().err)
+    assert "none of the 2 images can be predicted" in (message := capsys.readouterr().err)
     assert "b.jpg: cannot be decoded" in message
     assert main([*call, str(folder / "a.png"), str(folder / "gone.png")]) == 2
     assert "gone.png: no such image or folder" in capsys.readouterr().err
@@ -126,8 +139,8 @@ def test_a_prediction_that_wrote_nothing_leaves_no_folder(detector, folder, tmp_
     assert not out.exists()
 
 
-def test_results_for_the_server_want_every_image_whole(detector, folder, tmp_path, capsys):
-    """A truncated image is found before the first one is predicted, not hours later."""
+def test_coco_results_need_every_image_intact(detector, folder, tmp_path, capsys):
+    """A truncated image is found before the first prediction, not hours later."""
     images = [
         {"id": number, "file_name": name, "height": height, "width": width}
         for number, (name, height, width) in enumerate([("a.png", 40, 60), ("b.jpg", 40, 40)], start=1)
@@ -146,13 +159,13 @@ def test_results_for_the_server_want_every_image_whole(detector, folder, tmp_pat
 
 
 @pytest.mark.parametrize("option", [["--attention"], ["--truth", "t.json"], ["--score", "0"]])
-def test_results_for_the_server_are_not_drawn(option, detector, folder, capsys):
+def test_coco_results_refuse_options_for_pictures(option, detector, folder, capsys):
     call = ["predict", str(detector), str(folder), "--format", "coco", "--images-json", "listed.json"]
     assert main([*call, *option]) == 2
     assert f"{option[0]} is for pictures, and --format coco draws none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--crop", "--size", "--weights", "--label-map"])
-def test_refuses_what_is_for_classifiers(option, detector, folder, capsys):
+def test_refuses_options_for_classifiers(option, detector, folder, capsys):
     assert main(["predict", str(detector), str(folder), option, "1"]) == 2
     assert f"{option} is for classifiers; {detector} is a detector" in capsys.readouterr().err

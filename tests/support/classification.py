@@ -1,14 +1,19 @@
-"""Small image folders and recipes for the tests of classification."""
+"""Small image folders, weights and recipes for the tests of classification."""
 
 from pathlib import Path
 
 import numpy as np
+import timm
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 
 from tests.support.recipes import quick_trainer
 
 CLASSES = ("blue", "green", "red")
+NETWORK = "mobilenetv3_small_050"
 
 
 def write_images(
@@ -23,6 +28,28 @@ def write_images(
             pixels[..., label % 3] += 90
             Image.fromarray(pixels).save(root / name / f"{index}.png")
     return root
+
+
+def picture(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
+    """A smooth image of random colours, for which JPEG and resizing matter."""
+    colours = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
+
+
+def weights_file(path, name: str = NETWORK, classes: int = 1000):
+    """A network of fixed random weights and statistics, whose outputs depend on the image."""
+    torch.manual_seed(1)
+    model = timm.create_model(name, num_classes=classes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+    if path.suffix == ".safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+    return path
 
 
 def write_recipe(path: Path, data: Path, run: Path, model: dict | None = None, **changes) -> Path:

@@ -10,8 +10,8 @@ from botnet.cli import main
 from botnet.errors import DataError
 from botnet.layers import MHSA2d
 from botnet.visualize.attention import attention_picture, probe_attention
-from tests.classification.test_evaluate import picture, weights_file
 from tests.support import oracle
+from tests.support.classification import picture, weights_file
 from tests.support.detection import write_detector
 
 
@@ -135,5 +135,5 @@ def test_a_pixel_out_of_sight_ends_the_command(tmp_path, capsys):
     picture(1, (100, 60)).save(tmp_path / "a.jpg")
     call = ["predict", "botnet_tiny", str(tmp_path / "a.jpg"), "--weights", str(weights), "--attention"]
     assert main([*call, "--pixel", "1", "1", "--size", "96", "--output", str(tmp_path / "out")]) == 2
-    assert "does not see (1, 1)" in capsys.readouterr().err
+    assert "pixel (1, 1) of its 100 x 60 is outside the centre crop" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -96,8 +96,8 @@ def test_truth_is_drawn_in_the_frame_of_its_record(made, monkeypatch, tmp_path, 
     found = {"boxes": torch.zeros(1, 4), "scores": torch.ones(1), "labels": torch.tensor([1])}
     sizes, drawn = [], []
 
-    def detect(detector, canvas, path, size):
-        sizes.append(size)
+    def detect(detector, image, placement):
+        sizes.append(placement.size)
         return found
 
     def watched(image, result, *rest):

@@ -1,30 +1,30 @@
-"""Folders that are filled whole or not at all."""
+"""Folders that are filled completely or not at all."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from botnet.errors import DataError
+from botnet.errors import ConfigError
 from botnet.folders import new_folder
 
 
 def fill(directory: Path) -> None:
-    with new_folder(directory) as whole:
-        (whole / "part").mkdir()
-        (whole / "part" / "a").touch()
-        (whole / "b").touch()
+    with new_folder(directory) as filled:
+        (filled / "part").mkdir()
+        (filled / "part" / "a").touch()
+        (filled / "b").touch()
 
 
-@pytest.mark.parametrize("way", ["new", "empty", "link", "dangling link", "working directory"])
-def test_a_folder_is_filled(way, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["new", "empty", "link", "dangling link", "working directory"])
+def test_a_folder_is_filled(kind, tmp_path, monkeypatch):
     target = directory = tmp_path / "deep" / "set"
-    if way not in ("new", "dangling link"):
+    if kind not in ("new", "dangling link"):
         target.mkdir(parents=True)
-    if "link" in way:
+    if "link" in kind:
         directory = tmp_path / "link"
         directory.symlink_to(target)
-    if way == "working directory":
+    if kind == "working directory":
         monkeypatch.chdir(target)
         directory = Path()
     fill(directory)
@@ -40,22 +40,22 @@ def test_an_error_leaves_nothing_behind(exists, tmp_path):
         directory.mkdir()
 
     def fill_and_fail() -> None:
-        with new_folder(directory) as whole:
-            (whole / "a").touch()
-            (whole / "a").mkdir()
+        with new_folder(directory) as filled:
+            (filled / "a").touch()
+            (filled / "a").mkdir()
 
     with pytest.raises(FileExistsError):
         fill_and_fail()
     assert list(tmp_path.rglob("*")) == [directory] * exists
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_error_names_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="file: cannot make this folder"):
+    with pytest.raises(ConfigError, match="file: cannot make this folder"):
         fill(tmp_path / "file" / "set")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that even root cannot write")
-def test_a_folder_that_cannot_be_written_is_named():
-    with pytest.raises(DataError, match="/proc: cannot write into this folder"):
+def test_error_names_a_folder_that_cannot_be_written():
+    with pytest.raises(ConfigError, match="/proc: cannot write into this folder"):
         fill(Path("/proc/set"))
