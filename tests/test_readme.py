@@ -89,3 +89,16 @@ def test_every_make_target_that_a_page_names_exists():
     }
     assert named <= targets
     assert len(named) > 10
+
+
+def test_the_names_of_the_architecture_page_exist():
+    """Classes and functions that the journeys name are words of the package's code."""
+    journeys = (
+        (ROOT / "docs" / "architecture.md").read_text().partition("## The journey of a training image")[2]
+    )
+    code = "".join(path.read_text() for path in (ROOT / "botnet").rglob("*.py"))
+    words = set(re.findall(r"\w+", code))
+    named = re.findall(r"`([A-Za-z_][\w.]*)(?:\(.*?\))?`", journeys.partition("## Couplings")[0])
+    names = [part for name in named if not name.endswith(".json") for part in name.split(".")]
+    assert [name for name in names if name not in words | {"yaml"}] == []
+    assert len(names) > 40
