@@ -83,3 +83,7 @@ bench-data: .venv/installed
 
 bench-family: .venv/installed
 	$(BIN)/python benchmarks/family.py
+
+.PHONY: pictures
+pictures: .venv/installed
+	$(BIN)/python scripts/pictures.py

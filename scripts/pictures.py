@@ -1,0 +1,75 @@
+"""The pictures of the README, from the detector of `make quickstart`: what `make pictures` runs.
+
+Draws held-out images, truth beside prediction, and what one pixel of a digit attends to in the first BoT
+block.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+CHECKPOINT = Path("runs/quickstart/checkpoints/best.ckpt")
+DATA = Path("data/digits")
+OUT = Path("docs/images")
+IMAGES = ("000007.jpg", "000026.jpg")  # of the validation images
+MAX_BYTES = 300_000  # of each picture
+
+
+def centre(truth: dict, name: str) -> tuple[int, int]:
+    """The centre of the largest digit of an image."""
+    (image_id,) = (image["id"] for image in truth["images"] if image["file_name"] == name)
+    boxes = [annotation["bbox"] for annotation in truth["annotations"] if annotation["image_id"] == image_id]
+    x, y, width, height = max(boxes, key=lambda box: box[2] * box[3])
+    return round(x + width / 2), round(y + height / 2)
+
+
+def draw(name: str, pixel: tuple[int, int], folder: Path) -> tuple[Image.Image, Image.Image]:
+    """Truth beside prediction of one image, and the attention of one of its pixels."""
+    arguments = [
+        "predict", str(CHECKPOINT), str(DATA / "val" / name), "--truth", str(DATA / "instances_val.json"),
+        "--attention", "--pixel", *map(str, pixel), "--output", str(folder),
+    ]  # fmt: skip
+    finished = subprocess.run([sys.executable, "-m", "botnet.cli", *arguments])
+    if finished.returncode:
+        sys.exit(finished.returncode)
+    stem = Path(name).stem
+    return Image.open(folder / f"{stem}.png"), Image.open(folder / "attention" / f"{stem}.png")
+
+
+def stack(pictures: list[Image.Image], gap: int = 6) -> Image.Image:
+    """Pictures below one another on white."""
+    height = sum(picture.height + gap for picture in pictures) - gap
+    sheet = Image.new("RGB", (max(picture.width for picture in pictures), height), "white")
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height + gap
+    return sheet
+
+
+def main() -> None:
+    if not CHECKPOINT.is_file():
+        sys.exit(f"{CHECKPOINT} does not exist; run make quickstart first")
+    truth = json.loads((DATA / "instances_val.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = [draw(name, centre(truth, name), Path(folder) / name) for name in IMAGES]
+        pictures = {
+            "detection": stack([detection for detection, _ in drawn]),
+            "attention": drawn[-1][1],
+        }
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        path = OUT / f"{name}.jpg"
+        picture.convert("RGB").save(path, quality=88, optimize=True)
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            sys.exit(f"{path} has {size} bytes, more than {MAX_BYTES}")
+        print(f"{path}: {picture.width} x {picture.height}, {size // 1000} kB")
+
+
+if __name__ == "__main__":
+    main()
