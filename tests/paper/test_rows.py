@@ -67,11 +67,11 @@ def test_a_row_becomes_a_command_line(coco_root):
 
 def test_the_command_hands_further_options_on(coco_root, monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(cli, "_train", lambda arguments: given.append(arguments) or 0)
+    monkeypatch.setattr("botnet.cli.paper.run_lightning", lambda arguments: given.append(arguments) or 0)
     command = ["reproduce", "table5/r50", "--data", str(coco_root)]
     assert cli.main([*command, "--trainer.devices", "8", "--ckpt_path", "last"]) == 0
     assert given[0][-4:] == ["--trainer.devices", "8", "--ckpt_path", "last"]
-    assert "botnet fit --config" in capsys.readouterr().out
+    assert "botnet fit --config" in capsys.readouterr().err
 
 
 def test_a_misspelt_row_names_its_neighbours():
