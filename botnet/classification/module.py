@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from botnet.classification.checkpoint import create_classifier, start_from
 from botnet.classification.metric import Accuracy, accuracy_table
 from botnet.errors import DataError
+from botnet.training.run_folder import EvaluationFolder
 from botnet.training.task import TaskModule
 from botnet.visualize.classes import draw_sheet
 
@@ -233,11 +234,11 @@ class ClassificationModule(TaskModule):
         self.headline = {name: best[name] for name in ("top1", "top5")}
         self.log_dict({f"val/{name}": value for name, value in self.headline.items()}, sync_dist=True)
 
-    def show(self, console: Console, folder: Path) -> dict[str, Path]:
+    def show(self, console: Console, folder: EvaluationFolder) -> dict[str, Path]:
         console.print(accuracy_table(self.report))
         if not self.shown:
             return {}
-        path = folder / "pictures" / "predictions.png"
+        path = folder.pictures / "predictions.png"
         path.parent.mkdir(exist_ok=True)
         draw_sheet(self.shown).save(path)
         return {"pictures": path}

@@ -16,6 +16,7 @@ from botnet.detection.rcnn import RCNN
 from botnet.detection.results import coco_results, write_results
 from botnet.detection.transforms import denormalise
 from botnet.training.distributed import gather_shares
+from botnet.training.run_folder import EvaluationFolder
 from botnet.training.seeding import generator, run_seed
 from botnet.training.task import TaskModule
 from botnet.visualize.detections import draw, side_by_side
@@ -182,16 +183,16 @@ class DetectionModule(TaskModule):
                 self.log(f"val/{kind}_{number}", table[number], prog_bar=number == "AP", sync_dist=True)
         self.log("val/AP", self.report["mask" if "mask" in self.report else "box"]["AP"], sync_dist=True)
 
-    def show(self, console: Console, folder: Path) -> dict[str, Path]:
+    def show(self, console: Console, folder: EvaluationFolder) -> dict[str, Path]:
         for kind, table in self.report.items():
             console.print(metrics_table(f"{kind} metrics on the validation images", table))
-        results = write_results(folder, self.results)
+        results = write_results(folder.path, self.results)
         written = {f"COCO results, {task}": path for task, path in results.items()}
         if self.sheets:
-            written["pictures"] = folder / "pictures"
-            written["pictures"].mkdir(exist_ok=True)
+            written["pictures"] = folder.pictures
+            folder.pictures.mkdir(exist_ok=True)
             for image_id, sheet in self.sheets:
-                sheet.save(written["pictures"] / f"{image_id}.png")
+                sheet.save(folder.pictures / f"{image_id}.png")
         return written
 
     # ---- checkpoints

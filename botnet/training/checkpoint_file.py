@@ -115,14 +115,3 @@ def steps_of(path: Path) -> int:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     except Exception:  # torch cannot map its older formats; the reader of whole files says what is wrong
         return read_file(path)["global_step"]
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to resume from: ``last.ckpt``, or what Lightning saved for SLURM if it has more steps.
-
-    Raises:
-        CheckpointError: there are several, and one of them cannot be read.
-    """
-    found = [*folder.glob("checkpoints/last.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
-    # Times of modification would not do: copying a folder changes them.
-    return max(found, key=steps_of, default=None) if len(found) > 1 else next(iter(found), None)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from botnet.errors import DataError
 from botnet.training.checkpoint_file import PARTIAL
 from botnet.training.finite_loss import greatest
+from botnet.training.run_folder import RunFolder
 
 
 def run_ends(trainer: L.Trainer) -> bool:
@@ -76,9 +77,7 @@ class LastCheckpoint(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
-            for leftover in (self.path.parent, Path(trainer.default_root_dir)):
-                for partial in leftover.glob("*" + PARTIAL):
-                    partial.unlink(missing_ok=True)
+            RunFolder(Path(trainer.default_root_dir)).remove_partial_files()
 
     def state_dict(self) -> dict[str, Any]:
         return {"validation_due": self.validation_due}

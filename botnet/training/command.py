@@ -1,6 +1,5 @@
 """``botnet fit`` and ``botnet validate``: Lightning's command line with a run folder."""
 
-import json
 import os
 import sys
 import warnings
@@ -15,13 +14,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 
 from botnet.errors import DataError
-from botnet.training.checkpoint_file import newest_checkpoint, steps_of
+from botnet.training.checkpoint_file import steps_of
 from botnet.training.checkpoint_io import AtomicCheckpointIO
 from botnet.training.checkpoints import BestCheckpoint, FinalValidation, LastCheckpoint
 from botnet.training.finite_loss import FiniteLoss
 from botnet.training.global_batch import GlobalBatch
 from botnet.training.progress import LineProgress
 from botnet.training.recipes import with_bases
+from botnet.training.run_folder import RunFolder, starting_checkpoint
 from botnet.training.step_seed import StepSeed
 from botnet.training.task import TaskModule
 
@@ -35,15 +35,6 @@ class SaveConfig(SaveConfigCallback):
             folder.mkdir(parents=True, exist_ok=True)
             self.config.ckpt_path = None  # where this start went on is no part of the recipe
             self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
-
-
-def _holds_metrics_of(trainer: L.Trainer) -> bool:
-    """Whether ``metrics.json`` in the run's folder is of the step that the run has reached."""
-    try:
-        metrics = json.loads((Path(trainer.default_root_dir) / "metrics.json").read_text())
-        return bool(metrics["step"] == trainer.global_step)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _listed(given: Any) -> list[Any]:
@@ -121,25 +112,13 @@ class TrainingCLI(LightningCLI):
                 config[key] = None
         # The configuration that is kept is whole.
         config.base = None
-        self.folder = Path(config.trainer.default_root_dir or f"runs/{config.row or 'botnet'}")
+        self.folder = RunFolder(Path(config.trainer.default_root_dir or f"runs/{config.row or 'botnet'}"))
         fitting = self.subcommand == "fit"
-        if fitting and config.ckpt_path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-            config.ckpt_path = "last"  # SLURM runs the same command again when it requeues a job
-        if config.ckpt_path is None:
-            if fitting and any((self.folder / part).exists() for part in ("checkpoints", "csv")):
-                raise DataError(
-                    f"{self.folder} holds a run already; go on with it by --ckpt_path last, or name another "
-                    "folder by --trainer.default_root_dir"
-                )
-        elif config.ckpt_path in ("last", "best"):
-            name = config.ckpt_path
-            best = self.folder / "checkpoints" / "best.ckpt"
-            found = newest_checkpoint(self.folder) if name == "last" else best if best.is_file() else None
-            if found is None and not (fitting and name == "last"):
-                raise DataError(f"{self.folder} has no checkpoints/{name}.ckpt; give the path of one")
-            if found is None:  # a job may say so from its first start on
-                rank_zero_info(f"{self.folder} has no checkpoint yet: from the start")
-            config.ckpt_path = found and str(found)
+        given = config.ckpt_path
+        requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        config.ckpt_path = starting_checkpoint(self.subcommand, given, self.folder, requeued)
+        if fitting and config.ckpt_path is None and (given == "last" or requeued):
+            rank_zero_info(f"{self.folder.path} has no checkpoint yet: from the start")
         if not fitting and config.ckpt_path is None and config.get("model.init_args.init_from") is None:
             rank_zero_warn(
                 "neither --ckpt_path nor --model.init_args.init_from is given: the weights that are measured "
@@ -151,32 +130,40 @@ class TrainingCLI(LightningCLI):
         if not isinstance(module, TaskModule) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         measured = module.evaluated is not None and module.evaluated["step"] == trainer.global_step
-        if trainer.enable_validation and not measured and not _holds_metrics_of(trainer):
+        if trainer.enable_validation and not measured and not self._metrics_are_of(trainer.global_step):
             # Stopped by max_time; or killed after its last checkpoint, and now there was nothing left to do.
             rank_zero_info(f"the run ended at step {trainer.global_step}, which was not validated yet")
             module.results_folder = self.folder
             # From its checkpoint, which says the epoch. Without one, Lightning may take an old one on SLURM.
             given = Path(self._get(self.config, "ckpt_path") or "")
-            files = [path for path in (self.folder / "checkpoints" / "last.ckpt", given) if path.is_file()]
+            files = [path for path in (self.folder.last, given) if path.is_file()]
             path = next((path for path in files if steps_of(path) == trainer.global_step), None)
             trainer.validate(module, self.datamodule, path, verbose=False, weights_only=True)
             for callback in trainer.checkpoint_callbacks:
                 if path and isinstance(callback, BestCheckpoint):
                     callback.consider(trainer, path)
 
+    def _metrics_are_of(self, step: int) -> bool:
+        """Whether ``metrics.json`` in the run's folder is of this step."""
+        try:
+            metrics = self.folder.read_metrics()
+        except DataError:
+            return False
+        return metrics is not None and metrics.get("step") == step
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
         folder = self.folder
         fitting = self.subcommand == "fit"
         global_batch = self._get(self.config, "global_batch")
-        kwargs["default_root_dir"] = str(folder)
+        kwargs["default_root_dir"] = str(folder.path)
         kwargs["use_distributed_sampler"] = False  # training.loader deals the samples out
         if config.logger in (None, True):
             # A new CSV version for each start: Lightning empties a folder it is given twice.
             kwargs["logger"] = (
                 [
-                    TensorBoardLogger(folder, name="tensorboard", version=""),
-                    CSVLogger(folder, name="csv"),
+                    TensorBoardLogger(folder.path, name=folder.tensorboard.name, version=""),
+                    CSVLogger(folder.path, name=folder.csv.name),
                 ]
                 if fitting
                 else False
@@ -189,8 +176,8 @@ class TrainingCLI(LightningCLI):
         ]
         if config.enable_checkpointing is not False:
             callbacks += [
-                BestCheckpoint(folder / "checkpoints", self._get(self.config_init, "model").monitor),
-                LastCheckpoint(folder / "checkpoints" / "last.ckpt", self._get(self.config, "save_minutes")),
+                BestCheckpoint(folder.checkpoints, self._get(self.config_init, "model").monitor),
+                LastCheckpoint(folder.last, self._get(self.config, "save_minutes")),
             ]
         if global_batch is not None:
             callbacks.append(GlobalBatch(global_batch, self._get(self.config, "batch_rule")))

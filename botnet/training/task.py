@@ -14,6 +14,7 @@ from torch import nn
 
 from botnet.errors import DataError, first_few
 from botnet.layers import MHSA2d
+from botnet.training.run_folder import EvaluationFolder, RunFolder
 from botnet.visualize.curves import plot_curves
 
 
@@ -52,7 +53,9 @@ class TaskModule(L.LightningModule):
         self.report: dict[str, dict[str, Any]] = {}
         self.evaluated: dict[str, int] | None = None
         self.loaded: dict[str, int] | None = None  # the same of a checkpoint that is to be validated
-        self.results_folder: Path | None = None  # of a validation; default validate/ in the run's folder
+        self.results_folder: EvaluationFolder | None = (
+            None  # of a validation; default validate/ in the run's folder
+        )
         self.headline: dict[str, float] = {}
         self.total_steps = 0  # optimiser steps of the run
         self.resumed: dict[str, Any] = {}  # settings of the run that a checkpoint comes from
@@ -83,7 +86,7 @@ class TaskModule(L.LightningModule):
         """What a checkpoint says beside the class names, so that it can be used without its recipe."""
         raise NotImplementedError
 
-    def show(self, console: Console, folder: Path) -> dict[str, Path]:
+    def show(self, console: Console, folder: EvaluationFolder) -> dict[str, Path]:
         """Print the last evaluation, write its files into a folder; returns them by what they are."""
         raise NotImplementedError
 
@@ -179,27 +182,31 @@ class TaskModule(L.LightningModule):
             "steps_per_epoch": self.total_steps // epochs if epochs else None,
         }
 
+    @property
+    def folder(self) -> RunFolder:
+        """The folder of the run."""
+        return RunFolder(Path(self.trainer.default_root_dir))
+
     def on_fit_end(self) -> None:
-        self.write(Path(self.trainer.default_root_dir))
+        self.write(self.folder)
 
     def on_validation_end(self) -> None:
         if self.trainer.state.fn == "validate":
-            self.write(self.results_folder or Path(self.trainer.default_root_dir) / "validate")
+            self.write(self.results_folder or self.folder.validation)
 
     @rank_zero_only
-    def write(self, folder: Path) -> None:
+    def write(self, folder: EvaluationFolder) -> None:
         """Everything that people want to see of the last evaluation, into one folder."""
         if self.evaluated is None:  # the run ended before its first evaluation
             return
         console = Console()
-        folder.mkdir(parents=True, exist_ok=True)
-        written = {"metrics": folder / "metrics.json"}
-        written["metrics"].write_text(json.dumps(self.evaluated | self.headline | self.report, indent=2))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        written = {"metrics": folder.metrics}
+        folder.metrics.write_text(json.dumps(self.evaluated | self.headline | self.report, indent=2))
         written |= self.show(console, folder)
-        logs = sorted((Path(self.trainer.default_root_dir) / "csv").glob("version_*/metrics.csv"))
-        if logs:
-            written["curves"] = folder / "curves.png"
-            plot_curves(logs, written["curves"], self.most)
+        if logs := self.folder.logs():
+            written["curves"] = folder.curves
+            plot_curves(logs, folder.curves, self.most)
         for what, path in written.items():
             print(f"{what}: {path}")
 

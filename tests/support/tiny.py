@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, default_collate
 from botnet.cli import main
 from botnet.errors import DataError
 from botnet.training.loader import make_loader
+from botnet.training.run_folder import EvaluationFolder
 from botnet.training.seeding import Key, generator, run_seed
 from botnet.training.task import TaskModule
 from tests.support.recipes import quick_trainer
@@ -142,7 +143,7 @@ class TinyTask(TaskModule):
     def about(self, data: Any) -> dict[str, Any]:
         return {"tiny": {}}
 
-    def show(self, console: Console, folder: Path) -> dict[str, Path]:
+    def show(self, console: Console, folder: EvaluationFolder) -> dict[str, Path]:
         return {}
 
 

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from botnet.cli import main
 from botnet.errors import CheckpointError, DataError
 from botnet.training import checkpoints
-from botnet.training.checkpoint_file import newest_checkpoint
 from botnet.training.checkpoint_io import AtomicCheckpointIO
 from botnet.training.checkpoints import LastCheckpoint
 from botnet.training.finite_loss import FiniteLoss
@@ -293,25 +292,6 @@ def test_a_job_that_slurm_requeues_goes_on_by_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert fit(recipe) == 0
     assert learnt(run)["global_step"] == STEPS
-
-
-def test_the_newest_checkpoint_is_the_one_with_most_steps(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    last, slurm, second = (
-        tmp_path / name for name in ("checkpoints/last.ckpt", "hpc_ckpt_1.ckpt", "hpc_ckpt_2.ckpt")
-    )
-    last.parent.mkdir()
-    for age, path, step in ((20, last, 7), (10, slurm, 5)):
-        torch.save({"global_step": step}, path)
-        os.utime(path, (1000 - age, 1000 - age))
-        assert newest_checkpoint(tmp_path) == last
-    torch.save({"global_step": 7}, second)  # after as many steps, last.ckpt is never inside a step
-    assert newest_checkpoint(tmp_path) == last
-    torch.save({"global_step": 8}, second)
-    assert newest_checkpoint(tmp_path) == second
-    slurm.write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match=r"hpc_ckpt_1\.ckpt cannot be read"):
-        newest_checkpoint(tmp_path)
 
 
 def test_the_best_of_a_run_stays_its_best_where_the_run_is_moved_to(tmp_path):
