@@ -51,7 +51,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run_reproduce(options: argparse.Namespace) -> int:
     """Run ``reproduce``: list the rows, or train one with :func:`run_lightning`."""
-    from botnet.paper.rows import find_row, fit_arguments, overview
+    from botnet.paper.overview import overview
+    from botnet.paper.rows import find_row, fit_arguments
 
     if options.row is None:
         if options.further:

@@ -15,7 +15,7 @@ NO_FC = COMPLETE - {"fc"}
 NO_QKV = COMPLETE - {"qkv"}
 DENSE_POSITION = NO_FC - {"position"} | {"dense position"}
 
-MARK = 0.005  # differences from here on are explained
+MARK = 0.005  # relative difference from which on the reason is given
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Printed:
         first_stride: count with the stride in a block's first 1x1 and not in its 3x3.
         se_in_c5: count the squeeze-and-excitation that c5 would have if its blocks were convolutional,
             in parameters and in multiply-adds.
-        params_note, madds_note: why the complete count is another one.
+        params_note, madds_note: why the complete count differs.
     """
 
     network: str
@@ -85,7 +85,7 @@ class Comparison:
     """A printed count beside the same network counted here.
 
     Args:
-        printed: what the paper says.
+        printed: as in the paper.
         params, madds: counted as the paper counts.
         all_params, all_madds: the complete counts.
     """
@@ -112,7 +112,7 @@ def paper_table(name: str | None = None) -> list[Comparison]:
 
 
 def compare(row: Printed) -> Comparison:
-    """Count the network of a printed row, completely and in the way that the row was counted."""
+    """Count the network of a printed row, completely and by the convention of the row."""
     size = (row.size, row.size)
     model = build_on_meta(row.name, size)
     counts = multiply_adds(model, size)
@@ -135,7 +135,7 @@ def compare(row: Printed) -> Comparison:
 
 
 def render_paper(rows: list[Comparison]) -> Group:
-    """Printed counts, the same counted in the paper's way and completely, and why they differ."""
+    """Printed counts beside the same by the paper's convention and complete, and why they differ."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Counts the paper prints, and ours")
     table.add_column("network")
     table.add_column("printed in")
@@ -175,8 +175,8 @@ def render_paper(rows: list[Comparison]) -> Group:
 
 
 def as_printed(value: float, printed: str) -> str:
-    """A value with as many decimals as a printed one: rounded, or cut (with …) if that is what agrees."""
+    """A value with the decimals of a printed one: rounded, or truncated (with …) if only that agrees."""
     decimals = len(printed.partition(".")[2])
     rounded = f"{value:.{decimals}f}"
-    cut = f"{int(value * 10**decimals) / 10**decimals:.{decimals}f}"
-    return f"{cut}…" if rounded != printed == cut else rounded
+    truncated = f"{int(value * 10**decimals) / 10**decimals:.{decimals}f}"
+    return f"{truncated}…" if rounded != printed == truncated else rounded

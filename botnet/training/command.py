@@ -60,6 +60,7 @@ class TrainingCLI(LightningCLI):
             auto_configure_optimizers=False,
             # Not used here; Lightning would stumble over the links that a class has no end for.
             load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "botnet"},
             args=args,
         )
 

@@ -72,7 +72,7 @@ def probe_attention(model: nn.Module) -> Iterator[AttentionProbe]:
 
 
 def attention_picture(image: Tensor, weights: Tensor, cell: tuple[int, int]) -> Image.Image:
-    """An image with the query's cell outlined, and beside it the attention of each head overlaid on the image.
+    """An image with the query's cell outlined, and beside it the image overlaid with each head's attention.
 
     The colours of a head range from zero to its own largest weight, which its title gives relative to
     uniform attention.
