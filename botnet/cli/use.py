@@ -93,7 +93,7 @@ def run_validate(arguments: Sequence[str]) -> int:
 
     from botnet.classification.evaluate import render, validate
 
-    classifier = _open_classifier(options)
+    classifier = _open_classifier(options, options.model)
     report = validate(
         classifier,
         options.data,
@@ -110,24 +110,24 @@ def run_validate(arguments: Sequence[str]) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Run ``predict`` with a detector or a classifier."""
-    from botnet.classification.evaluate import is_classifier
+    from botnet.training.checkpoint_file import read_checkpoint
 
     if options.pixel and not options.attention:
         raise ConfigError("--pixel is the query of --attention; give both")
     pixel = tuple(options.pixel) if options.pixel else None
-    if is_classifier(options.model):
+    checkpoint = read_checkpoint(options.model) if Path(options.model).is_file() else None
+    if checkpoint is None or checkpoint.kind == "classifier":
         for_detectors = ("format", "images_json", "score", "truth")
         _refuse(options, for_detectors, f"is for detectors, and {options.model} is not a checkpoint of one")
-        return _classify(options, pixel)
+        return _classify(options, options.model, pixel)
     for_classifiers = ("weights", "label_map", "crop", "size")
     _refuse(options, for_classifiers, f"is for classifiers; {options.model} is a detector")
-    return _detect(options, pixel)
+    return _detect(options, Path(options.model), pixel)
 
 
-def _detect(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int:
+def _detect(options: argparse.Namespace, checkpoint: Path, pixel: tuple[int, int] | None) -> int:
     from botnet.detection.predict import predict, predict_coco
 
-    checkpoint = Path(options.model)
     if (options.format == "coco") != bool(options.images_json):
         raise ConfigError("--format coco and --images-json belong together: the list gives the images' ids")
     if options.format == "coco":
@@ -147,10 +147,10 @@ def _detect(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int:
     return _name_broken(broken)
 
 
-def _classify(options: argparse.Namespace, pixel: tuple[int, int] | None) -> int:
+def _classify(options: argparse.Namespace, model: str, pixel: tuple[int, int] | None) -> int:
     from botnet.classification.predict import classify, render
 
-    classifier = _open_classifier(options)
+    classifier = _open_classifier(options, model)
     records, broken = classify(
         classifier, options.images, options.output, attention=options.attention, pixel=pixel
     )
@@ -168,11 +168,11 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None
             raise ConfigError(f"--{name.replace('_', '-')} {why}; leave it out")
 
 
-def _open_classifier(options: argparse.Namespace) -> "Classifier":
+def _open_classifier(options: argparse.Namespace, model: str) -> "Classifier":
     from botnet.classification.evaluate import open_classifier
 
     classifier = open_classifier(
-        options.model,
+        model,
         options.weights,
         label_map=options.label_map,
         crop=options.crop,
