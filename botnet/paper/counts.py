@@ -60,15 +60,15 @@ PRINTED = (
     Printed("R101", "note 10", "resnet101", 1024, None, "162.99", NO_FC),
     Printed("R152", "note 10", "resnet152", 1024, None, "240.56", NO_FC),
     Printed("R50", "Table 9", "resnet50", 224, "25.5", "3.86", COMPLETE, first_stride=True,
-            madds_note="3.86 has the strides in the first 1x1 of a block; here, as for 85.4, in the 3x3"),
+            madds_note="3.86 has the stride in the first 1x1 of a block; here, as for 85.4, in the 3x3"),
     Printed("BoT50", "Table 9", "botnet50", 224, "20.8", "3.79", NO_QKV,
             madds_note="3.79 leaves out the projections to queries, keys and values"),
     Printed("BoT-S1-50", "Table 9", "botnet_s1_50", 224, "20.8", "4.27", COMPLETE,
-            madds_note="no convention is known that gives 4.27; its way is the complete count"),
+            madds_note="no convention is known that gives 4.27; recounted completely"),
     Printed("T3", "appendix", "botnet_t3", 224, "33.5", "7.3", COMPLETE, se_in_c5=True, params_note=SE_NOTE,
-            madds_note="7.3 has that squeeze-and-excitation too, and is rounded"),
+            madds_note="7.3 includes that squeeze-and-excitation, too, and is rounded"),
     Printed("T4", "appendix", "botnet_t4", 224, "54.7", "10.9", COMPLETE, se_in_c5=True, params_note=SE_NOTE,
-            madds_note="10.9 is cut, not rounded"),
+            madds_note="10.9 is truncated, not rounded"),
     Printed("T5", "appendix", "botnet_t5", 256, "75.1", "19.3", COMPLETE, se_in_c5=True, params_note=SE_NOTE),
     Printed("T6", "appendix", "botnet_t6", 320, "53.9", "23.3", COMPLETE, se_in_c5=True, params_note=SE_NOTE),
     Printed("T7", "appendix", "botnet_t7", 384, "75.1", "45.8", COMPLETE, se_in_c5=True, params_note=SE_NOTE),
@@ -139,12 +139,12 @@ def render_paper(rows: list[Comparison]) -> Group:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Counts the paper prints, and ours")
     table.add_column("network")
     table.add_column("printed in")
-    for column in ("px", "printed", "its way", "complete", "diff."):
+    for column in ("px", "printed", "recounted", "complete", "diff."):
         table.add_column(column, justify="right")
     notes: list[str] = []
     for row in rows:
         p = row.printed
-        for printed, its_way, complete, unit, note in (
+        for printed, recounted, complete, unit, note in (
             (p.params, row.params / 1e6, row.all_params / 1e6, "M", p.params_note),
             (p.madds, row.madds / 1e9, row.all_madds / 1e9, "G", p.madds_note),
         ):
@@ -161,15 +161,15 @@ def render_paper(rows: list[Comparison]) -> Group:
                 p.source,
                 str(p.size),
                 f"{printed} {unit}",
-                f"{as_printed(its_way, printed)} {unit}",
+                f"{as_printed(recounted, printed)} {unit}",
                 f"{complete:.3f} {unit}",
                 f"{difference:+.1%}{mark}",
             )
     return Group(
         table,
         "M: million parameters. G: billion multiply-adds for one square image of that side.",
-        "its way: counted as the paper counts, to the printed digits; … where these are cut, not rounded.",
-        f"diff.: of the complete count from the printed one; from {MARK:.1%} on with its reason.",
+        "recounted: as the paper counts, to the printed digits; … where these are truncated, not rounded.",
+        f"diff.: of the complete count from the printed one; from {MARK:.1%} on with the reason.",
         *(f"({number}) {note}." for number, note in enumerate(notes, 1)),
     )
 
