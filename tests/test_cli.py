@@ -120,6 +120,7 @@ def test_layers_do_without_timm_and_lightning():
     assert not {"timm", "lightning", "torchmetrics", "faster_coco_eval"} & set(finished.stdout.split())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "order", ["import botnet, timm", "import timm, botnet", "import botnet.models, timm"]
 )

@@ -18,6 +18,8 @@ from botnet.classification.evaluate import open_classifier, read_label_map, rend
 from botnet.cli import main
 from botnet.errors import DataError
 
+pytestmark = pytest.mark.long
+
 NETWORK = "mobilenetv3_small_050"
 
 

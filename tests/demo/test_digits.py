@@ -21,6 +21,8 @@ for package in ("mlxtend", "skimage", "sklearn"):
 
 from skimage.morphology import dilation, erosion  # noqa: E402
 
+pytestmark = pytest.mark.long
+
 
 def made_in(directory: Path, **arguments) -> dict:
     return make_digits(directory, **{"train": 12, "val": 4, "progress": False} | arguments)

@@ -1,10 +1,13 @@
 """What devices tell one another. Light on imports: each of its processes has them again."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import get_context
 
 from botnet.training.distributed import batch_mean, gather_shares
+
+pytestmark = pytest.mark.long
 
 
 def device(rank, world, store, answers):

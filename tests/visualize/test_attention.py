@@ -115,6 +115,7 @@ def detector(tmp_path_factory):
     return write_detector(tmp_path_factory.mktemp("detector") / "last.ckpt")
 
 
+@pytest.mark.long
 def test_the_attention_of_a_detector_is_drawn_on_its_canvas(detector, tmp_path, capsys):
     picture(1, (100, 60)).save(tmp_path / "a.jpg")
     call = ["predict", str(detector), str(tmp_path / "a.jpg"), "--attention", "--device", "cpu"]
