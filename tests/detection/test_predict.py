@@ -13,6 +13,8 @@ from botnet.errors import DataError
 from tests.classification.test_evaluate import picture
 from tests.support.detection import write_detector
 
+pytestmark = pytest.mark.long
+
 
 def truth_of(**ids):
     """An instances file that knows nothing but its images."""

@@ -16,6 +16,8 @@ from botnet.cli import main
 from botnet.errors import DataError
 from botnet.paper.figure5 import figure5, pareto_front, read_networks, read_steps
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def measured(tmp_path):
