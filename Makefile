@@ -3,23 +3,24 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale test test-oldest recipes-check overfit full-size \
+.PHONY: help quickstart quickstart-classify small-scale test test-fast test-oldest recipes-check overfit full-size \
 	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
-	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on pictures of clothes, from nothing"
+	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on images of clothes, from nothing"
 	@echo "make small-scale  the same two at more length, three seeds each, as a table"
-	@echo "make test        lint, types and tests"
+	@echo "make test        lint, types, tests, and the wheel in an empty environment"
+	@echo "make test-fast   the tests without those marked long, in a minute or two"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
 	@echo "make recipes-check  every recipe builds, trains a step and evaluates (COCO_BY=folder of COCO photographs)"
-	@echo "make overfit     learn four photographs by heart (COCO_BY as above)"
-	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images measured (COCO_BY as above)"
+	@echo "make overfit     overfit four photographs (COCO_BY as above)"
+	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images evaluated (COCO_BY as above)"
 	@echo "make proof-ddp   one step and one validation at 1024 px on 1 and on 2 devices, compared (COCO_BY as above)"
-	@echo "make proof-survival  a signal, and a loss that is no number, on one of two devices"
+	@echo "make proof-survival  a signal, and a loss that is not finite, on one of two devices"
 	@echo "make bench-step  Mask R-CNN's training step beside torchvision's, and BoT50's beside R50's"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
-	@echo "make bench-data  training images a second beside torchvision's reference way (COCO_BY as above)"
+	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
 	@echo "make bench-family   the training step of every network of Figure 5 at its own image size"
 
 .venv/installed: pyproject.toml constraints.txt
@@ -40,8 +41,12 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	# Threads that wait must not spin: the tests have to end in time on a busy machine, too.
+	$(BIN)/python scripts/check_wheel.py
+	# Waiting threads must not spin: it would slow the tests on a busy machine.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+test-fast: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not slow and not long'
 
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest

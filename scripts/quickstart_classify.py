@@ -6,6 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+from fetch_fashion_mnist import fetch
+
+SOURCE = Path("data/fashion-mnist")
 RUNS = Path("runs/quickstart_classify")
 
 
@@ -16,7 +19,8 @@ def botnet(*arguments: str) -> None:
 
 
 def main() -> None:
-    botnet("make-images", "data/fashion", "--train", "12000", "--val", "2000")
+    fetch(SOURCE)
+    botnet("make-images", "data/fashion", "--source", str(SOURCE), "--train", "12000", "--val", "2000")
     lines = []
     for network in ("botnet_s1_tiny", "resnet_tiny"):
         started, run = time.monotonic(), RUNS / network

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from fetch_fashion_mnist import fetch
+
 NETWORKS = {"resnet_tiny": "ResNet", "botnet_s1_tiny": "BoT-S1"}
 
 
@@ -50,7 +52,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/small_scale"))
     args = parser.parse_args()
     args.data = Path(f"data/fashion-{args.train}-{args.val}")
-    botnet("make-images", str(args.data), "--train", str(args.train), "--val", str(args.val))
+    source = Path("data/fashion-mnist")
+    fetch(source)
+    options = ("--source", str(source), "--train", str(args.train), "--val", str(args.val))
+    botnet("make-images", str(args.data), *options)
 
     import timm
 

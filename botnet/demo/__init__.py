@@ -1,0 +1,1 @@
+"""Small real data sets to try the project on."""

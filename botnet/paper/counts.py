@@ -15,7 +15,7 @@ NO_FC = COMPLETE - {"fc"}
 NO_QKV = COMPLETE - {"qkv"}
 DENSE_POSITION = NO_FC - {"position"} | {"dense position"}
 
-MARK = 0.005  # differences from here on are explained
+MARK = 0.005  # relative difference from which on the reason is given
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Printed:
         first_stride: count with the stride in a block's first 1x1 and not in its 3x3.
         se_in_c5: count the squeeze-and-excitation that c5 would have if its blocks were convolutional,
             in parameters and in multiply-adds.
-        params_note, madds_note: why the complete count is another one.
+        params_note, madds_note: why the complete count differs.
     """
 
     network: str
@@ -60,15 +60,15 @@ PRINTED = (
     Printed("R101", "note 10", "resnet101", 1024, None, "162.99", NO_FC),
     Printed("R152", "note 10", "resnet152", 1024, None, "240.56", NO_FC),
     Printed("R50", "Table 9", "resnet50", 224, "25.5", "3.86", COMPLETE, first_stride=True,
-            madds_note="3.86 has the strides in the first 1x1 of a block; here, as for 85.4, in the 3x3"),
+            madds_note="3.86 has the stride in the first 1x1 of a block; here, as for 85.4, in the 3x3"),
     Printed("BoT50", "Table 9", "botnet50", 224, "20.8", "3.79", NO_QKV,
             madds_note="3.79 leaves out the projections to queries, keys and values"),
     Printed("BoT-S1-50", "Table 9", "botnet_s1_50", 224, "20.8", "4.27", COMPLETE,
-            madds_note="no convention is known that gives 4.27; its way is the complete count"),
+            madds_note="no convention is known that gives 4.27; recounted completely"),
     Printed("T3", "appendix", "botnet_t3", 224, "33.5", "7.3", COMPLETE, se_in_c5=True, params_note=SE_NOTE,
-            madds_note="7.3 has that squeeze-and-excitation too, and is rounded"),
+            madds_note="7.3 includes that squeeze-and-excitation, too, and is rounded"),
     Printed("T4", "appendix", "botnet_t4", 224, "54.7", "10.9", COMPLETE, se_in_c5=True, params_note=SE_NOTE,
-            madds_note="10.9 is cut, not rounded"),
+            madds_note="10.9 is truncated, not rounded"),
     Printed("T5", "appendix", "botnet_t5", 256, "75.1", "19.3", COMPLETE, se_in_c5=True, params_note=SE_NOTE),
     Printed("T6", "appendix", "botnet_t6", 320, "53.9", "23.3", COMPLETE, se_in_c5=True, params_note=SE_NOTE),
     Printed("T7", "appendix", "botnet_t7", 384, "75.1", "45.8", COMPLETE, se_in_c5=True, params_note=SE_NOTE),
@@ -85,7 +85,7 @@ class Comparison:
     """A printed count beside the same network counted here.
 
     Args:
-        printed: what the paper says.
+        printed: as in the paper.
         params, madds: counted as the paper counts.
         all_params, all_madds: the complete counts.
     """
@@ -112,7 +112,7 @@ def paper_table(name: str | None = None) -> list[Comparison]:
 
 
 def compare(row: Printed) -> Comparison:
-    """Count the network of a printed row, completely and in the way that the row was counted."""
+    """Count the network of a printed row, completely and by the convention of the row."""
     size = (row.size, row.size)
     model = build_on_meta(row.name, size)
     counts = multiply_adds(model, size)
@@ -135,16 +135,16 @@ def compare(row: Printed) -> Comparison:
 
 
 def render_paper(rows: list[Comparison]) -> Group:
-    """Printed counts, the same counted in the paper's way and completely, and why they differ."""
+    """Printed counts beside the same by the paper's convention and complete, and why they differ."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Counts the paper prints, and ours")
     table.add_column("network")
     table.add_column("printed in")
-    for column in ("px", "printed", "its way", "complete", "diff."):
+    for column in ("px", "printed", "recounted", "complete", "diff."):
         table.add_column(column, justify="right")
     notes: list[str] = []
     for row in rows:
         p = row.printed
-        for printed, its_way, complete, unit, note in (
+        for printed, recounted, complete, unit, note in (
             (p.params, row.params / 1e6, row.all_params / 1e6, "M", p.params_note),
             (p.madds, row.madds / 1e9, row.all_madds / 1e9, "G", p.madds_note),
         ):
@@ -161,22 +161,22 @@ def render_paper(rows: list[Comparison]) -> Group:
                 p.source,
                 str(p.size),
                 f"{printed} {unit}",
-                f"{as_printed(its_way, printed)} {unit}",
+                f"{as_printed(recounted, printed)} {unit}",
                 f"{complete:.3f} {unit}",
                 f"{difference:+.1%}{mark}",
             )
     return Group(
         table,
         "M: million parameters. G: billion multiply-adds for one square image of that side.",
-        "its way: counted as the paper counts, to the printed digits; … where these are cut, not rounded.",
-        f"diff.: of the complete count from the printed one; from {MARK:.1%} on with its reason.",
+        "recounted: as the paper counts, to the printed digits; … where these are truncated, not rounded.",
+        f"diff.: of the complete count from the printed one; from {MARK:.1%} on with the reason.",
         *(f"({number}) {note}." for number, note in enumerate(notes, 1)),
     )
 
 
 def as_printed(value: float, printed: str) -> str:
-    """A value with as many decimals as a printed one: rounded, or cut (with …) if that is what agrees."""
+    """A value with the decimals of a printed one: rounded, or truncated (with …) if only that agrees."""
     decimals = len(printed.partition(".")[2])
     rounded = f"{value:.{decimals}f}"
-    cut = f"{int(value * 10**decimals) / 10**decimals:.{decimals}f}"
-    return f"{cut}…" if rounded != printed == cut else rounded
+    truncated = f"{int(value * 10**decimals) / 10**decimals:.{decimals}f}"
+    return f"{truncated}…" if rounded != printed == truncated else rounded

@@ -1,4 +1,4 @@
-"""Figure 5: accuracy as the papers report it, against multiply-adds and the step time measured here."""
+"""Figure 5: reported accuracy against multiply-adds and against the training step measured here."""
 
 import csv
 import json
@@ -21,6 +21,7 @@ from botnet.paper.rows import rows
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 HERE = Path(__file__).parent
@@ -33,8 +34,9 @@ MARKERS = {
     "DeiT": "D",
     "ViT": "P",
 }
-# Where a name may stand beside its point, best first: offset in typographic points, alignment.
-SIDES = [
+Side = tuple[tuple[int, int], str, str]
+# Places of a name beside its point, best first: offset in typographic points, alignment.
+SIDES: list[Side] = [
     ((-4, 5), "right", "bottom"),
     ((4, -5), "left", "top"),
     ((7, 0), "left", "center"),
@@ -51,13 +53,13 @@ class Network:
     """A point of Figure 5.
 
     Args:
-        name, family: as drawn.
-        network: its name in timm; None for one that is not timed.
+        name, family: in the plot.
+        network: its name in timm; None if it is not timed.
         image_size: side in pixels.
-        top1: per cent, as `source` reports it.
+        top1: percent, as `source` reports it.
         source: of the accuracy, and of printed multiply-adds.
-        printed_madds: billions; None where they are counted.
-        step_ms: of the paper's training step on TPU-v3, if quoted.
+        printed_madds: billions; None if they are counted here.
+        step_ms: of the paper's training step on TPU-v3, if known.
     """
 
     name: str
@@ -123,7 +125,7 @@ def figure5(out: Path, measured: Path | None = None) -> list[Path]:
         The files written.
 
     Raises:
-        DataError: `measured` is no such file, or `out` cannot be made.
+        DataError: `measured` is not such a file, or `out` cannot be made.
     """
     networks = read_networks()
     steps = {} if measured is None else read_steps(measured, networks)
@@ -142,9 +144,9 @@ def figure5(out: Path, measured: Path | None = None) -> list[Path]:
 
 
 def read_steps(path: Path, networks: Sequence[Network]) -> dict[str, dict[str, float]]:
-    """Measured milliseconds an image, by setting and by network.
+    """Measured milliseconds per image, by setting and by network.
 
-    Networks that papers trained in several ways share the time of the one that was measured.
+    One network trained in several ways is measured once; all its points share the time.
 
     Raises:
         DataError: no such file, or not one of ``make bench-family``.
@@ -158,8 +160,10 @@ def read_steps(path: Path, networks: Sequence[Network]) -> dict[str, dict[str, f
                 setting = steps.setdefault(case["setting"], {})
                 setting[name] = 1e3 * statistics.median(seconds) / case["batch"]
     except (ValueError, KeyError, TypeError, AttributeError, statistics.StatisticsError) as error:
-        raise DataError(f"{path}: not written by make bench-family ({error!r}); measure anew") from error
-    by_shape = {(n.network, n.image_size): n.name for n in reversed(networks)}  # the first of the list counts
+        raise DataError(f"{path}: not written by make bench-family ({error!r}); run it again") from error
+    by_shape = {
+        (n.network, n.image_size): n.name for n in reversed(networks)
+    }  # the first of the list is measured
     return {
         setting: {
             n.name: times[known]
@@ -171,9 +175,9 @@ def read_steps(path: Path, networks: Sequence[Network]) -> dict[str, dict[str, f
 
 
 def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Names of the points (cost, accuracy) that no other is both as cheap and as accurate as, by cost.
+    """Names of the points (cost, accuracy) for which no other is both as cheap and as accurate, by cost.
 
-    Of points alike in both, the first stays.
+    Of equal points the first is on the front.
     """
     front: list[str] = []
     for name in sorted(points, key=lambda n: (points[n][0], -points[n][1])):
@@ -183,7 +187,7 @@ def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
 
 
 def _draw(networks: Sequence[Network], costs: dict[str, float], label: str, path: Path) -> Path:
-    """One plot: a colour and a line a family along its own Pareto front, and the front of all."""
+    """Save a plot: for each family its points and its Pareto front, and the front of all."""
     shown = [network for network in networks if network.name in costs]
     points = {network.name: (costs[network.name], network.top1) for network in shown}
     figure, axes = plt.subplots(figsize=(9, 6.5), dpi=130, layout="constrained")
@@ -210,9 +214,9 @@ def _draw(networks: Sequence[Network], costs: dict[str, float], label: str, path
 
 
 def _name_points(axes: Axes, points: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
-    """Write each name beside its point, where it covers as little as possible of lines, points and names."""
+    """Write each name beside its point, where it overlaps as few lines, points and names as possible."""
     figure = axes.figure
-    figure.canvas.draw()  # the layout decides where everything is
+    figure.canvas.draw()  # computes the layout
     scale = figure.dpi / 72  # pixels a typographic point
     lines = [
         (line.get_transform().transform_path(line.get_path()), scale * line.get_linewidth() / 2)
@@ -222,26 +226,29 @@ def _name_points(axes: Axes, points: dict[str, tuple[float, float]], colours: di
     places = axes.transData.transform([*points.values()])
     taken = [Bbox([place, place]).padded(4 * scale) for place in places]  # the markers
 
-    def covered(box: Bbox) -> int:
-        corners = [axes.bbox.contains(*corner) for corner in box.corners()]
-        crossed = [path.intersects_bbox(box.padded(width), filled=False) for path, width in lines]
-        return box.count_overlaps(taken) + sum(crossed) + corners.count(False)
+    def overlaps(box: Bbox) -> int:
+        outside = sum(not axes.bbox.contains(*corner) for corner in box.corners())
+        crossed = sum(path.intersects_bbox(box.padded(width), filled=False) for path, width in lines)
+        return int(box.count_overlaps(taken) + crossed + outside)
 
     for name, point in points.items():
         text = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize=8, color=colours[name])
-        found: list[tuple[int, Bbox, dict[str, Any]]] = []
-        for position, ha, va in SIDES:
-            side = {"position": position, "ha": ha, "va": va}
-            text.set(**side)
-            box = text.get_window_extent()
-            found.append((covered(box), box, side))
-        _, box, side = min(found, key=lambda place: place[0])
-        text.set(**side)
-        taken.append(box.padded(3 * scale))
+        boxes: list[Bbox] = []
+        for side in SIDES:
+            _move(text, side)
+            boxes.append(text.get_window_extent())
+        best = min(range(len(SIDES)), key=lambda index: overlaps(boxes[index]))
+        _move(text, SIDES[best])
+        taken.append(boxes[best].padded(3 * scale))
+
+
+def _move(text: Annotation, side: Side) -> None:
+    position, horizontal, vertical = side
+    text.set(position=position, ha=horizontal, va=vertical)
 
 
 def _table(networks: Sequence[Network], costs: dict[str, dict[str, float]]) -> list[list[Any]]:
-    """Rows of the CSV file: every number of the plots, which front a network is on, and where it is from."""
+    """Rows of the CSV file: every number of the plots with its source, and the fronts of each network."""
     fronts = {
         what: pareto_front({n.name: (cost[n.name], n.top1) for n in networks if n.name in cost})
         for what, cost in costs.items()

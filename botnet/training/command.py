@@ -68,6 +68,7 @@ class TrainingCLI(LightningCLI):
             auto_configure_optimizers=False,
             # Not used here; Lightning would fail at the links whose target a class does not have.
             load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "botnet"},
             args=args,
         )
 

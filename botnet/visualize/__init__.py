@@ -1,0 +1,1 @@
+"""Drawings of predictions, attention and training curves."""

@@ -6,32 +6,37 @@ from contextlib import contextmanager
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor, nn
 
-from botnet.errors import DataError
+from botnet.errors import ConfigError
 from botnet.layers import MHSA2d
+from botnet.visualize.panels import titled_row
 
-PANEL = 320  # least side of a panel in pixels
+PANEL = 320  # least longer side of a panel in pixels
 COLOURS = matplotlib.colormaps["inferno"]
 
 
 class AttentionProbe:
-    """The first attention layer of a network, and the map that it was last given."""
+    """Records the input of an attention layer while its network runs.
+
+    Args:
+        layer: the layer.
+    """
 
     def __init__(self, layer: MHSA2d) -> None:
         self.layer = layer
-        self.map: Tensor | None = None  # (B, C, H, W)
+        self.map: Tensor | None = None  # the latest input, (B, C, H, W)
 
     @torch.inference_mode()
     def weights(self, y: float, x: float) -> tuple[Tensor, tuple[int, int]]:
-        """What the cell at a place attends to.
+        """The attention of one query, in the first image of the latest batch.
 
         Args:
-            y, x: of the place, as parts of the height and width of what the network was given, in [0, 1).
+            y, x: place of the query as fractions of the height and width of the network's input, in [0, 1).
 
         Returns:
-            The softmax of each head (heads, H, W), and the cell's row and column.
+            The softmax of each head (heads, H, W), and the row and column of the query's cell.
         """
         assert self.map is not None, "the network has not run yet"
         height, width = self.map.shape[-2:]
@@ -43,76 +48,58 @@ class AttentionProbe:
 
 @contextmanager
 def probe_attention(model: nn.Module) -> Iterator[AttentionProbe]:
-    """Keep what the first attention layer of a network is given while it runs.
+    """Record the input of a network's first attention layer while it runs in this context.
 
     Raises:
-        DataError: the network has no such layer.
+        ConfigError: the network has no such layer.
     """
     layer = next((module for module in model.modules() if isinstance(module, MHSA2d)), None)
     if layer is None:
-        raise DataError(
+        raise ConfigError(
             f"{type(model).__name__} has no BoT block, so there is no attention to draw; --attention is for "
             "the BoTNets"
         )
-    watched = AttentionProbe(layer)
+    probe = AttentionProbe(layer)
 
-    def keep(_layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        watched.map = inputs[0].detach()
+    def record(_layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        probe.map = inputs[0].detach()
 
-    handle = layer.register_forward_pre_hook(keep)
+    handle = layer.register_forward_pre_hook(record)
     try:
-        yield watched
+        yield probe
     finally:
         handle.remove()
 
 
 def attention_picture(image: Tensor, weights: Tensor, cell: tuple[int, int]) -> Image.Image:
-    """An image with the chosen cell marked, and beside it each head's attention laid over it.
+    """An image with the query's cell outlined, and beside it the image overlaid with each head's attention.
 
-    The colours of a head go from nothing to its own strongest weight, which its title names in relation to
-    attention spread evenly.
+    The colours of a head range from zero to its own largest weight, which its title gives relative to
+    uniform attention.
 
     Args:
         image: what the network was given, (3, h, w) uint8.
         weights: of the heads, (heads, H, W), each summing to 1.
-        cell: row and column of the chosen cell.
+        cell: row and column of the query.
     """
     heads, height, width = weights.shape
     zoom = max(1.0, PANEL / max(image.shape[1:]))
     size = (round(image.shape[1] * zoom), round(image.shape[2] * zoom))
     enlarged = nn.functional.interpolate(image[None].float(), size, mode="bilinear")[0]
+    panels = [(Image.fromarray(enlarged.permute(1, 2, 0).byte().cpu().numpy()), "chosen cell")]
     grey = (enlarged.mean(0) / 255).cpu().numpy()
-    laid = nn.functional.interpolate(weights[:, None].float(), size, mode="bilinear")[:, 0].cpu().numpy()
-    panels = [(enlarged.permute(1, 2, 0).byte().cpu().numpy(), "chosen cell")]
+    smooth = nn.functional.interpolate(weights[:, None].float(), size, mode="bilinear")[:, 0].cpu().numpy()
     for head in range(heads):
-        strongest = float(weights[head].max())
-        share = laid[head] / strongest
-        cover = 0.8 * share[..., None]
-        mixed = cover * COLOURS(share)[..., :3] + (1 - cover) * 0.6 * grey[..., None]
-        panels.append(
-            (
-                (255 * mixed).astype(np.uint8),
-                f"head {head + 1}: up to {strongest * height * width:.1f} x even",
-            )
-        )
+        largest = float(weights[head].max())
+        title = f"head {head + 1}: up to {largest * height * width:.1f} x even"
+        panels.append((_overlay(grey, smooth[head] / largest), title))
     row, column = cell
-    sides = (column * size[1] / width, row * size[0] / height)
-    box = (*sides, sides[0] + size[1] / width, sides[1] + size[0] / height)
-    return _grid(panels, box)
+    left, top = column * size[1] / width, row * size[0] / height
+    return titled_row(panels, (left, top, left + size[1] / width, top + size[0] / height))
 
 
-def _grid(panels: list[tuple[np.ndarray, str]], box: tuple[float, float, float, float]) -> Image.Image:
-    """Panels in one row under their titles, each with the box drawn."""
-    bar, gap = 26, 6
-    height, width = panels[0][0].shape[:2]
-    sheet = Image.new("RGB", ((width + gap) * len(panels) - gap, height + bar), "white")
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=15)
-    for number, (pixels, title) in enumerate(panels):
-        left = number * (width + gap)
-        sheet.paste(Image.fromarray(pixels), (left, bar))
-        pen.text((left + 4, 4), title, font=font, fill="black")
-        x1, y1, x2, y2 = (left + box[0], bar + box[1], left + box[2], bar + box[3])
-        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black", width=1)
-        pen.rectangle((x1, y1, x2, y2), outline="white", width=2)
-    return sheet
+def _overlay(grey: np.ndarray, strength: np.ndarray) -> Image.Image:
+    """Coloured attention over a darkened grey image, both (h, w) in [0, 1]."""
+    opacity = 0.8 * strength[..., None]
+    mixed = opacity * COLOURS(strength)[..., :3] + (1 - opacity) * 0.6 * grey[..., None]
+    return Image.fromarray((255 * mixed).astype(np.uint8))

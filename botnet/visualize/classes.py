@@ -1,35 +1,34 @@
-"""What a classifier said of a few images, on one sheet."""
+"""The predictions of a classifier for a few images, on one sheet."""
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-TILE, CAPTION, COLUMNS = 176, 44, 4  # pixels, pixels, tiles in a row
+from botnet.visualize.panels import captioned_grid
+
 RIGHT, WRONG = "#1a7f37", "#cf222e"
+LONGEST = 22  # characters of a name that fit under an image
 
 
 def draw_sheet(shown: Sequence[tuple[Image.Image, str, str, float]]) -> Image.Image:
-    """A grid of images, under each its class and what the network took it for.
+    """A grid of images, each above its class and the predicted one.
 
     Args:
-        shown: of each image the picture, its class, the class predicted, and that one's probability.
+        shown: for each image the image, its class, the predicted class and its probability.
     """
-    rows = -(-len(shown) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * TILE, rows * (TILE + CAPTION)), "white")
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=13)
-    for number, (picture, truth, predicted, probability) in enumerate(shown):
-        x, y = number % COLUMNS * TILE, number // COLUMNS * (TILE + CAPTION)
-        sheet.paste(picture.resize((TILE - 8, TILE - 8)), (x + 4, y + 4))
-        pen.text((x + 4, y + TILE), f"is: {_short(truth)}", font=font, fill="black")
-        pen.text(
-            (x + 4, y + TILE + 18),
-            f"{probability:.0%} {_short(predicted)}",
-            font=font,
-            fill=RIGHT if predicted == truth else WRONG,
-        )
-    return sheet
+    return captioned_grid(
+        [
+            (
+                image,
+                (
+                    (f"is: {_short(truth)}", "black"),
+                    (f"{probability:.0%} {_short(predicted)}", RIGHT if predicted == truth else WRONG),
+                ),
+            )
+            for image, truth, predicted, probability in shown
+        ]
+    )
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 22 else f"{name[:21]}…"
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"

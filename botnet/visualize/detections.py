@@ -1,4 +1,4 @@
-"""Pictures of what a detector found."""
+"""Detections drawn on their images."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from botnet.masks import Rle, decode_mask, mask_area, mask_box
+from botnet.visualize.panels import titled_row
 
 OPACITY = 0.55  # of a mask
-LEAST_SIDE = 480  # pixels: smaller images are enlarged so that names and thin boxes can be read
+LEAST_SIDE = 480  # pixels: smaller images are enlarged so that names can be read
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """A fixed, well saturated colour for each label, the same in every picture."""
+    """A saturated colour for each label, the same in every picture."""
     hue = int(hashlib.sha256(str(label).encode()).hexdigest(), 16) % 360
     red, green, blue = Image.new("HSV", (1, 1), (hue * 255 // 360, 200, 255)).convert("RGB").getpixel((0, 0))  # type: ignore[misc]
     return red, green, blue
@@ -27,7 +28,7 @@ def draw(image: Tensor, result: dict[str, Any], class_names: Sequence[str], thre
     Args:
         image: ``(3, H, W)`` uint8.
         result: ``boxes`` xyxy and ``labels`` in the image's pixels, and optionally ``scores`` and ``masks``
-            (RLEs): predictions or truth.
+            (run lengths): predictions or ground truth.
         class_names: of labels 1, 2, ...
         threshold: predictions below this score are not drawn.
 
@@ -54,33 +55,25 @@ def draw(image: Tensor, result: dict[str, Any], class_names: Sequence[str], thre
         pen.rectangle((x1, y1, x2, y2), outline=colour, width=max(2, unit // 320))
         name = class_names[int(result["labels"][i]) - 1]
         text = name if scores is None else f"{name} {float(scores[i]):.2f}"
-        ground = pen.textbbox((x1, y1), text, font=font, anchor="lb")
-        # A box at the upper edge carries its name inside.
-        drop = max(0.0, -ground[1])
-        ground = (ground[0], ground[1] + drop, ground[2], ground[3] + drop)
-        pen.rectangle(ground, fill=colour)
+        left, top, right, bottom = pen.textbbox((x1, y1), text, font=font, anchor="lb")
+        drop = max(0.0, -top)  # at the upper edge of the image the name goes inside the box
+        pen.rectangle((left, top + drop, right, bottom + drop), fill=colour)
         pen.text((x1, y1 + drop), text, font=font, anchor="lb", fill="black")
     return picture
 
 
 def _blend(pixels: np.ndarray, mask: Rle, colour: tuple[int, int, int]) -> None:
-    """Tint the pixels (H, W, 3) inside a mask."""
+    """Tint the pixels (H, W, 3) inside a mask, in place."""
     x, y, width, height = mask_box(mask)
     box = slice(y, y + height), slice(x, x + width)
     inside = decode_mask(mask, *pixels.shape[:2])[box] > 0
     for channel, tint in enumerate(colour):
-        # A table of all 256 values saves floating-point copies of the pixels.
+        # A table of the 256 values avoids floating-point copies of the pixels.
         table = ((1 - OPACITY) * np.arange(256) + OPACITY * tint).astype(np.uint8)
         window = pixels[(*box, channel)]
         np.copyto(window, table[window], where=inside)
 
 
 def side_by_side(left: Image.Image, right: Image.Image, titles: tuple[str, str]) -> Image.Image:
-    """Two pictures of one size under their titles."""
-    bar, gap = 28, 6
-    sheet = Image.new("RGB", (left.width + gap + right.width, left.height + bar), "white")
-    pen = ImageDraw.Draw(sheet)
-    for picture, x, title in ((left, 0, titles[0]), (right, left.width + gap, titles[1])):
-        sheet.paste(picture, (x, bar))
-        pen.text((x + 4, 4), title, font=ImageFont.load_default(size=16), fill="black")
-    return sheet
+    """Two pictures of one height under their titles."""
+    return titled_row([(left, titles[0]), (right, titles[1])])

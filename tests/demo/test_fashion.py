@@ -1,6 +1,7 @@
-"""The embedded data set, from files in its authors' form."""
+"""Fashion-MNIST as class folders, from files as its authors publish them."""
 
 import gzip
+import importlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from botnet.classification.readers import class_names, open_reader
 from botnet.cli import main
 from botnet.demo.fashion import NAMES, make_images, read_idx
-from botnet.errors import DataError
+from botnet.errors import ConfigError, DataError
 
 
 def write_idx(path, array):
@@ -33,7 +34,7 @@ def authors_files(tmp_path):
 
 
 def test_make_images_writes_class_folders(authors_files, tmp_path):
-    made = make_images(tmp_path / "made", 25, 12, authors_files, progress=False)
+    made = make_images(tmp_path / "made", authors_files, 25, 12, progress=False)
     assert made["made"]
     images = read_idx(authors_files / "train-images-idx3-ubyte.gz")
     reader = open_reader(tmp_path / "made" / "train")
@@ -43,14 +44,14 @@ def test_make_images_writes_class_folders(authors_files, tmp_path):
     for index in (0, 24):  # label = index % 10
         file = tmp_path / "made" / "train" / NAMES[index % 10] / f"{index:05d}.png"
         np.testing.assert_array_equal(np.asarray(Image.open(file)), images[index])
-    assert not make_images(tmp_path / "made", 25, 12, authors_files, progress=False)["made"]
+    assert not make_images(tmp_path / "made", authors_files, 25, 12, progress=False)["made"]
 
 
 def test_an_empty_directory_is_used(authors_files, tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     monkeypatch.chdir(tmp_path / "set")
-    assert make_images(Path(), 25, 12, authors_files, progress=False)["made"]
-    assert not make_images(tmp_path / "set", 25, 12, authors_files, progress=False)["made"]
+    assert make_images(Path(), authors_files, 25, 12, progress=False)["made"]
+    assert not make_images(tmp_path / "set", authors_files, 25, 12, progress=False)["made"]
 
 
 @pytest.mark.parametrize("network", ["botnet_s1_tiny", "resnet_tiny"])
@@ -73,24 +74,49 @@ def test_the_recipe_of_the_quickstart_runs(network, authors_files, tmp_path):
 
 
 def test_make_images_refuses(authors_files, tmp_path):
-    make_images(tmp_path / "made", 25, 12, authors_files, progress=False)
+    make_images(tmp_path / "made", authors_files, 25, 12, progress=False)
     with pytest.raises(DataError, match="not empty and not the images of these settings"):
-        make_images(tmp_path / "made", 26, 12, authors_files, progress=False)
+        make_images(tmp_path / "made", authors_files, 26, 12, progress=False)
     next((tmp_path / "made").glob("val/*/*.png")).unlink()
     with pytest.raises(DataError, match="not empty"):
-        make_images(tmp_path / "made", 25, 12, authors_files, progress=False)
+        make_images(tmp_path / "made", authors_files, 25, 12, progress=False)
     with pytest.raises(DataError, match="30 train images"):
-        make_images(tmp_path / "more", 31, 12, authors_files, progress=False)
-    with pytest.raises(DataError, match="needs train >= 1"):
-        make_images(tmp_path / "more", 0, 12, authors_files, progress=False)
+        make_images(tmp_path / "more", authors_files, 31, 12, progress=False)
+    with pytest.raises(ConfigError, match="needs train >= 1"):
+        make_images(tmp_path / "more", authors_files, 0, 12, progress=False)
     (authors_files / "t10k-labels-idx1-ubyte.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="no gzipped IDX file"):
-        make_images(tmp_path / "more", 25, 12, authors_files, progress=False)
+        make_images(tmp_path / "more", authors_files, 25, 12, progress=False)
     assert not (tmp_path / "more").exists()  # nothing half-made
 
 
-def test_without_debian_the_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("botnet.demo.fashion.INSTALLED", tmp_path / "nowhere")
+def test_without_a_source_the_command_says_where_to_get_it(tmp_path, capsys):
+    assert main(["make-images", str(tmp_path / "made")]) == 2
+    message = capsys.readouterr().err
+    for remedy in ("--source FOLDER", "scripts/fetch_fashion_mnist.py", "github.com/zalandoresearch"):
+        assert remedy in message
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_missing_source_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere/train-images-idx3-ubyte\.gz.*download it again"):
+        make_images(tmp_path / "made", tmp_path / "nowhere", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def fetch_script(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+    return importlib.import_module("fetch_fashion_mnist")
+
+
+def test_the_script_takes_an_installed_package(fetch_script, authors_files, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch_script, "INSTALLED", authors_files)
+    fetch_script.fetch(tmp_path / "fetched")
+    assert sorted(path.name for path in (tmp_path / "fetched").iterdir()) == sorted(fetch_script.FILES)
+    monkeypatch.setattr(fetch_script, "INSTALLED", tmp_path / "nowhere")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match="dataset-fashion-mnist, which could not be fetched"):
-        make_images(tmp_path / "made", progress=False)
+    fetch_script.fetch(tmp_path / "fetched")  # nothing to do
+    with pytest.raises(SystemExit, match="dataset-fashion-mnist could not be downloaded"):
+        fetch_script.fetch(tmp_path / "more")
+    assert not (tmp_path / "more").exists()

@@ -11,6 +11,8 @@ from torch import nn
 from botnet.detection import DetectionModule, mask_rcnn
 from tests.support.recipes import DETECTOR
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -21,6 +21,8 @@ from botnet.training.checkpoint_file import read_checkpoint
 from botnet.training.task import parameter_groups
 from tests.support.recipes import DETECTOR, write_recipe
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def run(digits, tmp_path_factory):

@@ -14,6 +14,8 @@ from botnet.errors import DataError
 from tests.support.classification import picture
 from tests.support.detection import write_detector
 
+pytestmark = pytest.mark.long
+
 
 def records_of(**ids):
     return [{"id": image_id, "file_name": name} for name, image_id in ids.items()]

@@ -9,6 +9,8 @@ from botnet.detection import mask_rcnn
 from botnet.paper.rows import RECIPES, rows
 from tests.support.recipes import whole
 
+pytestmark = pytest.mark.long
+
 COCO = {name: row for name, row in rows().items() if row.family == "coco"}
 # One of each kind of network and of each way to inherit.
 SAMPLED = ["table2/r50-12-epochs", "table4/bot50-absolute", "table7/r50-bot-c4-c5", "table6/bot50-1024"]

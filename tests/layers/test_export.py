@@ -5,6 +5,8 @@ from torch.export import Dim
 
 from botnet.layers import MHSA2d
 
+pytestmark = pytest.mark.long
+
 # At least three rows and columns: torch.export specialises on an output of one row (stride 2).
 DYNAMIC = {"x": {2: Dim("height", min=3, max=100), 3: Dim("width", min=3, max=100)}}
 MAPS = [(6, 8), (9, 5), (17, 20)]

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from botnet.layers import MHSA2d
 
+pytestmark = pytest.mark.long
+
 DIM, SIDE, CLASSES = 192, 6, 4  # the width of the small networks' c5
 
 

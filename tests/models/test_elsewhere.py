@@ -13,6 +13,8 @@ from botnet.layers.torchscript import scriptable
 from botnet.models import fresh_parameters, load_resnet
 from tests.support.networks import randomize_norms
 
+pytestmark = pytest.mark.long
+
 
 def test_detr_trains_at_two_sizes() -> None:
     """Section 2 leaves a BoTNet in DETR for the future."""

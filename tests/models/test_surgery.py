@@ -21,6 +21,8 @@ from botnet.models import (
 )
 from tests.support.networks import randomize_norms
 
+pytestmark = pytest.mark.long
+
 FAMILIES = [
     "resnet26",
     "resnet26d",

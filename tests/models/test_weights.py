@@ -30,6 +30,8 @@ from botnet.models import (
     save_weights,
 )
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def resnet26() -> nn.Module:

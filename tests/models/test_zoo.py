@@ -17,6 +17,8 @@ from botnet.layers import MHSA2d
 from botnet.layers.non_local import NonLocal2d
 from botnet.models import NETWORKS
 
+pytestmark = pytest.mark.long
+
 # One of each kind: attention in place, without stride, inserted; and Non-Local
 KINDS = ["botnet_tiny", "botnet_s1_50", "resnet50_bot_c4_c5", "resnet50_nl"]
 

@@ -1,4 +1,4 @@
-"""The printed counts: the paper's way of counting gives the paper's digits, and differences have a reason."""
+"""The paper's conventions give the digits it prints, and every difference has its reason."""
 
 import io
 
@@ -21,7 +21,7 @@ def text(renderable: object) -> str:
     return console.file.getvalue()
 
 
-def test_the_papers_way_gives_the_papers_digits(table: list[Comparison]) -> None:
+def test_the_papers_conventions_give_the_papers_digits(table: list[Comparison]) -> None:
     differing = []
     for row in table:
         p = row.printed
@@ -33,8 +33,8 @@ def test_the_papers_way_gives_the_papers_digits(table: list[Comparison]) -> None
     assert len(table) == len(PRINTED)
 
 
-def test_cut_digits_are_few_and_shown(table: list[Comparison]) -> None:
-    cut = [
+def test_truncated_digits_are_few_and_marked(table: list[Comparison]) -> None:
+    truncated = [
         printed
         for row in table
         for printed, value in (
@@ -43,7 +43,7 @@ def test_cut_digits_are_few_and_shown(table: list[Comparison]) -> None:
         )
         if printed is not None and as_printed(value, printed).endswith("…")
     ]
-    assert cut == ["102.98", "121", "240.56", "10.9", "53.9"]
+    assert truncated == ["102.98", "121", "240.56", "10.9", "53.9"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Figure 5: what it draws is what the papers say, and its fronts are fronts."""
+"""Figure 5: its numbers are those of the papers, and its fronts are Pareto fronts."""
 
 import csv
 import json
@@ -15,6 +15,8 @@ import botnet  # noqa: F401 - registers the networks with timm
 from botnet.cli import main
 from botnet.errors import DataError
 from botnet.paper.figure5 import figure5, pareto_front, read_networks, read_steps
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -38,14 +40,14 @@ def measured(tmp_path):
     return path
 
 
-def test_networks_are_timms_at_their_own_sizes():
+def test_networks_are_in_timm_with_their_image_sizes():
     networks = {network.name: network for network in read_networks()}
     assert len(networks) == 9 + 8 + 1 + 3 + 2
     for network in networks.values():
         assert 76 < network.top1 < 85
         if network.network:
             assert timm.is_model(network.network)
-            # timm trained its EfficientNets at other sizes; the others say what they are for.
+            # timm trained its EfficientNets at other sizes.
             if not network.network.startswith("efficientnet"):
                 assert timm.get_pretrained_cfg(network.network).input_size[1] == network.image_size
     assert networks["T7"].step_ms == 804.5
@@ -54,7 +56,7 @@ def test_networks_are_timms_at_their_own_sizes():
     assert networks["B7"].madds == 37
 
 
-def test_front_is_what_nothing_beats():
+def test_the_front_holds_what_no_other_point_dominates():
     points = {
         "cheap": (1.0, 70.0),
         "better": (2.0, 80.0),
@@ -67,7 +69,7 @@ def test_front_is_what_nothing_beats():
     assert pareto_front(points) == ["cheap", "better", "best"]
 
 
-def test_steps_are_medians_an_image_and_shared_by_one_network(measured):
+def test_step_times_are_medians_per_image(measured):
     steps = read_steps(measured, read_networks())
     assert steps["float32, batch 2, CPU"] == {
         "T7": 1000.0,  # median 2 s, two images
@@ -97,7 +99,7 @@ def test_pictures_and_table(measured, tmp_path, capsys):
     assert t7["M.Adds are"] == "counted"
     assert b7["M.Adds are"] == "printed"
     assert "Srinivas" in t7["reported by"]
-    # At as many points as B7-RA, T7 is dearer; at its accuracy B7 alone is beaten by nobody cheaper.
+    # T7 is as accurate as B7-RA and costs more multiply-adds.
     assert t7["G multiply-adds: on the Pareto front"] == "0"
     assert rows["B7-RA"]["G multiply-adds: on the Pareto front"] == "1"
     assert t7["ms an image, float32, batch 2, CPU"] == "1000"
@@ -106,7 +108,7 @@ def test_pictures_and_table(measured, tmp_path, capsys):
     assert rows["T3"]["ms an image, float32, batch 2, CPU"] == ""
 
 
-def test_no_name_lies_under_a_line(tmp_path, monkeypatch):
+def test_no_name_overlaps_a_line(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)
     figure5(tmp_path)
@@ -116,7 +118,7 @@ def test_no_name_lies_under_a_line(tmp_path, monkeypatch):
     assert boxes.keys() == {network.name for network in read_networks()}
     for line in axes.lines:
         corners = line.get_transform().transform(line.get_xydata())
-        if line.get_linestyle() != "None":  # what lies between them, a pixel or less apart
+        if line.get_linestyle() != "None":  # points between them, a pixel or less apart
             corners = [a + (b - a) * t for a, b in pairwise(corners) for t in np.linspace(0, 1, 1000)]
         for name, box in boxes.items():
             assert not any(box.contains(x, y) for x, y in corners), name

@@ -10,13 +10,14 @@ from matplotlib import pyplot as plt
 from botnet import cli
 from botnet.errors import ConfigError, DataError
 from botnet.paper.report import PLOTS, report
-from botnet.paper.rows import LAYOUTS, find_row, fit_arguments, read_run, rows
+from botnet.paper.rows import DATA_LAYOUTS, find_row, fit_arguments, rows
+from botnet.paper.runs import read_run
 
 
 @pytest.fixture
 def coco_root(tmp_path) -> Path:
-    """An empty COCO, of the usual layout."""
-    for part in LAYOUTS["coco"].values():
+    """An empty COCO in the usual layout."""
+    for part in DATA_LAYOUTS["coco"].values():
         path = tmp_path / "coco" / part
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch() if path.suffix else path.mkdir()
@@ -36,7 +37,7 @@ def scores(ap: float) -> dict:
 
 
 def test_numbers_of_the_paper():
-    """Read off the tables once more, a row of each."""
+    """A row of each table, read from the paper a second time."""
     known = rows()
     assert known["table2/bot50-24-epochs"].facts["box"] == 42.8
     assert known["table3/r50-jitter-0.5-2.0"].facts["mask"] == 39.1
@@ -65,27 +66,27 @@ def test_a_row_becomes_a_command_line(coco_root):
     }
 
 
-def test_the_command_hands_further_options_on(coco_root, monkeypatch, capsys):
+def test_further_options_are_passed_on_to_fit(coco_root, monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(cli, "_train", lambda arguments: given.append(arguments) or 0)
+    monkeypatch.setattr("botnet.cli.paper.run_lightning", lambda arguments: given.append(arguments) or 0)
     command = ["reproduce", "table5/r50", "--data", str(coco_root)]
     assert cli.main([*command, "--trainer.devices", "8", "--ckpt_path", "last"]) == 0
     assert given[0][-4:] == ["--trainer.devices", "8", "--ckpt_path", "last"]
-    assert "botnet fit --config" in capsys.readouterr().out
+    assert "botnet fit --config" in capsys.readouterr().err
 
 
-def test_a_misspelt_row_names_its_neighbours():
+def test_a_misspelt_row_names_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean .*table3/bot50-jitter-0.1-2.0"):
         find_row("table3/bot50-jitter-0.1-2")
 
 
-def test_data_that_are_not_there_are_named(tmp_path):
+def test_missing_data_are_named(tmp_path):
     with pytest.raises(DataError, match=r"train2017.*missing"):
         fit_arguments(find_row("table5/r50"), tmp_path, Path("runs"))
 
 
 def test_imagenet_has_no_faster_rcnn(tmp_path):
-    with pytest.raises(DataError, match="table9/r50 is classification"):
+    with pytest.raises(ConfigError, match="table9/r50 is classification"):
         fit_arguments(find_row("table9/r50"), tmp_path, Path("runs"), masks=False)
 
 
@@ -162,7 +163,7 @@ def drawn(runs: list[Path]) -> dict[str, list[float]]:
     """The lines of the plot against jitter: label and AP."""
     figure, axes = plt.subplots()
     coco = [row for row in rows().values() if row.family == "coco"]
-    PLOTS["ap_jitter"](axes, coco, [run for folder in runs if (run := read_run(folder))])
+    PLOTS["ap_jitter"].draw(axes, coco, [run for folder in runs if (run := read_run(folder))])
     lines = {line.get_label(): [float(y) for y in line.get_ydata()] for line in axes.lines}
     plt.close(figure)
     return lines
@@ -178,7 +179,7 @@ def test_every_run_of_a_row_is_shown_and_drawn(tmp_path):
     assert [cells(text, folder)[0][3] for folder in seeds] == ["25.0", "50.0"]
 
 
-def test_a_faster_rcnn_is_not_held_against_mask_rcnn(tmp_path):
+def test_a_faster_rcnn_is_not_compared_with_mask_rcnn(tmp_path):
     mask = write_run(tmp_path / "mask", PAPER, box=scores(0.44), mask=scores(0.4))
     faster = write_run(tmp_path / "faster", PAPER, box=scores(0.25))
     for order in ([mask, faster], [faster, mask]):
@@ -226,19 +227,19 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("what", BREAKS)
-def test_a_broken_run_does_not_cost_the_others(what, tmp_path, capsys):
+def test_a_broken_run_is_left_out_and_named(what, tmp_path, capsys):
     whole = write_run(tmp_path / "whole", PAPER, box=scores(0.4321), mask=scores(0.4))
     broken = write_run(tmp_path / "broken", None, box=scores(0.1))
     BREAKS[what](broken)
     out = tmp_path / "out"
     assert cli.main(["report", str(broken), str(whole), "--out", str(out)]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert f"left out: {broken}" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"left out: {broken}" in message
     text = (out / "report.md").read_text()
     assert f"- {broken}" in text
     assert "| 43.2 |" in text
-    # Alone it is a bad request.
+    # Alone it is an error.
     assert cli.main(["report", str(broken), "--out", str(tmp_path / "none")]) == 2
     assert str(broken) in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

@@ -34,6 +34,8 @@ from tests.support.tiny import (
     write_tiny,
 )
 
+pytestmark = pytest.mark.long
+
 STEPS = 12  # of a complete run of tests.support.tiny: two epochs of six
 
 

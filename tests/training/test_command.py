@@ -18,6 +18,8 @@ from botnet.training.recipes import with_bases
 from tests.support.recipes import DETECTOR
 from tests.support.tiny import Stopped, TinyData, TinyModule, end_at, fit, learnt, write_tiny
 
+pytestmark = pytest.mark.long
+
 # ---- recipes that build on recipes
 
 

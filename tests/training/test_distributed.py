@@ -1,10 +1,13 @@
 """What devices exchange. Light on imports: each of its processes repeats them."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import get_context
 
 from botnet.training.distributed import batch_mean, gather_shares, sum_over_devices
+
+pytestmark = pytest.mark.long
 
 
 def device(rank, world, store, answers):

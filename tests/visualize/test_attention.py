@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from botnet.cli import main
-from botnet.errors import DataError
+from botnet.errors import ConfigError
 from botnet.layers import MHSA2d
 from botnet.visualize.attention import attention_picture, probe_attention
 from tests.support import oracle
@@ -20,7 +20,7 @@ from tests.support.detection import write_detector
 )
 @pytest.mark.parametrize("stride", [1, 2])
 def test_weights_are_the_reference_softmax(position, content, stride):
-    """The formula in float64 loops, with values that hand out each key's weight: those are the weights."""
+    """The formula in float64 loops, with values that pick out each key's weight."""
     torch.manual_seed(0)
     layer = MHSA2d(12, 2, stride, position, content, feat_size=(3, 3)).double()
     nn.init.normal_(layer.qkv.weight)
@@ -62,21 +62,21 @@ def _softmax(layer, x, tables, cell):
     return rows / rows.sum(-1, keepdims=True)
 
 
-def test_watching_takes_the_first_layer_and_lets_go():
+def test_the_probe_records_the_first_layer_until_the_context_ends():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), MHSA2d(8, 2, feat_size=(4, 6)), MHSA2d(8, 4, feat_size=(4, 6)))
     x = torch.randn(1, 3, 4, 6)
-    with probe_attention(model) as watched, torch.inference_mode():
+    with probe_attention(model) as probe, torch.inference_mode():
         model(x)
-        weights, cell = watched.weights(0.99, 0.5)
+        weights, cell = probe.weights(0.99, 0.5)
     assert cell == (3, 3)
-    assert watched.layer is model[1]
+    assert probe.layer is model[1]
     expected = model[1].attention_weights(model[0](x), torch.tensor([3 * 6 + 3]))
     torch.testing.assert_close(weights, expected.reshape(2, 4, 6))
-    before = watched.map
+    before = probe.map
     model(x)
-    assert watched.map is before
-    with pytest.raises(DataError, match="no BoT block"), probe_attention(nn.Sequential()):
+    assert probe.map is before
+    with pytest.raises(ConfigError, match="no BoT block"), probe_attention(nn.Sequential()):
         pass
 
 
@@ -90,7 +90,7 @@ def test_the_picture_is_bright_where_the_attention_is():
     for head, (row, column) in enumerate([(1, 4), (3, 0)], start=1):
         pixels = sheet[26:, head * (panel + 6) :][:, :panel]
         cells = pixels[: 212 // 4 * 4, :318].reshape(4, 53, 6, 53).mean((1, 3))
-        cells[2, 2] = 0  # where the chosen cell is outlined
+        cells[2, 2] = 0  # where the query's cell is outlined
         assert np.unravel_index(cells.argmax(), cells.shape) == (row, column)
 
 
@@ -115,7 +115,8 @@ def detector(tmp_path_factory):
     return write_detector(tmp_path_factory.mktemp("detector") / "last.ckpt")
 
 
-def test_detectors_show_theirs_on_the_canvas(detector, tmp_path, capsys):
+@pytest.mark.long
+def test_the_attention_of_a_detector_is_drawn_on_its_canvas(detector, tmp_path, capsys):
     picture(1, (100, 60)).save(tmp_path / "a.jpg")
     call = ["predict", str(detector), str(tmp_path / "a.jpg"), "--attention", "--device", "cpu"]
     out = tmp_path / "out"
@@ -130,7 +131,7 @@ def test_detectors_show_theirs_on_the_canvas(detector, tmp_path, capsys):
     assert "--crop is for classifiers" in capsys.readouterr().err
 
 
-def test_a_pixel_out_of_sight_ends_the_command(tmp_path, capsys):
+def test_a_pixel_outside_the_crop_is_refused(tmp_path, capsys):
     weights = weights_file(tmp_path / "w.pth", "botnet_tiny", 3)
     picture(1, (100, 60)).save(tmp_path / "a.jpg")
     call = ["predict", "botnet_tiny", str(tmp_path / "a.jpg"), "--weights", str(weights), "--attention"]

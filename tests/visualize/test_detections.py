@@ -1,4 +1,4 @@
-"""Pictures: what is drawn where."""
+"""Drawings of detections, and training curves."""
 
 import tracemalloc
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_masks_are_blended_as_torchvision_does():
 
 
 def test_drawing_a_mask_takes_little_memory():
-    """Twenty masks on 12 megapixels: the picture itself takes 36 MiB, twenty dense masks 240 MiB."""
+    """Twenty masks on 12 megapixels: the image itself takes 36 MiB, twenty dense masks 240 MiB."""
     mask = np.zeros((3000, 4000), np.uint8)
     mask[100:2900, 100:3900] = 1
     boxes = torch.tensor([[100.0, 100, 3900, 2900]]).expand(20, 4)
@@ -76,7 +76,7 @@ def test_drawing_a_mask_takes_little_memory():
 @pytest.mark.parametrize("as_stored", [True, False])
 @pytest.mark.parametrize("kind", ["polygon", "run lengths", "null", "absent"])
 def test_truth_is_drawn_in_the_frame_of_its_record(made, monkeypatch, tmp_path, as_stored, kind):
-    """A picture whose EXIF note turns it, annotated as stored (40 x 30) or as shown (30 x 40)."""
+    """An image with an EXIF orientation, annotated as stored (40 x 30) or as shown (30 x 40)."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (40, 30)).save(made.folder / "a.png", exif=exif)
@@ -100,14 +100,14 @@ def test_truth_is_drawn_in_the_frame_of_its_record(made, monkeypatch, tmp_path, 
         sizes.append(placement.size)
         return found
 
-    def watched(image, result, *rest):
+    def record(image, result, *rest):
         drawn.append((image.shape, result))
         return draw(image, result, *rest)
 
     about = {"canvas": 40, "category_ids": [3, 90], "class_names": ["dog", "cat"]}
     monkeypatch.setattr(predict, "load_detector", lambda path: (torch.nn.Identity(), about))
     monkeypatch.setattr(predict, "_detect", detect)
-    monkeypatch.setattr(predict, "draw", watched)
+    monkeypatch.setattr(predict, "draw", record)
     output = tmp_path / "out"
     predict.predict(Path(), [made.folder / "a.png"], output, truth=made.write(), device="cpu")
     assert sizes == [(height, width)]
@@ -127,7 +127,7 @@ def test_a_true_mask_that_cannot_be_decoded_is_named(made):
         predict._beside_truth(image, Image.new("RGB", (40, 30)), instances, 7, 0.5)
 
 
-def test_what_scores_too_little_is_not_drawn():
+def test_low_scores_are_not_drawn():
     result = two_squares()
     black = torch.zeros(3, 480, 480, dtype=torch.uint8)
     strong = np.asarray(draw(black, result, ["a", "b"], 0.5))
@@ -135,7 +135,7 @@ def test_what_scores_too_little_is_not_drawn():
     assert np.array_equal(strong, np.asarray(draw(black, alone, ["a", "b"], 0.5)))
 
 
-def test_curves_leave_out_what_could_not_be_measured(tmp_path, monkeypatch):
+def test_curves_leave_out_undefined_metrics(tmp_path, monkeypatch):
     """COCO's AP is -1 where the validation images have no objects."""
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)

@@ -1,0 +1,81 @@
+"""The command ``botnet``. Heavy imports wait until a command needs them."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from botnet.cli import data, paper, train, use
+from botnet.errors import BotnetError
+
+# Packages that only an extra of this project installs.
+EXTRAS = {"mlxtend": "demo", "skimage": "demo", "sklearn": "demo"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: its name and arguments; default those of the process.
+
+    Returns:
+        The exit status: 0 for success, 1 for problems found, 2 for a request that cannot be met, 130 and 143
+        after an interrupt and SIGTERM. A bug shows its traceback.
+    """
+    _log_to_stderr()
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except BotnetError as error:
+        print(f"botnet: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        remedy = f"pip install 'botnet[{EXTRAS[package]}]'"
+        print(f"botnet: {package} is not installed, which this command needs: {remedy}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("botnet: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    """Find the command and run it."""
+    if arguments[:1] == ["validate"] and use.names_model(arguments):
+        return use.run_validate(arguments[1:])
+    if arguments[:1] in (["fit"], ["validate"]):
+        return train.run_lightning(arguments)
+    parser = _parser()
+    options, further = parser.parse_known_args(arguments)
+    if further and options.run is not paper.run_reproduce:  # which passes them on to fit
+        parser.parse_args(arguments)  # refuses them
+    options.further = further
+    return int(options.run(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="botnet",
+        description="Bottleneck Transformers for Visual Recognition (Srinivas et al., CVPR 2021)",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (train, use, data, paper):
+        module.add_commands(commands)
+    return parser
+
+
+class _StderrHandler(logging.Handler):
+    """Writes plain messages to the current ``sys.stderr``, which progress bars and tests replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        print(record.getMessage(), file=sys.stderr, flush=True)
+
+
+def _log_to_stderr() -> None:
+    """Show what the package logs, from level INFO on."""
+    logger = logging.getLogger("botnet")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())

@@ -1,0 +1,57 @@
+"""``botnet fit``, and ``botnet validate`` of a run: Lightning's command line."""
+
+import argparse
+import errno
+import os
+import sys
+import warnings
+
+from botnet.errors import BotnetError, ConfigError, TrainingError
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """List both commands; their options are Lightning's."""
+    commands.add_parser("fit", add_help=False, help="train: botnet fit --config recipes/quickstart.yaml")
+    commands.add_parser(
+        "validate",
+        add_help=False,
+        help="evaluate a checkpoint: botnet validate --config ...; "
+        "or any classifier on class folders: botnet validate --model NAME --data FOLDER",
+    )
+
+
+def run_lightning(arguments: list[str]) -> int:
+    """Run ``fit`` or ``validate``; returns the exit status.
+
+    Raises:
+        BotnetError: the run cannot start or go on.
+    """
+    # Lightning calls deprecated parts of jsonargparse and torch; users cannot change that.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+    from botnet.training.command import TrainingCLI
+
+    try:
+        TrainingCLI(arguments)
+    except SIGTERMException as stop:
+        print(f"botnet: {stop or 'stopped by SIGTERM'}", file=sys.stderr)
+        return 143
+    except MisconfigurationException as error:  # such as an accelerator that is not there
+        raise ConfigError(" ".join(str(error).split())) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"the disk is full ({error}); make room, and resume with --ckpt_path last"
+        ) from error
+    except ValueError as error:
+        # jsonargparse wraps what is raised while it builds an object into a report on its types.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, BotnetError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
+    return 0

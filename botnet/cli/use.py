@@ -1,0 +1,194 @@
+"""``botnet predict``, and ``botnet validate`` of a classifier."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from botnet.cli.tables import show
+from botnet.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from botnet.classification.classifier import Classifier
+    from botnet.training.checkpoint_file import TaskCheckpoint
+
+logger = logging.getLogger(__name__)
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``predict``."""
+    predict = commands.add_parser("predict", help="find objects in images, or classify them")
+    predict.add_argument("model", help="best.ckpt or last.ckpt of a run, or a classifier's name in timm")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+    _add_classifier_options(predict.add_argument_group("classifiers"))
+    predict.add_argument("--attention", action="store_true", help="draw the attention of the first BoT block")
+    predict.add_argument(
+        "--pixel",
+        type=int,
+        nargs=2,
+        metavar=("X", "Y"),
+        help="query of --attention, in each image's pixels (the centre)",
+    )
+    predict.add_argument(
+        "--format",
+        choices=("pictures", "coco"),
+        help="coco: results files for COCO's server, no pictures (pictures)",
+    )
+    predict.add_argument(
+        "--images-json",
+        type=Path,
+        help="for --format coco: instances or image_info file that lists the images",
+    )
+    predict.add_argument("--output", type=Path, default=Path("predictions"), help="new folder (predictions)")
+    predict.add_argument("--score", type=float, help="lowest score that is drawn (0.5)")
+    predict.add_argument("--truth", type=Path, help="instances file, drawn beside the predictions")
+    predict.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
+    predict.set_defaults(run=run_predict)
+
+
+def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
+    parser.add_argument("--weights", type=Path, help="file of tensors, for a name (those that timm fetches)")
+    parser.add_argument("--label-map", type=Path, help="JSON or text: the class of each output")
+    parser.add_argument(
+        "--crop", type=float, help="part of the short side inside the centre crop (the network's own)"
+    )
+    parser.add_argument("--size", type=int, help="side in pixels of the network's input (its own)")
+
+
+def names_model(arguments: Sequence[str]) -> bool:
+    """Whether ``validate`` is given a network or a checkpoint rather than Lightning's configuration."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-c", action="append")
+    parser.add_argument("--model")
+    known, _ = parser.parse_known_args(arguments)
+    # Lightning's own --model is a class.
+    is_class = known.model is not None and known.model.rpartition(".")[2][:1].isupper()
+    return known.config is None and known.model is not None and not is_class
+
+
+def _validate_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="botnet validate", description="Accuracy of a classifier on images in class folders"
+    )
+    parser.add_argument("--model", required=True, help="a name in timm, or a checkpoint")
+    parser.add_argument("--data", type=Path, required=True, help="folder of class folders")
+    _add_classifier_options(parser)
+    parser.add_argument("--reader", default="folder", help="folder, tar, wds or hfds/NAME (folder)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch (64)")
+    parser.add_argument("--workers", type=int, default=4, help="processes that prepare images (4)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("validation.json"), help="report of every class (validation.json)"
+    )
+    return parser
+
+
+def run_validate(arguments: Sequence[str]) -> int:
+    """Run ``validate --model``: print a classifier's accuracy and write that of every class."""
+    options = _validate_parser().parse_args(arguments)
+    if options.output.is_dir() or not options.output.parent.is_dir():
+        raise ConfigError(f"--output {options.output}: give a file in a folder that exists")
+
+    from botnet.classification.evaluate import render, validate
+
+    classifier = _open_classifier(options, options.model)
+    report = validate(
+        classifier,
+        options.data,
+        reader=options.reader,
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+    )
+    options.output.write_text(json.dumps(report, indent=1))
+    show(render(report))
+    print(f"top-1 {report['top1']:.3f} %, top-5 {report['top5']:.3f} %, ", end="")
+    print(f"{report['images_per_second']:.1f} images/s; every class: {options.output}")
+    return 0
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    """Run ``predict`` with a detector or a classifier."""
+    from botnet.training.checkpoint_file import read_checkpoint
+
+    if options.pixel and not options.attention:
+        raise ConfigError("--pixel is the query of --attention; give both")
+    pixel = tuple(options.pixel) if options.pixel else None
+    checkpoint = read_checkpoint(options.model) if Path(options.model).is_file() else None
+    if checkpoint is None or checkpoint.kind == "classifier":
+        for_detectors = ("format", "images_json", "score", "truth")
+        _refuse(options, for_detectors, f"is for detectors, and {options.model} is not a checkpoint of one")
+        return _classify(options, checkpoint or options.model, pixel)
+    for_classifiers = ("weights", "label_map", "crop", "size")
+    _refuse(options, for_classifiers, f"is for classifiers; {options.model} is a detector")
+    return _detect(options, checkpoint, pixel)
+
+
+def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tuple[int, int] | None) -> int:
+    from botnet.detection.predict import predict, predict_coco
+
+    if (options.format == "coco") != bool(options.images_json):
+        raise ConfigError("--format coco and --images-json belong together: the list gives the images' ids")
+    if options.format == "coco":
+        _refuse(options, ("score", "truth", "attention"), "is for pictures, and --format coco draws none")
+        predict_coco(checkpoint, options.images, options.output, options.images_json, device=options.device)
+        return 0
+    _, broken = predict(
+        checkpoint,
+        options.images,
+        options.output,
+        score=0.5 if options.score is None else options.score,
+        truth=options.truth,
+        attention=options.attention,
+        pixel=pixel,
+        device=options.device,
+    )
+    return _name_broken(broken)
+
+
+def _classify(
+    options: argparse.Namespace, model: "str | TaskCheckpoint", pixel: tuple[int, int] | None
+) -> int:
+    from botnet.classification.predict import classify, render
+
+    classifier = _open_classifier(options, model)
+    records, broken = classify(
+        classifier, options.images, options.output, attention=options.attention, pixel=pixel
+    )
+    show(render(records))
+    left_out = f", {len(broken)} left out" if broken else ""
+    print(f"{len(records)} images{left_out}: {options.output / 'predictions.json'}")
+    return _name_broken(broken)
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuse options that were given but would be ignored."""
+    for name in names:
+        given = getattr(options, name)
+        if given is not None and given is not False:  # a score of 0 is given, too
+            raise ConfigError(f"--{name.replace('_', '-')} {why}; leave it out")
+
+
+def _open_classifier(options: argparse.Namespace, model: "str | TaskCheckpoint") -> "Classifier":
+    from botnet.classification.classifier import open_classifier
+
+    classifier = open_classifier(
+        model,
+        options.weights,
+        label_map=options.label_map,
+        crop=options.crop,
+        size=options.size,
+        device=options.device,
+    )
+    size, crop = classifier.preparation["input_size"][-1], classifier.preparation["crop_pct"]
+    logger.info(f"{options.model}: images at {size} px, crop {crop:g}")
+    return classifier
+
+
+def _name_broken(broken: Sequence[DataError]) -> int:
+    """Name the images that a prediction left out; returns the exit status."""
+    for error in broken:
+        print(f"botnet: {error}", file=sys.stderr)
+    return 1 if broken else 0
