@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale test test-fast test-oldest recipes-check overfit full-size \
+.PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-oldest recipes-check overfit full-size \
 	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
 	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on images of clothes, from nothing"
 	@echo "make small-scale  the same two at more length, three seeds each, as a table"
+	@echo "make pictures    the pictures of the README, with the detector of make quickstart"
 	@echo "make test        lint, types, tests, and the wheel in an empty environment"
 	@echo "make test-fast   the tests without those marked long, in a minute or two"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
@@ -36,6 +37,9 @@ quickstart-classify: .venv/installed
 
 small-scale: .venv/installed
 	$(BIN)/python scripts/small_scale.py
+
+pictures: .venv/installed
+	$(BIN)/python scripts/pictures.py
 
 test: .venv/installed
 	$(BIN)/ruff check .
@@ -88,7 +92,3 @@ bench-data: .venv/installed
 
 bench-family: .venv/installed
 	$(BIN)/python benchmarks/family.py
-
-.PHONY: pictures
-pictures: .venv/installed
-	$(BIN)/python scripts/pictures.py

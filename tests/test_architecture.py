@@ -28,7 +28,7 @@ def imports() -> dict[str, set[str]]:
                 others |= {name.name if whole else room(node.module or "") for name in node.names}
             elif isinstance(node, ast.Import):
                 others |= {room(name.name) for name in node.names if name.name.split(".")[0] == "botnet"}
-        others -= {own}
+        others -= {own, "__version__"}
     return found
 
 

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from botnet.detection.checkpoint import initialise
 from botnet.detection.datamodule import CocoDataModule
+from botnet.detection.datasets import EvalTarget
 from botnet.detection.metric import CocoMetric, metrics_table, truth_of
 from botnet.detection.postprocess import to_original
 from botnet.detection.rcnn import RCNN
-from botnet.detection.results import coco_results, write_results
-from botnet.detection.transforms import denormalise
+from botnet.detection.results import Result, ResultRecord, Truth, coco_results, write_results
+from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
 from botnet.errors import ConfigError
+from botnet.images import denormalise
 from botnet.training.distributed import gather_shares
 from botnet.training.run_folder import EvaluationFolder
 from botnet.training.seeding import generator, run_seed
@@ -71,9 +73,9 @@ class DetectionModule(TaskModule):
         self.decay_at = tuple(decay_at)
         self.pictures = pictures
         # Of the validation: this device's share, then on the first device those of all.
-        self.share: list[tuple[int, dict[str, Any], dict[str, Any]]] = []
+        self.share: list[tuple[int, Result, Truth]] = []
         self.sheets: list[tuple[int, Any]] = []
-        self.results: list[dict[str, Any]] = []
+        self.results: list[ResultRecord] = []
 
     @property
     def network(self) -> nn.Module:
@@ -159,7 +161,7 @@ class DetectionModule(TaskModule):
         super().on_validation_start()
         self.share, self.sheets = [], []
 
-    def validation_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, list[EvalTarget]], index: int) -> None:
         """Detect, in original pixels, and draw some images."""
         images, targets = batch
         images = images.contiguous(memory_format=torch.channels_last)
@@ -171,14 +173,11 @@ class DetectionModule(TaskModule):
             if len(self.sheets) * self.trainer.world_size < self.pictures:
                 self._draw(image, result, truth, target)
 
-    def _draw(
-        self, image: Tensor, result: dict[str, Any], truth: dict[str, Any], target: dict[str, Any]
-    ) -> None:
+    def _draw(self, image: Tensor, result: Result, truth: Truth, target: EvalTarget) -> None:
         """Keep a picture of one image in its original size and aspect: ground truth beside prediction."""
         names, (height, width) = self.data.class_names, target["valid"]
-        shown = nn.functional.interpolate(
-            denormalise(image.cpu())[None, :, :height, :width].float(), target["size"], mode="bilinear"
-        )[0].byte()
+        pixels = denormalise(image[:, :height, :width], IMAGENET_MEAN, IMAGENET_STD)
+        shown = nn.functional.interpolate(pixels[None].float(), target["size"], mode="bilinear")[0].byte()
         left = draw(shown, truth, names, PICTURE_SCORE)
         right = draw(shown, result, names, PICTURE_SCORE)
         titles = ("truth", f"prediction, score of at least {PICTURE_SCORE}")

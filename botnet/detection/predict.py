@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -16,11 +15,12 @@ from botnet.detection.check import image_problems
 from botnet.detection.checkpoint import load_detector
 from botnet.detection.coco import CocoInstances, read_images
 from botnet.detection.image_files import image_ids, recorded_paths
-from botnet.detection.placement import Placement, load_placed
+from botnet.detection.placement import Placement
 from botnet.detection.postprocess import to_original
 from botnet.detection.rcnn import RCNN
-from botnet.detection.results import coco_results, write_results
-from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, to_canvas
+from botnet.detection.records import ImageRecord
+from botnet.detection.results import Result, ResultRecord, coco_results, write_results
+from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, load_on_canvas
 from botnet.devices import pick_device
 from botnet.errors import DataError
 from botnet.folders import check_unused, make_folder
@@ -30,6 +30,12 @@ from botnet.visualize.attention import AttentionProbe, attention_picture, probe_
 from botnet.visualize.detections import draw, side_by_side
 
 logger = logging.getLogger(__name__)
+
+
+class PredictedRecord(ResultRecord):
+    """A detection, and the name of its image's file."""
+
+    file_name: str
 
 
 def predict(
@@ -42,7 +48,7 @@ def predict(
     attention: bool = False,
     pixel: tuple[int, int] | None = None,
     device: str = "auto",
-) -> tuple[list[dict[str, Any]], list[DataError]]:
+) -> tuple[list[PredictedRecord], list[DataError]]:
     """Detect objects in images; draw each image and write COCO results files.
 
     An image that cannot be read, or that does not contain ``pixel``, is left out.
@@ -80,7 +86,7 @@ def predict(
     if attention:
         with probe_attention(detector):
             pass  # raises if the detector has no attention
-    records: list[dict[str, Any]] = []
+    records: list[PredictedRecord] = []
     broken: list[DataError] = []
     for path, (image_id, known) in track(list(zip(paths, ids, strict=True)), "predicting"):
         try:
@@ -120,7 +126,7 @@ def predict_coco(
     images_json: Path,
     *,
     device: str = "auto",
-) -> list[dict[str, Any]]:
+) -> list[ResultRecord]:
     """Write COCO results files for all images of a list, in the form that COCO's server takes.
 
     Args:
@@ -151,7 +157,7 @@ def predict_coco(
         )
     _check_images(paths, images, images_json)
     detector = detector.to(pick_device(device))
-    records = []
+    records: list[ResultRecord] = []
     for image, path in track(list(zip(images, paths, strict=True)), "predicting"):
         result = _detect(detector, *_prepare(path, (image["height"], image["width"]), metadata["canvas"]))
         records += coco_results(result, image["id"], metadata["category_ids"])
@@ -162,7 +168,7 @@ def predict_coco(
     return records
 
 
-def _check_images(paths: Sequence[Path], images: Sequence[dict[str, Any]], images_json: Path) -> None:
+def _check_images(paths: Sequence[Path], images: Sequence[ImageRecord], images_json: Path) -> None:
     """Refuse broken images before the first is predicted."""
     problems: list[str] = []
     for image, path in track(list(zip(images, paths, strict=True)), "checking"):
@@ -182,10 +188,10 @@ def _print_results(files: dict[str, Path]) -> None:
 def _prepare(path: Path, size: tuple[int, int], canvas: int) -> tuple[Tensor, Placement]:
     """An image of ``size`` (height, width) on the canvas, as the detector takes it."""
     placement = EvalTransform(canvas).place(size)
-    return to_canvas(load_placed(path, placement), canvas), placement
+    return load_on_canvas(path, placement, canvas), placement
 
 
-def _detect(detector: RCNN, image: Tensor, placement: Placement) -> dict[str, Any]:
+def _detect(detector: RCNN, image: Tensor, placement: Placement) -> Result:
     """The detections in one prepared image, in its original pixels."""
     device = next(detector.parameters()).device
     with torch.inference_mode():

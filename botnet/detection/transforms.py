@@ -104,10 +104,3 @@ def load_on_canvas(path: Path, placement: Placement, canvas: int) -> Tensor:
         DataError: as in :func:`botnet.images.load_image`.
     """
     return to_canvas(load_placed(path, placement), canvas)
-
-
-def denormalise(image: Tensor) -> Tensor:
-    """The pixels (3, H, W) uint8 of a normalised image."""
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    pixels = image.float().cpu() * std[:, None, None] + mean[:, None, None]
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,7 +1,7 @@
 """Detections drawn on their images."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ def colour_of(label: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def draw(image: Tensor, result: dict[str, Any], class_names: Sequence[str], threshold: float) -> Image.Image:
+def draw(
+    image: Tensor, result: Mapping[str, Any], class_names: Sequence[str], threshold: float
+) -> Image.Image:
     """Boxes, masks, class names and scores on an image.
 
     Args:

@@ -15,15 +15,16 @@ from botnet.detection.datasets import TrainDataset, collate
 from botnet.detection.metric import CocoMetric, truth_of
 from botnet.detection.placement import Placement
 from botnet.detection.results import coco_results
-from botnet.detection.transforms import TrainTransform, denormalise
+from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform
 from botnet.errors import ConfigError, DataError
+from botnet.images import denormalise
 from botnet.masks import encode_mask
 from botnet.training.loader import make_loader
 
 
 def test_a_sample_is_what_the_file_says(made):
     image, target = made.dataset()[0]
-    shown = denormalise(image)[:, :30].permute(1, 2, 0).numpy()
+    shown = denormalise(image, IMAGENET_MEAN, IMAGENET_STD)[:, :30].permute(1, 2, 0).numpy()
     assert np.array_equal(shown, np.asarray(Image.open(made.folder / "a.png")))
     assert image.dtype == torch.float32
     assert target["boxes"].tolist() == [[10, 5, 30, 25], [0, 0, 4, 6]]
@@ -41,7 +42,7 @@ def test_a_sample_is_what_the_file_says(made):
 
 def test_a_training_sample_is_what_the_file_says(made):
     image, target = made.dataset(train=True)[0, 0]
-    shown = denormalise(image)[:, :30].permute(1, 2, 0).numpy()
+    shown = denormalise(image, IMAGENET_MEAN, IMAGENET_STD)[:, :30].permute(1, 2, 0).numpy()
     assert np.array_equal(shown, np.asarray(Image.open(made.folder / "a.png")))
     square = torch.zeros(40, 40, dtype=torch.uint8)
     square[5:25, 10:30] = 1

@@ -12,9 +12,9 @@ from botnet.detection.coco import CocoInstances
 from botnet.detection.copy_paste import Scene, copy_paste
 from botnet.detection.datasets import EvalDataset, TrainDataset
 from botnet.detection.placement import CanvasObject, Placement, canvas_object, load_placed
-from botnet.detection.transforms import EvalTransform, TrainTransform, denormalise, to_canvas
+from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform, to_canvas
 from botnet.errors import ConfigError
-from botnet.images import load_image
+from botnet.images import denormalise, load_image
 from botnet.masks import compress_mask, decode_mask, encode_mask
 from botnet.training.seeding import generator
 
@@ -189,9 +189,10 @@ def test_the_normalisation_is_that_of_imagenet():
 
 def test_denormalising_restores_the_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    shown = denormalise(to_canvas(pixels, 40))
+    shown = denormalise(to_canvas(pixels, 40), IMAGENET_MEAN, IMAGENET_STD)
     assert np.array_equal(shown[:, :, :30].permute(1, 2, 0), pixels)
-    assert np.array_equal(denormalise(to_canvas(pixels[:, ::-1], 40))[:, :, :30].flip(2), shown[:, :, :30])
+    mirrored = denormalise(to_canvas(pixels[:, ::-1], 40), IMAGENET_MEAN, IMAGENET_STD)
+    assert np.array_equal(mirrored[:, :, :30].flip(2), shown[:, :, :30])
 
 
 # ---- masks and boxes
@@ -359,7 +360,8 @@ def test_evaluation_maps_back_to_the_original_pixels(coco_by):
         assert target["scale"] == (height / record["height"], width / record["width"])
         if target["size"] == target["valid"]:
             picture = np.asarray(load_image(coco_by / "images" / record["file_name"]))
-            assert np.array_equal(denormalise(image)[:, :height, :width].permute(1, 2, 0), picture)
+            shown = denormalise(image, IMAGENET_MEAN, IMAGENET_STD)
+            assert np.array_equal(shown[:, :height, :width].permute(1, 2, 0), picture)
         expected = [a["bbox"] for a in samples.instances.annotations_of(record["id"])]
         corners = target["boxes"].numpy()
         corners[:, 2:] -= corners[:, :2]
