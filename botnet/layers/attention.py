@@ -128,6 +128,12 @@ class MHSA2d(nn.Module):
             (self.dim // self.heads) ** -0.5,
         )
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """The layer that `torch.jit.script` compiles in place of this one, also after torch.fx."""
+        from botnet.layers.torchscript import ScriptableMHSA2d
+
+        return ScriptableMHSA2d(self)
+
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys and values (B, heads, N, d), and position logits (B, heads, N, H + W)."""
         if x.ndim != 4 or x.shape[1] != self.dim:

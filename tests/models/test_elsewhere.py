@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.models import get_notrace_functions, get_notrace_modules
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import botnet  # noqa: F401 (registers the networks)
 from botnet.layers import MHSA2d
@@ -107,6 +109,23 @@ def test_torchscript(name: str, tmp_path: Path) -> None:
             x = torch.randn(2, 3, *size)
             assert torch.allclose(scripted(x), model(x), rtol=1e-3, atol=1e-4)
     assert str(model) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+@pytest.mark.parametrize("name", ["botnet_tiny", "botnet50_absolute", "resnet50_nl"])
+def test_torchscript_after_fx(name: str) -> None:
+    """As timm's own tests script a traced network."""
+    model = randomize_norms(timm.create_model(name, num_classes=10)).eval()
+    leaves = {"leaf_modules": get_notrace_modules(), "autowrap_functions": get_notrace_functions()}
+    last = get_graph_node_names(model, tracer_kwargs=leaves)[1][-1]
+    traced = create_feature_extractor(
+        model, return_nodes={last: "logits"}, tracer_kwargs={**leaves, "param_shapes_constant": True}
+    )
+    scripted = torch.jit.script(traced)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.allclose(scripted(x)["logits"], model(x), rtol=1e-3, atol=1e-4)
+    assert "Scriptable" not in str(model)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
