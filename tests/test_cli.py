@@ -11,6 +11,7 @@ import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
+import botnet
 from botnet.cli import main
 from botnet.cli.train import run_lightning
 from botnet.devices import pick_device
@@ -169,6 +170,35 @@ def test_check_data_lists_all_problems_and_counts_them(broken_set, capsys):
     assert "annotation 2 of image 1" in shown
     assert "annotation 3" in shown
     assert "2 errors, 1 warnings" in shown
+
+
+def test_check_data_lists_ten_problems_of_each_kind(broken_set, capsys):
+    instances, _ = broken_set
+    truth = json.loads(instances.read_text())
+    first = truth["annotations"][0]
+    for number in range(4, 16):
+        truth["annotations"].append({**first, "id": number, "bbox": [2, 2, 0, 6]})
+        truth["annotations"].append({**first, "id": number + 100, "segmentation": None})
+    instances.write_text(json.dumps(truth))
+    call = ["check-data", *map(str, broken_set)]
+    assert main(call) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("its box is 0 x") == 10
+    assert [line for line in shown.splitlines() if line.startswith("and ")] == [
+        "and 3 more of the kind 'empty box' (--all)",
+        "and 2 more of the kind 'no mask' (--all)",
+    ]
+    assert "14 errors, 13 warnings" in shown
+    assert main([*call, "--all"]) == 1
+    assert "annotation 15 of image 1" in capsys.readouterr().out
+    assert main([*call, "--boxes"]) == 1  # the masks are not missed
+    assert "2 errors, 13 warnings" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"botnet {botnet.__version__}\n"
 
 
 def test_check_data_of_sound_data(digits, capsys):

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from botnet import __version__
 from botnet.cli import data, paper, train, use
 from botnet.errors import BotnetError
 
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="botnet",
         description="Bottleneck Transformers for Visual Recognition (Srinivas et al., CVPR 2021)",
     )
+    parser.add_argument("--version", action="version", version=f"botnet {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (train, use, data, paper):
         module.add_commands(commands)

@@ -6,6 +6,8 @@ from pathlib import Path
 from botnet.cli.tables import show
 from botnet.errors import ConfigError
 
+LISTED = 10  # problems of each kind that check-data lists by default
+
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands about data sets."""
@@ -30,6 +32,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     check.add_argument("instances", type=Path, metavar="INSTANCES.json")
     check.add_argument("images", type=Path, metavar="IMAGES/")
     check.add_argument("--no-decode", action="store_true", help="do not open the images: faster, finds less")
+    check.add_argument("--boxes", action="store_true", help="for Faster R-CNN: annotations need no masks")
+    check.add_argument("--all", action="store_true", help=f"list more than {LISTED} problems of each kind")
     check.set_defaults(run=run_check_data)
 
 
@@ -73,10 +77,17 @@ def run_check_data(options: argparse.Namespace) -> int:
 
     from botnet.detection.check import check_data
 
-    problems = check_data(options.instances, options.images, decode=not options.no_decode)
+    problems = check_data(
+        options.instances, options.images, masks=not options.boxes, decode=not options.no_decode
+    )
+    counts: Counter[tuple[str, str]] = Counter()
     for problem in problems:
-        print(f"{problem.severity}: {problem.record}: {problem.message}")
-    counts = Counter((problem.severity, problem.kind) for problem in problems)
+        counts[problem.severity, problem.kind] += 1
+        if options.all or counts[problem.severity, problem.kind] <= LISTED:
+            print(f"{problem.severity}: {problem.record}: {problem.message}")
+    for (_, kind), count in counts.items():
+        if count > LISTED and not options.all:
+            print(f"and {count - LISTED:,} more of the kind {kind!r} (--all)")
     if counts:
         table = Table("severity", "kind", "count")
         for (severity, kind), count in sorted(counts.items()):
