@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on labelled images: ``botnet validate --model``."""
+"""Accuracy of a classifier on labelled images: ``botnet evaluate``."""
 
 import logging
 import time

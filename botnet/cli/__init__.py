@@ -43,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     """Find the command and run it."""
-    if arguments[:1] == ["validate"] and use.names_model(arguments):
-        return use.run_validate(arguments[1:])
     if arguments[:1] in (["fit"], ["validate"]):
         return train.run_lightning(arguments)
     parser = _parser()
@@ -58,12 +56,21 @@ def _run(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="botnet",
+        usage="botnet [-h] [--version] COMMAND ...",
         description="Bottleneck Transformers for Visual Recognition (Srinivas et al., CVPR 2021)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"botnet {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="botnet", help=argparse.SUPPRESS)
+    lines = []
     for module in (train, use, data, paper):
+        before = set(commands.choices)
         module.add_commands(commands)
+        lines.append(f"\n{module.__name__.rpartition('.')[2]}:")
+        for name, command in commands.choices.items():
+            if name not in before:
+                lines.append(f"    {name:<12} {command.description}")
+    parser.epilog = "\n".join(lines)
     return parser
 
 

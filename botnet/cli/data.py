@@ -12,7 +12,7 @@ LISTED = 10  # problems of each kind that check-data lists by default
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands about data sets."""
     digits = commands.add_parser(
-        "make-digits", help="make a small COCO-format data set of handwritten digits"
+        "make-digits", description="make a small COCO-format data set of handwritten digits"
     )
     digits.add_argument("directory", type=Path, help="new folder")
     digits.add_argument("--train", type=int, default=1750, help="training images (1750)")
@@ -21,14 +21,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     digits.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
     digits.set_defaults(run=run_make_digits)
 
-    images = commands.add_parser("make-images", help="write Fashion-MNIST as class folders")
+    images = commands.add_parser("make-images", description="write Fashion-MNIST as class folders")
     images.add_argument("directory", type=Path, help="new folder")
     images.add_argument("--train", type=int, default=60_000, help="training images (60000)")
     images.add_argument("--val", type=int, default=10_000, help="validation images (10000)")
     images.add_argument("--source", type=Path, help="folder of the four files of Fashion-MNIST")
     images.set_defaults(run=run_make_images)
 
-    check = commands.add_parser("check-data", help="list every problem of a COCO-format data set")
+    check = commands.add_parser("check-data", description="list every problem of a COCO-format data set")
     check.add_argument("instances", type=Path, metavar="INSTANCES.json")
     check.add_argument("images", type=Path, metavar="IMAGES/")
     check.add_argument("--no-decode", action="store_true", help="do not open the images: faster, finds less")

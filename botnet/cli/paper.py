@@ -17,7 +17,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add the commands about the paper."""
     rows = commands.add_parser(
         "reproduce",
-        help="list the rows of the paper's tables, or train one: botnet reproduce ROW --data ROOT",
+        description="list the rows of the paper's tables, or train one: botnet reproduce ROW --data ROOT",
     )
     rows.add_argument("row", nargs="?", help="such as table3/bot50-jitter-0.1-2.0")
     rows.add_argument("--data", type=Path, help="root of COCO or ImageNet in its usual layout")
@@ -28,7 +28,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     rows.set_defaults(run=run_reproduce)
 
-    runs = commands.add_parser("report", help="compare runs with the paper, as Markdown and plots")
+    runs = commands.add_parser("report", description="compare runs with the paper, as Markdown and plots")
     runs.add_argument(
         "runs",
         type=Path,
@@ -41,7 +41,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     runs.set_defaults(run=run_report)
 
     counts = commands.add_parser(
-        "info", help="count a network's parameters and multiply-adds, stage by stage"
+        "info", description="count a network's parameters and multiply-adds, stage by stage"
     )
     counts.add_argument("name", nargs="?", help="a ResNet-like network of timm or of this project")
     counts.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the image in pixels")

@@ -1,4 +1,4 @@
-"""``botnet fit``, and ``botnet validate`` of a run: Lightning's command line."""
+"""``botnet fit`` and ``botnet validate``: Lightning's command line."""
 
 import argparse
 import errno
@@ -11,12 +11,13 @@ from botnet.errors import BotnetError, ConfigError, TrainingError
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """List both commands; their options are Lightning's."""
-    commands.add_parser("fit", add_help=False, help="train: botnet fit --config recipes/quickstart.yaml")
+    commands.add_parser(
+        "fit", add_help=False, description="train: botnet fit --config recipes/quickstart.yaml"
+    )
     commands.add_parser(
         "validate",
         add_help=False,
-        help="evaluate a checkpoint: botnet validate --config ...; "
-        "or any classifier on class folders: botnet validate --model NAME --data FOLDER",
+        description="validate a run: botnet validate --config runs/mine/config.yaml --ckpt_path best",
     )
 
 

@@ -1,4 +1,4 @@
-"""``botnet predict``, and ``botnet validate`` of a classifier."""
+"""``botnet predict`` and ``botnet evaluate``."""
 
 import argparse
 import json
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``predict``."""
-    predict = commands.add_parser("predict", help="find objects in images, or classify them")
+    """Add both commands."""
+    predict = commands.add_parser("predict", description="find objects in images, or classify them")
     predict.add_argument("model", help="best.ckpt or last.ckpt of a run, or a classifier's name in timm")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     _add_classifier_options(predict.add_argument_group("classifiers"))
@@ -48,6 +48,19 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
     predict.set_defaults(run=run_predict)
 
+    evaluate = commands.add_parser("evaluate", description="accuracy of a classifier on class folders")
+    evaluate.add_argument("model", help="a name in timm, or a checkpoint")
+    evaluate.add_argument("--data", type=Path, required=True, help="folder of class folders")
+    _add_classifier_options(evaluate)
+    evaluate.add_argument("--reader", default="folder", help="folder, tar, wds or hfds/NAME (folder)")
+    evaluate.add_argument("--batch-size", type=int, default=64, help="images in a batch (64)")
+    evaluate.add_argument("--workers", type=int, default=4, help="processes that prepare images (4)")
+    evaluate.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
+    evaluate.add_argument(
+        "--output", type=Path, default=Path("validation.json"), help="report of every class (validation.json)"
+    )
+    evaluate.set_defaults(run=run_evaluate)
+
 
 def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument("--weights", type=Path, help="file of tensors, for a name (those that timm fetches)")
@@ -58,37 +71,8 @@ def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument("--size", type=int, help="side in pixels of the network's input (its own)")
 
 
-def names_model(arguments: Sequence[str]) -> bool:
-    """Whether ``validate`` is given a network or a checkpoint rather than Lightning's configuration."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", "-c", action="append")
-    parser.add_argument("--model")
-    known, _ = parser.parse_known_args(arguments)
-    # Lightning's own --model is a class.
-    is_class = known.model is not None and known.model.rpartition(".")[2][:1].isupper()
-    return known.config is None and known.model is not None and not is_class
-
-
-def _validate_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="botnet validate", description="Accuracy of a classifier on images in class folders"
-    )
-    parser.add_argument("--model", required=True, help="a name in timm, or a checkpoint")
-    parser.add_argument("--data", type=Path, required=True, help="folder of class folders")
-    _add_classifier_options(parser)
-    parser.add_argument("--reader", default="folder", help="folder, tar, wds or hfds/NAME (folder)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch (64)")
-    parser.add_argument("--workers", type=int, default=4, help="processes that prepare images (4)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("validation.json"), help="report of every class (validation.json)"
-    )
-    return parser
-
-
-def run_validate(arguments: Sequence[str]) -> int:
-    """Run ``validate --model``: print a classifier's accuracy and write that of every class."""
-    options = _validate_parser().parse_args(arguments)
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Run ``evaluate``: print a classifier's accuracy and write that of every class."""
     if options.output.is_dir() or not options.output.parent.is_dir():
         raise ConfigError(f"--output {options.output}: give a file in a folder that exists")
 

@@ -1,4 +1,4 @@
-"""`botnet validate --model`: accuracy of any classifier, and errors that say what to fix."""
+"""`botnet evaluate`: accuracy of any classifier, and errors that say what to fix."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ def four(tmp_path):
 
 
 def run(capsys, *arguments) -> tuple[int, str]:
-    code = main(["validate", *(str(argument) for argument in arguments)])
+    code = main(["evaluate", *(str(argument) for argument in arguments)])
     captured = capsys.readouterr()
     return code, captured.out + captured.err
 
@@ -97,7 +97,7 @@ def test_names_may_have_brackets(tmp_path, capsys):
 def test_the_command_reports_every_class(four, tmp_path, capsys, caplog):
     data, weights = four
     out = tmp_path / "report.json"
-    arguments = ["--model", NETWORK, "--weights", weights, "--data", data, "--workers", 1, "--device", "cpu"]
+    arguments = [NETWORK, "--weights", weights, "--data", data, "--workers", 1, "--device", "cpu"]
     code, shown = run(capsys, *arguments, "--output", out, "--crop", 1, "--size", 64)
     assert code == 0
     report = json.loads(out.read_text())
@@ -176,12 +176,10 @@ def test_checkpoints_know_their_classes_and_preparation(tmp_path, capsys):
     assert main(["predict", str(path), str(tmp_path / "data" / "ant"), "--output", str(out)]) == 0
     for record in json.loads((out / "predictions.json").read_text()):
         assert {c["index"]: c["class"] for c in record["classes"]} == {0: "cat", 1: "ant", 2: "bee"}
-    status, said = run(
-        capsys, "--model", path, "--data", tmp_path / "data", "--weights", tmp_path / "w.safetensors"
-    )
+    status, said = run(capsys, path, "--data", tmp_path / "data", "--weights", tmp_path / "w.safetensors")
     assert (status, "has its own weights" in said) == (2, True)
     torch.save({"botnet": {"detector": {}}}, path)
-    status, said = run(capsys, "--model", path, "--data", tmp_path / "data")
+    status, said = run(capsys, path, "--data", tmp_path / "data")
     assert (status, "give a checkpoint of a classifier" in said) == (2, True)
 
 
@@ -244,13 +242,13 @@ def test_refuses_unknown_networks_and_unusable_weights(four, tmp_path, capsys):
         (f"{NETWORK}.no_such_tag", weights, "no_such_tag"),
     ):
         given = [] if file is None else ["--weights", file]
-        status, said = run(capsys, "--model", model, *given, "--data", data)
+        status, said = run(capsys, model, *given, "--data", data)
         assert (status, message in said) == (2, True), said
 
 
 def test_refuses_data_that_do_not_match(four, tmp_path, capsys):
     data, weights = four
-    call = ["--model", NETWORK, "--weights", weights, "--workers", 0, "--output", tmp_path / "r.json"]
+    call = [NETWORK, "--weights", weights, "--workers", 0, "--output", tmp_path / "r.json"]
     (tmp_path / "nothing").mkdir()
     three = class_folders(tmp_path / "three", ["ant", "bee", "cat"], images=1)
     torn = class_folders(tmp_path / "torn", ["ant", "bee", "cat", "dog"], images=1)
@@ -276,9 +274,3 @@ def test_refuses_data_that_do_not_match(four, tmp_path, capsys):
         assert (status, message in said) == (2, True), said
         assert "Traceback" not in said
     assert not (tmp_path / "r.json").exists()
-
-
-def test_lightnings_validate_keeps_its_own(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["validate", "--config", str(tmp_path / "none.yaml"), "--model", "x"])
-    assert "none.yaml" in capsys.readouterr().err
