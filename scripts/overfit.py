@@ -53,7 +53,7 @@ def main() -> None:
     four.write_text(json.dumps(choose(json.loads(options.instances.read_text()))))
     paths = {"train_instances": four, "train_images": options.images}
     paths |= {"val_instances": four, "val_images": options.images}
-    changes = [f"--data.init_args.{name}={path}" for name, path in paths.items()]
+    changes = [f"--data.{name}={path}" for name, path in paths.items()]
     subprocess.run(
         [
             *(sys.executable, "-m", "botnet.cli", "fit", "--config", "recipes/overfit.yaml"),

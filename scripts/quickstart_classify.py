@@ -26,7 +26,7 @@ def main() -> None:
         started, run = time.monotonic(), RUNS / network
         botnet(
             "fit", "--config", "recipes/quickstart_classify.yaml",
-            "--model.init_args.model", network, "--trainer.default_root_dir", str(run),
+            "--model.model", network, "--trainer.default_root_dir", str(run),
         )  # fmt: skip
         metrics = json.loads((run / "metrics.json").read_text())
         seconds = time.monotonic() - started

@@ -30,9 +30,9 @@ def train(network: str, seed: int, args: argparse.Namespace) -> dict:
         started = time.monotonic()
         botnet(
             "fit", "--config", "recipes/quickstart_classify.yaml", "--seed_everything", str(seed),
-            "--model.init_args.model", network, "--trainer.default_root_dir", str(run),
-            "--data.init_args.train", str(args.data / "train"),
-            "--data.init_args.val", str(args.data / "val"),
+            "--model.model", network, "--trainer.default_root_dir", str(run),
+            "--data.train", str(args.data / "train"),
+            "--data.val", str(args.data / "val"),
             "--trainer.max_epochs", str(args.epochs),
             "--trainer.check_val_every_n_epoch", str(args.epochs),
         )  # fmt: skip

@@ -1,10 +1,16 @@
 """The README and the documentation: examples run, files and links exist."""
 
+import contextlib
+import io
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from botnet.cli import main
 from botnet.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +43,51 @@ def test_the_python_examples_run():
     assert set(names["losses"]) == {"rpn_score", "rpn_box", "class", "box", "mask"}
     assert "masks" in names["detections"][0]
     assert type(names["net"].layer4[0].conv2).__name__ == "MHSA2d"
+
+
+def documented(page: Path) -> tuple[list[list[str]], set[str]]:
+    """The complete ``botnet fit`` commands of a page, and all options of data and model that it names."""
+    text = page.read_text()
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = "\n".join(block for language, block in fenced if not language)
+    lines = [line for line in blocks.replace("\\\n", " ").splitlines() if line.startswith("botnet fit")]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    fits = [command for command in commands if "..." not in command]
+    return fits, set(re.findall(r"--((?:data|model)\.[\w.]*\w)", text))
+
+
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """Every option of data and model that a recipe of either task has, in the short form of the command."""
+
+    def names(value: object, prefix: str) -> Iterator[str]:
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            # A class within is written without the word init_args.
+            name = prefix if key == "init_args" else f"{prefix}.{key}"
+            yield name
+            yield from names(inner, name)
+
+    known: set[str] = set()
+    for recipe in ("quickstart.yaml", "quickstart_classify.yaml"):
+        config = printed_config("fit", "--config", f"recipes/{recipe}")
+        known |= {name for part in ("data", "model") for name in names(config[part], part)}
+    return known
+
+
+def printed_config(*command: str) -> dict:
+    """The configuration that a command would run with."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit, match="0"):
+        main([*command, "--print_config"])
+    return yaml.safe_load(printed.getvalue())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_option_and_training_command_of_a_page_is_taken(page, options):
+    commands, named = documented(page)
+    assert named - options - {"model.help"} == set()
+    for command in commands:
+        assert printed_config(*command)["model"]
 
 
 def test_the_readme_is_short_and_begins_with_a_picture_and_commands():

@@ -73,9 +73,7 @@ def open_reader(source: Path, reader: str = "folder") -> ImageReader:
 
 def _open_folder(root: Path) -> FolderReader:
     if not root.is_dir():
-        raise DataError(
-            f"{root}: not a folder; give a folder of class folders, or another --data.init_args.reader"
-        )
+        raise DataError(f"{root}: not a folder; give a folder of class folders, or another --data.reader")
     empty, others = [], 0
     classes: dict[str, str] = {}
     for folder, subfolders, files in os.walk(root, followlinks=True):

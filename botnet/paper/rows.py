@@ -91,9 +91,9 @@ def fit_arguments(row: Row, data: Path, runs: Path, masks: bool = True) -> list[
             f"root, or use botnet fit --config {row.recipe} with your own paths"
         )
     for option, part in layout.items():
-        arguments += [f"--data.init_args.{option}", str(data / part)]
+        arguments += [f"--data.{option}", str(data / part)]
     if not masks:
-        arguments += ["--data.init_args.masks", "false"]
+        arguments += ["--data.masks", "false"]
     return [
         *arguments,
         "--trainer.default_root_dir",

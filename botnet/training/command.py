@@ -136,7 +136,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" or config.ckpt_path or config.get("model.init_args.init_from"):
             return
         rank_zero_only(logger.warning)(
-            "neither --ckpt_path nor --model.init_args.init_from is given: the weights that are evaluated "
+            "neither --ckpt_path nor --model.init_from is given: the weights that are evaluated "
             "are those that a training would start from, random but for what is pretrained"
         )
 

@@ -355,7 +355,7 @@ class TaskModule(L.LightningModule):
             raise ConfigError(
                 f"the checkpoint has {len(theirs)} classes ({first_few(theirs)}), the data have "
                 f"{data.num_classes} ({first_few(data.class_names)}); a run can only be resumed with its own "
-                "classes; to train on others, give the checkpoint as model.init_args.init_from"
+                "classes; to train on others, give the checkpoint by --model.init_from"
             )
 
 

@@ -514,7 +514,7 @@ def test_a_checkpoint_of_other_classes_is_refused(run, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "has 3 classes (blue, green, red)" in message
     assert "the data have 2" in message
-    assert "model.init_args.init_from" in message
+    assert "--model.init_from" in message
 
 
 def test_fine_tuning_on_other_classes_reinitialises_the_classifier(run, tmp_path, log):

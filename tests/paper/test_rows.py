@@ -57,11 +57,11 @@ def test_a_row_becomes_a_command_line(coco_root):
     assert arguments[2].endswith("recipes/coco/table3/bot50-jitter-0.1-2.0.yaml")
     options = dict(zip(arguments[3::2], arguments[4::2], strict=True))
     assert options == {
-        "--data.init_args.train_instances": str(coco_root / "annotations/instances_train2017.json"),
-        "--data.init_args.train_images": str(coco_root / "train2017"),
-        "--data.init_args.val_instances": str(coco_root / "annotations/instances_val2017.json"),
-        "--data.init_args.val_images": str(coco_root / "val2017"),
-        "--data.init_args.masks": "false",
+        "--data.train_instances": str(coco_root / "annotations/instances_train2017.json"),
+        "--data.train_images": str(coco_root / "train2017"),
+        "--data.val_instances": str(coco_root / "annotations/instances_val2017.json"),
+        "--data.val_images": str(coco_root / "val2017"),
+        "--data.masks": "false",
         "--trainer.default_root_dir": "runs/table3/bot50-jitter-0.1-2.0-faster-rcnn",
     }
 
