@@ -33,12 +33,15 @@ def run_lightning(arguments: list[str]) -> int:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from botnet.training.command import TrainingCLI
+    from botnet.training.option_errors import explain
 
     try:
         TrainingCLI(arguments)
     except SIGTERMException as stop:
         print(f"botnet: {stop or 'stopped by SIGTERM'}", file=sys.stderr)
         return 143
+    except argparse.ArgumentError as error:
+        raise ConfigError(explain(str(error))) from error
     except MisconfigurationException as error:  # such as an accelerator that is not there
         raise ConfigError(" ".join(str(error).split())) from error
     except OSError as error:

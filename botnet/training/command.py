@@ -68,7 +68,12 @@ class TrainingCLI(LightningCLI):
             auto_configure_optimizers=False,
             # Not used here; Lightning would fail at the links whose target a class does not have.
             load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "botnet"},
+            # Errors of options are raised: jsonargparse would print the usage of 60 options before each.
+            parser_kwargs={
+                "prog": "botnet",
+                "exit_on_error": False,
+                **{name: {"exit_on_error": False} for name in self.subcommands()},
+            },
             args=args,
         )
 

@@ -1,0 +1,60 @@
+"""jsonargparse's errors about options in one line: what was given, what is allowed, the nearest names."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from importlib import import_module
+
+from botnet.errors import nearest
+
+TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+    "NoneType": "null",
+}
+MAX_LENGTH = 300  # characters of a message of another form
+
+
+def explain(message: str) -> str:
+    """One line for a message of jsonargparse.
+
+    Args:
+        message: of its ``ArgumentError``.
+    """
+    option = "--" + ".".join(re.findall(r'Parser key "([^"]+)":', message))
+    classes = re.findall(r"class_path '([\w.]+)'", message)
+    if unknown := re.search(r"Option '([^']+)' is not accepted", message):
+        hint = nearest(unknown[1], _parameters(classes[-1]) if classes else ())
+        return f"{option}.{unknown[1]}: no such option{hint} (botnet fit --help lists all)"
+    given = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (.*)", message)
+    allowed = _allowed(message)
+    if given and allowed:
+        value = re.sub(r"^NestedArg\(.*val='(.*)'\)$", r"\1", given[1])
+        choices = [choice for choice in allowed if choice not in TYPES.values()]
+        return f"{option}: {value!r} is not allowed; give {' or '.join(allowed)}{nearest(value, choices)}"
+    line = " ".join(message.split())
+    return line if len(line) <= MAX_LENGTH else line[:MAX_LENGTH] + " ..."
+
+
+def _parameters(class_path: str) -> Iterable[str]:
+    """Names of a class's arguments; none if it cannot be found."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        return inspect.signature(getattr(import_module(module), name)).parameters
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return ()
+
+
+def _allowed(message: str) -> list[str]:
+    """What a message says it expected, innermost option only, each once."""
+    inner = message[message.rfind("Parser key") :]
+    found: list[str] = []
+    for kind, choices in re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])", inner):
+        found += [TYPES.get(kind, kind)] if kind else [choice.strip(" '") for choice in choices.split(",")]
+        if "Got value" in inner and kind:
+            break  # what follows belongs to the options around it
+    return list(dict.fromkeys(found))
