@@ -319,5 +319,5 @@ def test_recipes_parse_and_refuse_unknown_names(digits, tmp_path, capsys):
 
     recipe = write_recipe(tmp_path / "r.yaml", digits, tmp_path / "run")
     assert main(["fit", "--config", str(recipe), "--data.init_args.canvass", "64"]) == 2
-    assert "canvass: no such option; did you mean canvas?" in capsys.readouterr().err
+    assert "--data.canvass: no such option; did you mean canvas" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
