@@ -199,6 +199,14 @@ def test_code_in_a_checkpoint_is_not_executed(command, run, tmp_path, capsys):
     assert not trap.exists()
 
 
+def test_an_unknown_backbone_is_answered_with_the_nearest_names(digits, tmp_path, capsys):
+    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
+    assert main(["fit", "--config", str(recipe), "--model.detector.backbone", "resnet19"]) == 2
+    message = capsys.readouterr().err
+    assert "botnet: no network 'resnet19' in timm or here; did you mean resnet18" in message
+    assert "Traceback" not in message
+
+
 def test_other_files_are_refused_as_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_detector(tmp_path / "none.ckpt")
