@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.long  # each test starts a process
+
 TRAINING = {
     "lightning", "lightning_fabric", "pytorch_lightning", "torchmetrics", "jsonargparse", "tensorboard",
     "matplotlib.pyplot",
