@@ -9,13 +9,18 @@ from pathlib import Path
 from botnet.errors import ConfigError
 
 
+def is_unused(path: Path) -> bool:
+    """Whether a folder does not exist yet, or is empty."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def check_unused(output: Path) -> None:
-    """Check that an output folder does not exist yet, or is empty.
+    """Refuse an output folder that is in use.
 
     Raises:
         ConfigError: it is not empty, or it is a file.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_unused(output):
         raise ConfigError(f"{output} exists and is not an empty folder; name another one by --output")
 
 

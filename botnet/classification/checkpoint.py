@@ -7,9 +7,9 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from botnet.errors import CheckpointError, ConfigError, first_few, nearest
+from botnet.errors import CheckpointError, ConfigError, first_few
 from botnet.models.weights import read_weights
-from botnet.models.zoo import NETWORKS
+from botnet.models.zoo import NETWORKS, no_network
 from botnet.training.checkpoint_file import TaskCheckpoint, read_checkpoint
 
 
@@ -26,7 +26,7 @@ def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: An
         ConfigError: timm has no network of that name.
     """
     if ":" not in name and not timm.is_model(name):
-        raise ConfigError(f"no network {name!r} in timm or here{nearest(name, timm.list_models())}")
+        raise ConfigError(no_network(name))
     config = timm.get_pretrained_cfg(name)
     if name in NETWORKS or (config is not None and config.fixed_input_size):
         kwargs["img_size"] = image_size

@@ -15,8 +15,9 @@ from torch import nn
 
 from botnet.classification.checkpoint import load_classifier
 from botnet.devices import pick_device
-from botnet.errors import CheckpointError, ConfigError, DataError, nearest
+from botnet.errors import CheckpointError, ConfigError, DataError
 from botnet.models import read_weights
+from botnet.models.zoo import no_network
 from botnet.training.checkpoint_file import TaskCheckpoint, read_checkpoint
 
 HUBS = ("hf-hub:", "local-dir:")  # what timm takes in place of a name
@@ -105,7 +106,7 @@ def open_classifier(
 def _create_trained(name: str, weights: Path | None) -> nn.Module:
     """A timm network by its name, with weights from a file or, by default, from timm."""
     if not timm.is_model(name) and not name.startswith(HUBS):
-        raise ConfigError(f"no file {name}, and no network of timm{nearest(name, timm.list_models())}")
+        raise ConfigError(f"no file {name}, and {no_network(name)}")
     if weights is None:
         try:
             return timm.create_model(name, pretrained=True)
@@ -113,10 +114,7 @@ def _create_trained(name: str, weights: Path | None) -> nn.Module:
             raise CheckpointError(
                 f"no weights for {name} ({str(error).splitlines()[0]}); give a file by --weights"
             ) from error
-    try:
-        state = read_weights(weights)
-    except (FileNotFoundError, ValueError) as error:
-        raise CheckpointError(str(error)) from error
+    state = read_weights(weights)
     try:
         # With as many outputs as the file has.
         config = timm.get_pretrained_cfg(name)

@@ -20,6 +20,7 @@ from botnet.classification.checkpoint import create_classifier, start_from
 from botnet.classification.datamodule import ImageDataModule
 from botnet.classification.metric import Accuracy, accuracy_table
 from botnet.errors import ConfigError
+from botnet.images import denormalise
 from botnet.training.run_folder import EvaluationFolder
 from botnet.training.task import TaskModule
 from botnet.visualize.classes import draw_sheet
@@ -230,9 +231,8 @@ class ClassificationModule(TaskModule):
     def _keep(self, image: Tensor, label: int, logits: Tensor) -> None:
         """Keep an image for :meth:`write_report`, with its class and the predicted one."""
         data = self.data
-        mean, std = (torch.tensor(data.evaluation[key])[:, None, None] for key in ("mean", "std"))
         probability, predicted = logits.float().softmax(0).max(0)
-        picture = to_pil_image((image.float().cpu() * std + mean).clamp(0, 1))
+        picture = to_pil_image(denormalise(image, data.evaluation["mean"], data.evaluation["std"]))
         names = data.class_names
         self.shown.append((picture, names[label], names[int(predicted)], float(probability)))
 

@@ -102,11 +102,7 @@ def run_info(options: argparse.Namespace) -> int:
     if options.paper:
         show(render_paper(paper_table()))
         return 0
-    try:
-        counted = info(options.name, tuple(options.size) if options.size else None)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    show(render_info(counted))
+    show(render_info(info(options.name, tuple(options.size) if options.size else None)))
     if printed := paper_table(options.name):
         show(render_paper(printed))
     return 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from botnet.errors import DataError
-from botnet.folders import new_folder
+from botnet.folders import is_unused, new_folder
 
 Contents = TypeVar("Contents")
 
@@ -32,7 +32,7 @@ def make_once(
     Raises:
         DataError: the directory holds something else.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if not is_unused(directory):
         contents = recognise(directory)
         if contents is None:
             raise DataError(

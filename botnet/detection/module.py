@@ -24,7 +24,7 @@ from botnet.training.distributed import gather_shares
 from botnet.training.run_folder import EvaluationFolder
 from botnet.training.seeding import generator, run_seed
 from botnet.training.task import TaskModule
-from botnet.visualize.detections import draw, side_by_side
+from botnet.visualize.detections import beside_truth, draw
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +180,7 @@ class DetectionModule(TaskModule):
         shown = nn.functional.interpolate(pixels[None].float(), target["size"], mode="bilinear")[0].byte()
         left = draw(shown, truth, names, PICTURE_SCORE)
         right = draw(shown, result, names, PICTURE_SCORE)
-        titles = ("truth", f"prediction, score of at least {PICTURE_SCORE}")
-        self.sheets.append((target["image_id"], side_by_side(left, right, titles)))
+        self.sheets.append((target["image_id"], beside_truth(left, right, PICTURE_SCORE)))
 
     def on_validation_epoch_end(self) -> None:
         """Score all devices' images on the first one, each once, and send the numbers to the others."""

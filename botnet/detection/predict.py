@@ -27,7 +27,7 @@ from botnet.folders import check_unused, make_folder
 from botnet.images import check_some_left, denormalise, image_paths, load_image
 from botnet.training.checkpoint_file import TaskCheckpoint
 from botnet.visualize.attention import AttentionProbe, attention_picture, probe_attention
-from botnet.visualize.detections import draw, side_by_side
+from botnet.visualize.detections import beside_truth, draw
 
 logger = logging.getLogger(__name__)
 
@@ -229,4 +229,4 @@ def _beside_truth(
         "masks": [instances.mask_of(annotation) for annotation in annotations],
     }
     left = draw(image, truth, instances.class_names, score)
-    return side_by_side(left, picture, ("truth", f"prediction, score of at least {score}"))
+    return beside_truth(left, picture, score)

@@ -20,8 +20,9 @@ from botnet.detection.fpn import FPN
 from botnet.detection.roi_heads import RoIHeads, build_box_branch, build_mask_branch
 from botnet.detection.rpn import build_rpn
 from botnet.detection.sampler import Sampler
-from botnet.errors import ConfigError, nearest
+from botnet.errors import ConfigError
 from botnet.models.weights import load_resnet
+from botnet.models.zoo import no_network
 
 
 class RCNN(nn.Module):
@@ -226,7 +227,7 @@ def feature_backbone(name: str, canvas: int) -> nn.Module:
         ConfigError: timm has no network of that name.
     """
     if ":" not in name and not timm.is_model(name):  # a colon: from a hub
-        raise ConfigError(f"no network {name!r} in timm or here{nearest(name, timm.list_models())}")
+        raise ConfigError(no_network(name))
     ours = timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("botnet.")
     sized: dict[str, Any] = {"img_size": canvas} if ours else {}
     return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)

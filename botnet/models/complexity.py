@@ -17,11 +17,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from botnet.errors import ConfigError
 from botnet.layers import MHSA2d
 from botnet.layers.non_local import NonLocal2d
 from botnet.models.shapes import shape_pass
 from botnet.models.surgery import STAGES
-from botnet.models.zoo import NETWORKS
+from botnet.models.zoo import NETWORKS, no_network
 
 # Kinds of products; "dense position" is another way to compute "position", see `multiply_adds`.
 COMPLETE = frozenset({"conv", "fc", "qkv", "content", "position", "values"})
@@ -127,18 +128,18 @@ def info(name: str, size: tuple[int, int] | None = None) -> Info:
         size: height and width of the image in pixels; default what timm's configuration of the network says.
 
     Raises:
-        ValueError: timm has no such network, it is not a ResNet, or ``size`` is not positive.
+        ConfigError: timm has no such network, it is not a ResNet, or ``size`` is not positive.
     """
     if not timm.is_model(name):
-        raise ValueError(f"timm has no network {name!r}; this project's are {', '.join(NETWORKS)}")
+        raise ConfigError(no_network(name))
     if size is not None and min(size) < 1:
-        raise ValueError(f"size {size[0]} {size[1]}: give positive numbers of pixels")
+        raise ConfigError(f"size {size[0]} {size[1]}: give positive numbers of pixels")
     if size is None:
         config = timm.get_pretrained_cfg(name)
         size = (224, 224) if config is None else config.input_size[1:]
     model = build_on_meta(name, size)
     if not all(hasattr(model, layer) for layer in STAGES.values()):
-        raise ValueError(f"{name} is not a ResNet: it has no stages {', '.join(STAGES.values())}")
+        raise ConfigError(f"{name} is not a ResNet: it has no stages {', '.join(STAGES.values())}")
     return Info(name, size, _stages(model, size))
 
 

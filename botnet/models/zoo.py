@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SEModule
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
 from timm.models.resnet import Bottleneck, ResNet
 
+from botnet.errors import nearest
 from botnet.layers import MHSA2d
 from botnet.layers.attention import QkvStd
 from botnet.layers.torchscript import scriptable
@@ -151,6 +153,11 @@ class BoTNet(ResNet):
     def __prepare_scriptable__(self) -> "BoTNet":
         """The network that `torch.jit.script` compiles in place of this one."""
         return scriptable(self)
+
+
+def no_network(name: str) -> str:
+    """The message about a name that timm does not know, with the nearest that it does."""
+    return f"no network {name!r} in timm or here{nearest(name, timm.list_models())}"
 
 
 def _register(name: str, network: Network) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 
 from botnet.errors import nearest
@@ -13,6 +13,7 @@ TYPES = {
     "bool": "true or false",
     "str": "text",
     "list": "a list",
+    "tuple": "a list",
     "dict": "a mapping",
     "NoneType": "null",
 }
@@ -25,19 +26,29 @@ def explain(message: str) -> str:
     Args:
         message: of its ``ArgumentError``.
     """
-    option = "--" + ".".join(re.findall(r'Parser key "([^"]+)":', message))
-    classes = re.findall(r"class_path '([\w.]+)'", message)
+    keys = re.findall(r'Parser key "([^"]+)":', message)
     if unknown := re.search(r"Option '([^']+)' is not accepted", message):
-        hint = nearest(unknown[1], _parameters(classes[-1]) if classes else ())
-        return f"{option}.{unknown[1]}: no such option{hint} (botnet fit --help lists all)"
+        classes = re.findall(r"class_path '([\w.]+)'", message)
+        return _no_option([*keys, unknown[1]], classes[-1] if classes else "")
+    if unknown := re.search(r"^Subcommand '\w+' does not accept option '([^']+)'", message):
+        return _no_option(unknown[1].split("."), "lightning.pytorch.Trainer")
+    option = "--" + ".".join(keys)
     given = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (.*)", message)
     allowed = _allowed(message)
     if given and allowed:
         value = re.sub(r"^NestedArg\(.*val='(.*)'\)$", r"\1", given[1])
+        if allowed == ["null"]:  # jsonargparse names no type that it would take: it wants a class
+            return f"{option}: {value!r} is not a class that can be imported; give its path, package.Class"
         choices = [choice for choice in allowed if choice not in TYPES.values()]
         return f"{option}: {value!r} is not allowed; give {' or '.join(allowed)}{nearest(value, choices)}"
     line = " ".join(message.split())
     return line if len(line) <= MAX_LENGTH else line[:MAX_LENGTH] + " ..."
+
+
+def _no_option(keys: Sequence[str], class_path: str) -> str:
+    """The message about an option of a class, or of the command, that does not exist."""
+    hint = nearest(keys[-1], _parameters(class_path))
+    return f"--{'.'.join(keys)}: no such option{hint} (botnet fit --help lists all)"
 
 
 def _parameters(class_path: str) -> Iterable[str]:

@@ -76,6 +76,6 @@ def _blend(pixels: np.ndarray, mask: Rle, colour: tuple[int, int, int]) -> None:
         np.copyto(window, table[window], where=inside)
 
 
-def side_by_side(left: Image.Image, right: Image.Image, titles: tuple[str, str]) -> Image.Image:
-    """Two pictures of one height under their titles."""
-    return titled_row([(left, titles[0]), (right, titles[1])])
+def beside_truth(truth: Image.Image, prediction: Image.Image, threshold: float) -> Image.Image:
+    """The drawings of an image's ground truth and of its predictions, side by side under their titles."""
+    return titled_row([(truth, "truth"), (prediction, f"prediction, score of at least {threshold}")])

@@ -21,63 +21,23 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
-from botnet.classification import ClassificationModule, ImageDataModule, create_classifier, load_classifier
-from botnet.classification.checkpoint import start_from
-from botnet.classification.metric import Accuracy
+from botnet.classification import ClassificationModule, create_classifier, load_classifier
 from botnet.cli import main
-from botnet.errors import CheckpointError, ConfigError
+from botnet.errors import ConfigError
 from botnet.layers import MHSA2d
-from botnet.models.weights import save_weights
 from botnet.training.global_batch import GlobalBatch
 from botnet.training.task import parameter_groups
-from tests.support.classification import CLASSES, write_images, write_recipe
+from tests.support.classification import (
+    CLASSES,
+    data_module,
+    module_of,
+    trainer_of,
+    write_images,
+    write_recipe,
+)
 from tests.support.tiny import Stopped, end_at
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    """12 training and 9 validation images in three classes."""
-    folder = tmp_path_factory.mktemp("data")
-    write_images(folder / "train")
-    write_images(folder / "val", count=3, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(images, tmp_path_factory):
-    """A finished run of one epoch: its recipe and its folder."""
-    folder = tmp_path_factory.mktemp("runs")
-    recipe = write_recipe(folder / "recipe.yaml", images, folder / "run")
-    assert main(["fit", "--config", str(recipe)]) == 0
-    return recipe, folder / "run"
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    """A trainer without a folder writes into the current one."""
-    monkeypatch.chdir(tmp_path)
-
-
-def data_module(images, **changes) -> ImageDataModule:
-    settings = {"image_size": 32, "batch_size": 4, "val_batch_size": 4, "num_workers": 0} | changes
-    return ImageDataModule(images / "train", images / "val", **settings)
-
-
-def trainer_of(**options) -> L.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    common = {
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,
-    }
-    return L.Trainer(**(common | quiet | {"enable_model_summary": False} | options))
-
-
-def module_of(**options) -> ClassificationModule:
-    return ClassificationModule(**({"model": "test_resnet", "num_classes": 3, "image_size": 32} | options))
 
 
 # ---- a run
@@ -161,22 +121,6 @@ def test_a_sanity_check_writes_no_metrics(images, tmp_path):
     trainer.fit(module, data_module(images))
     assert module.evaluated is None
     assert not (tmp_path / "metrics.json").exists()
-
-
-def test_the_classifier_is_rebuilt_from_its_checkpoint(run, images):
-    """The average of the weights, with which a plain loop finds the accuracy of the run."""
-    _, folder = run
-    model, about = load_classifier(folder / "checkpoints" / "last.ckpt")
-    assert about["class_names"] == list(CLASSES)
-    assert about["evaluation"]["image_size"] == 32
-    stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, stored[f"ema.module.{name}"])
-    samples = data_module(images).val_set
-    with torch.no_grad():
-        right = sum(int(model(image[None]).argmax()) == label for image, label in samples)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["top1"] == pytest.approx(100 * right / len(samples))
 
 
 KILLED = """
@@ -423,28 +367,6 @@ def test_the_average_is_updated_once_a_step(images):
     assert steps == [1, 2]
 
 
-def test_accuracy_of_any_number_of_classes():
-    generator = torch.Generator().manual_seed(0)
-    for classes in (3, 12):
-        metric, right1, right5 = Accuracy(classes), 0, 0
-        of_class = {label: [] for label in range(classes)}
-        for size in (7, 1, 4):
-            logits = torch.randn(size, classes, generator=generator)
-            labels = torch.randint(classes - 1, (size,), generator=generator)  # none of the last class
-            metric.update(logits, labels)
-            for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
-                ranking = sorted(range(classes), key=row.__getitem__, reverse=True)
-                right1 += ranking[0] == label
-                right5 += label in ranking[:5]
-                of_class[label].append(ranking[0] == label)
-        values = metric.compute()
-        assert float(values["top1"]) == pytest.approx(100 * right1 / 12)
-        assert float(values["top5"]) == pytest.approx(100 * right5 / 12)
-        for label, hits in of_class.items():
-            expected = 100 * np.mean(hits) if hits else float("nan")
-            assert float(values["per_class"][label]) == pytest.approx(expected, nan_ok=True)
-
-
 def test_mixed_and_smoothed_loss_is_timms(images):
     """timm smooths the targets while it mixes them, here the loss does: the same."""
 
@@ -517,59 +439,6 @@ def test_a_checkpoint_of_other_classes_is_refused(run, tmp_path, capsys):
     assert "--model.init_from" in message
 
 
-def test_fine_tuning_on_other_classes_reinitialises_the_classifier(run, tmp_path, log):
-    _, folder = run
-    checkpoint = folder / "checkpoints" / "best.ckpt"
-    for split in ("train", "val"):
-        write_images(tmp_path / split, ["cyan", "magenta"], count=4)
-    # A rate of zero: what comes out is what went in.
-    recipe = write_recipe(
-        tmp_path / "recipe.yaml",
-        tmp_path,
-        tmp_path / "run",
-        {"init_from": str(checkpoint), "learning_rate": 0.0},
-    )
-    assert main(["fit", "--config", str(recipe)]) == 0
-    assert "0 of 2 classes known; the others are reinitialised: cyan, magenta" in log.text
-    old, _ = load_classifier(checkpoint)
-    tuned = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert tuned["model.fc.weight"].shape[0] == 2
-    for name, parameter in old.named_parameters():
-        if not name.startswith("fc."):
-            assert torch.equal(tuned[f"model.{name}"], parameter), name
-            assert torch.equal(tuned[f"ema.module.{name}"], parameter), name
-
-
-@pytest.mark.parametrize("names", [["red", "zebra", "blue"], ["red", "green", "blue"], ["red"]])
-def test_fine_tuning_takes_the_rows_of_the_classifier_by_name(run, names):
-    """As many classes under other names, in another order, and fewer."""
-    checkpoint = run[1] / "checkpoints" / "best.ckpt"
-    old, about = load_classifier(checkpoint)
-    model = create_classifier("test_resnet", len(names), 32)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    said = start_from(model, checkpoint, names)
-    known = [name for name in names if name in CLASSES]
-    assert f"{len(known)} of {len(names)} classes known" in said
-    assert ("; the others are reinitialised: zebra" in said) == ("zebra" in names)
-    theirs = old.state_dict()
-    for name, value in model.state_dict().items():
-        if not name.startswith("fc."):
-            assert torch.equal(value, theirs[name]), name
-            continue
-        for row, of_class in enumerate(names):
-            expected = theirs[name][about["class_names"].index(of_class)] if of_class in known else None
-            assert torch.equal(value[row], before[name][row] if expected is None else expected)
-
-
-def test_a_file_of_tensors_of_another_class_count(run, tmp_path):
-    save_weights(create_classifier("test_resnet", 3, 32), tmp_path / "three.safetensors")
-    model = create_classifier("test_resnet", 2, 32)
-    before = model.fc.weight.clone()
-    said = start_from(model, tmp_path / "three.safetensors", ["cyan", "magenta"])
-    assert "its classifier has 3 classes; this one is reinitialised" in said
-    assert torch.equal(model.fc.weight, before)
-
-
 def test_validation_evaluates_the_weights_of_init_from(run, images, log):
     checkpoint = run[1] / "checkpoints" / "last.ckpt"
     module = module_of(init_from=checkpoint, ema_decay=0.5, pictures=0)
@@ -605,32 +474,6 @@ def test_a_checkpoint_has_its_own_weights(run, images):
         assert torch.equal(module.model.fc.weight, stored["model.fc.weight"])
 
 
-def test_fine_tuning_at_another_size_resizes_the_position_tables(tmp_path):
-    """From 2 x 2 cells to 4 x 4; all else is taken over as it is."""
-    small, large = create_classifier("botnet_s1_tiny", 3, 32), create_classifier("botnet_s1_tiny", 3, 64)
-    save_weights(small, tmp_path / "small.safetensors")
-    said = start_from(large, tmp_path / "small.safetensors", CLASSES)
-    assert "its 3 classes, which it does not name, are taken in their order" in said
-    resized = [
-        name for name, value in large.state_dict().items() if value.shape != small.state_dict()[name].shape
-    ]
-    assert [name.rpartition(".")[2] for name in resized] == ["height_rel", "width_rel"] * 3
-    assert all(large.state_dict()[name].shape[0] == 7 for name in resized)
-    for name, value in small.state_dict().items():
-        if name not in resized:
-            assert torch.equal(large.state_dict()[name], value), name
-
-
-def test_weights_of_another_network_are_refused(run, images):
-    _, folder = run
-    module = module_of(model="botnet_s1_tiny", init_from=folder / "checkpoints" / "best.ckpt")
-    with pytest.raises(CheckpointError, match=r"best\.ckpt: not the weights of this BoTNet"):
-        trainer_of().fit(module, data_module(images))
-    module = module_of(init_from=folder / "gone.ckpt")
-    with pytest.raises(CheckpointError, match=r"gone\.ckpt: no such file"):
-        trainer_of().fit(module, data_module(images))
-
-
 def test_a_network_of_another_class_count_is_refused(images):
     with pytest.raises(ConfigError, match="has 5 classes, the data have 3"):
         trainer_of().fit(module_of(num_classes=5), data_module(images))
@@ -652,24 +495,3 @@ def test_what_several_devices_cannot_do_is_refused(images):
 def test_an_odd_batch_cannot_be_mixed(images):
     with pytest.raises(ConfigError, match="3 is odd"):
         trainer_of().fit(module_of(mixup=0.2), data_module(images, batch_size=3))
-
-
-def test_the_message_on_an_unknown_network_names_the_nearest(images, tmp_path, capsys):
-    with pytest.raises(ConfigError, match=r"no network 'botnet5O' in timm or here; did you mean .*botnet50"):
-        create_classifier("botnet5O", 3, 32)
-    recipe = write_recipe(tmp_path / "recipe.yaml", images, tmp_path / "run", {"model": "botnet5O"})
-    assert main(["fit", "--config", str(recipe)]) == 2
-    assert "did you mean" in capsys.readouterr().err
-
-
-def test_other_files_are_refused_as_checkpoints(tmp_path):
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        load_classifier(tmp_path / "none.ckpt")
-    torn = tmp_path / "torn.ckpt"
-    torn.write_bytes(b"PK\x03\x04 not a whole file")
-    with pytest.raises(CheckpointError, match=r"torn\.ckpt cannot be read"):
-        load_classifier(torn)
-    foreign = tmp_path / "foreign.ckpt"
-    torch.save({"state_dict": {}}, foreign)
-    with pytest.raises(CheckpointError, match="does not say which network"):
-        load_classifier(foreign)

@@ -15,7 +15,7 @@ from botnet.detection import RCNN
 from botnet.detection.datasets import MAX_OBJECTS
 from botnet.detection.fpn import LEVELS
 from botnet.layers import MHSA2d
-from tests.detection.test_rcnn import small_detector, targets_for
+from tests.support.detector import small_detector, targets_for
 
 ROOT = Path(__file__).parents[2]
 ROWS = [

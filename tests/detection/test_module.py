@@ -2,7 +2,6 @@
 
 import csv
 import json
-import pickle
 from types import SimpleNamespace
 
 import lightning.pytorch as L
@@ -13,24 +12,13 @@ from PIL import Image
 from torch import nn
 
 from botnet.cli import main
-from botnet.detection import CocoDataModule, DetectionModule, load_detector, mask_rcnn
-from botnet.detection.checkpoint import detector_state, initialise
-from botnet.errors import CheckpointError, ConfigError
+from botnet.detection import CocoDataModule, DetectionModule, mask_rcnn
+from botnet.errors import ConfigError
 from botnet.layers import MHSA2d
-from botnet.training.checkpoint_file import read_checkpoint
 from botnet.training.task import parameter_groups
 from tests.support.recipes import DETECTOR, write_recipe
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def run(digits, tmp_path_factory):
-    """A finished run of one epoch: its recipe and its folder."""
-    folder = tmp_path_factory.mktemp("runs")
-    recipe = write_recipe(folder / "recipe.yaml", digits, folder / "run")
-    assert main(["fit", "--config", str(recipe)]) == 0
-    return recipe, folder / "run"
 
 
 def logged_steps(folder):
@@ -154,70 +142,12 @@ def test_fewer_images_than_a_batch_are_refused(digits, tmp_path, capsys):
     assert "fewer than one batch of 9" in capsys.readouterr().err
 
 
-def test_the_detector_is_rebuilt_from_its_checkpoint(run):
-    _, folder = run
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    detector, about = load_detector(checkpoint)
-    assert about["class_names"][:3] == ["zero", "one", "two"]
-    assert about["canvas"] == 64
-    assert not detector.training
-    stored = torch.load(checkpoint, weights_only=True)["state_dict"]
-    for name, value in detector.state_dict().items():
-        torch.testing.assert_close(value, stored[f"detector.{name}"])
-
-
-class Trap:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-@pytest.mark.parametrize("command", ["fit", "predict", "validate"])
-def test_code_in_a_checkpoint_is_not_executed(command, run, tmp_path, capsys):
-    recipe, _ = run
-    trap, evil = tmp_path / "sprung", tmp_path / "evil.ckpt"
-    torch.save({"state_dict": {}, "botnet": Trap(trap)}, evil)
-    assert pickle.loads(pickle.dumps(Trap(tmp_path / "proof")))  # the trap itself works
-    assert (tmp_path / "proof").exists()
-    image = tmp_path / "image.png"
-    Image.new("RGB", (9, 9)).save(image)
-    torn = tmp_path / "torn.ckpt"
-    torn.write_bytes(evil.read_bytes()[:-50])
-    commands = {
-        "fit": ["fit", "--config", str(recipe), "--ckpt_path", str(evil)],
-        "predict": ["predict", str(evil), str(image), "--output", str(tmp_path / "out")],
-        "validate": ["validate", "--config", str(recipe), "--ckpt_path", str(evil)],
-    }
-    for checkpoint in (evil, torn):
-        arguments = [str(checkpoint) if argument == str(evil) else argument for argument in commands[command]]
-        assert main(arguments) == 2
-        assert f"{checkpoint} cannot be read as data" in capsys.readouterr().err
-    assert not trap.exists()
-
-
 def test_an_unknown_backbone_is_answered_with_the_nearest_names(digits, tmp_path, capsys):
     recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
     assert main(["fit", "--config", str(recipe), "--model.detector.backbone", "resnet19"]) == 2
     message = capsys.readouterr().err
     assert "botnet: no network 'resnet19' in timm or here; did you mean resnet18" in message
     assert "Traceback" not in message
-
-
-def test_other_files_are_refused_as_checkpoints(tmp_path):
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        load_detector(tmp_path / "none.ckpt")
-    torn = tmp_path / "torn.ckpt"
-    torn.write_bytes(b"PK\x03\x04 not a whole file")
-    with pytest.raises(CheckpointError, match=r"torn\.ckpt cannot be read"):
-        load_detector(torn)
-    foreign = tmp_path / "foreign.ckpt"
-    torch.save({"state_dict": {}}, foreign)
-    with pytest.raises(CheckpointError, match="does not say which network"):
-        load_detector(foreign)
 
 
 # 118,287 images in batches of 64 are 1,848 whole steps an epoch. By hand: the rate is 0.0067 first, rises by
@@ -350,49 +280,6 @@ def test_what_several_devices_cannot_do_is_refused(digits):
     module._trainer.strategy = FSDPStrategy()
     with pytest.raises(ConfigError, match=r"FSDPStrategy .*strategy ddp"):
         module.setup("fit")
-
-
-def test_fine_tuning_takes_what_fits_and_classes_by_name(run):
-    _, folder = run
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    stored = read_checkpoint(checkpoint)
-    state = detector_state(stored)
-    names = ["nine", "zebra", "zero"]
-    torch.manual_seed(1)
-    detector = mask_rcnn(num_classes=3, canvas=96, **DETECTOR)
-    before = {name: value.clone() for name, value in detector.state_dict().items()}
-    with pytest.warns(UserWarning, match="position tables resized"):
-        said = initialise(detector, checkpoint, names)
-    after = detector.state_dict()
-    assert "2 of 3 classes known" in said
-    assert f"{len(after)} of {len(after)} tensors taken" in said
-    known = stored.metadata["class_names"]
-    theirs = [0, known.index("nine") + 1, None, known.index("zero") + 1]
-    heads = {"box_predictor.cls_score": 1, "box_predictor.bbox_pred": 4, "mask_predictor.mask_fcn_logits": 1}
-    for part, rows in heads.items():
-        for kind in ("weight", "bias"):
-            name = f"roi_heads.{part}.{kind}"
-            for ours, their in enumerate(theirs):
-                found = after[name][ours * rows : (ours + 1) * rows]
-                if their is None:
-                    assert torch.equal(found, before[name][ours * rows : (ours + 1) * rows])
-                else:
-                    assert torch.equal(found, state[name][their * rows : (their + 1) * rows])
-    tables = {name for name in after if "pos_embed" in name}
-    assert tables
-    for name in after.keys() - tables:
-        if not any(part in name for part in heads):
-            assert torch.equal(after[name], state[name]), name
-    assert all(after[name].shape == before[name].shape != state[name].shape for name in tables)
-
-
-def test_fine_tuning_from_another_network_is_refused(run, tmp_path):
-    checkpoint = run[1] / "checkpoints" / "last.ckpt"
-    other = mask_rcnn(num_classes=2, canvas=64, **{**DETECTOR, "backbone": "convnext_atto"})
-    with pytest.raises(CheckpointError, match="another network"):
-        initialise(other, checkpoint, ["a", "b"])
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        initialise(other, tmp_path / "none.ckpt", ["a", "b"])
 
 
 def test_fine_tuning_from_the_command_line(run, digits, tmp_path, log):

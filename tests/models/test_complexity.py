@@ -111,7 +111,7 @@ def test_info_of_other_networks() -> None:
     assert basic.stages[1].blocks == "3×3 max pool; 2 × [3×3, 64 | 3×3, 64]"
     assert basic.stages[4].output == (512, 1, 2)
     text(render_info(basic))
-    with pytest.raises(ValueError, match=r"timm has no network 'resnet5000'.*botnet50"):
+    with pytest.raises(ValueError, match=r"no network 'resnet5000' in timm or here; did you mean resnet50"):
         info("resnet5000")
     with pytest.raises(ValueError, match="vit_tiny_patch16_224 is not a ResNet"):
         info("vit_tiny_patch16_224")

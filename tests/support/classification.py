@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import lightning.pytorch as L
 import numpy as np
 import timm
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from botnet.classification import ClassificationModule, ImageDataModule
 from tests.support.recipes import quick_trainer
 
 CLASSES = ("blue", "green", "red")
@@ -83,3 +85,26 @@ def write_recipe(path: Path, data: Path, run: Path, model: dict | None = None, *
     }
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def data_module(images: Path, **changes) -> ImageDataModule:
+    """Small batches of small images."""
+    settings = {"image_size": 32, "batch_size": 4, "val_batch_size": 4, "num_workers": 0} | changes
+    return ImageDataModule(images / "train", images / "val", **settings)
+
+
+def trainer_of(**options) -> L.Trainer:
+    """A trainer of one epoch that writes nothing."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    common = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+    }
+    return L.Trainer(**(common | quiet | {"enable_model_summary": False} | options))
+
+
+def module_of(**options) -> ClassificationModule:
+    """A small ResNet of three classes."""
+    return ClassificationModule(**({"model": "test_resnet", "num_classes": 3, "image_size": 32} | options))

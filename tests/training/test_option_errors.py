@@ -1,9 +1,11 @@
 """A wrong option is answered by one line and exit status 2."""
 
 import pytest
+import yaml
 
 from botnet.cli import main
 from botnet.training.option_errors import explain
+from botnet.training.recipes import RECIPES
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,12 @@ from botnet.training.option_errors import explain
             ["--batch_rule", "linar"],
             "--batch_rule: 'linar' is not allowed; give accumulate or linear; did you mean linear?",
         ),
+        (["--data.jitter", "x"], "--data.jitter: 'x' is not allowed; give a list"),
+        (
+            ["--data", "botnet.detection.Nope"],
+            "--data: 'botnet.detection.Nope' is not a class that can be imported; "
+            "give its path, package.Class",
+        ),
         (["--datas.canvas", "3"], "unrecognized arguments: --datas.canvas 3"),
         (["--model.detector.backbone"], "argument --model: expected one argument"),
     ],
@@ -38,6 +46,27 @@ def test_the_command_answers_in_one_line(given, expected, tmp_path, capsys):
     assert main(["fit", "--config", "recipes/quickstart.yaml", *run, *given]) == 2
     assert capsys.readouterr().err == f"botnet: {expected}\n"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            {"trainer": {"max_epoch": 3}},
+            "--trainer.max_epoch: no such option; did you mean max_epochs, min_epochs, max_steps? "
+            "(botnet fit --help lists all)",
+        ),
+        (
+            {"data": {"init_args": {"canvas": "wide"}}},
+            "--data.canvas: 'wide' is not allowed; give an integer",
+        ),
+    ],
+)
+def test_so_it_does_for_a_recipe(lines, expected, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"base": str(RECIPES / "quickstart.yaml"), **lines}))
+    assert main(["fit", "--config", str(recipe)]) == 2
+    assert capsys.readouterr().err == f"botnet: {expected}\n"
 
 
 def test_messages_of_another_form_are_joined_and_cut():
