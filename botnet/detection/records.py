@@ -12,9 +12,8 @@ from botnet.errors import DataError
 from botnet.masks import Polygons, Segmentation
 
 ROUNDING = 1.0  # pixels beyond the image that rounding explains
-MAX_OVERSHOOT = (
-    10  # times the longer side beyond the image: farther polygons would take gigabytes to rasterise
-)
+# Times the longer side beyond the image: farther polygons would take gigabytes to rasterise.
+MAX_OVERSHOOT = 10
 MAX_PIXELS = 2**31 - 1  # of an image: run lengths are 32-bit numbers
 MAX_AREA = 1e10  # square pixels: COCO's evaluation leaves out what is larger
 
