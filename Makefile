@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-oldest recipes-check overfit full-size \
+.PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-oldest test-newest dist recipes-check overfit full-size \
 	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family
 
 help:
@@ -14,6 +14,8 @@ help:
 	@echo "make test        lint, types, tests, and the wheel in an empty environment"
 	@echo "make test-fast   the tests without those marked long, in a minute or two"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
+	@echo "make test-newest  the tests with the newest releases that pyproject.toml allows, in .venv-newest"
+	@echo "make dist        the sdist and the wheel, in dist/"
 	@echo "make recipes-check  every recipe builds, trains a step and evaluates (COCO_BY=folder of COCO photographs)"
 	@echo "make overfit     overfit four photographs (COCO_BY as above)"
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images evaluated (COCO_BY as above)"
@@ -58,6 +60,20 @@ test-fast: .venv/installed
 	.venv-oldest/bin/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct \
 		--editable '.[demo,test]'
 	touch $@
+
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --editable '.[demo,test]'
+	touch $@
+
+test-newest: .venv-newest/installed
+	OMP_WAIT_POLICY=PASSIVE .venv-newest/bin/python -m pytest
+
+dist: .venv/installed
+	rm -rf dist
+	$(BIN)/pip install --quiet 'twine>=6.1'
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
 
 test-oldest: .venv-oldest/installed
 	OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest

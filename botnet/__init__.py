@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from botnet.layers import MHSA2d
     from botnet.models import bottleneck_transformer, insert_bot, insert_non_local, load_resnet
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "MHSA2d",
