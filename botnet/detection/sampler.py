@@ -20,13 +20,14 @@ class Sampler(BalancedPositiveNegativeSampler):
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Masks of the positives (labels from 1) and of the negatives (0) of each image."""
-        positive, negative = [labels >= 1 for labels in matched_idxs], [labels == 0 for labels in matched_idxs]
+        positive, negative = (
+            [labels >= 1 for labels in matched_idxs],
+            [labels == 0 for labels in matched_idxs],
+        )
         # The host waits for the device once, for the numbers of all images.
         numbers = torch.stack([mask.sum() for mask in positive + negative]).view(2, -1).T.tolist()
         most = int(self.positive_fraction * self.batch_size_per_image)
-        self.drawn = [
-            (min(p, most), min(n, self.batch_size_per_image - min(p, most))) for p, n in numbers
-        ]
+        self.drawn = [(min(p, most), min(n, self.batch_size_per_image - min(p, most))) for p, n in numbers]
         images = zip(positive, negative, numbers, self.drawn, self.generators, strict=True)
         chosen = [
             (draw(p, found[0], drawn[0], generator), draw(n, found[1], drawn[1], generator))

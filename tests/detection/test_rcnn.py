@@ -16,6 +16,7 @@ from botnet.detection.roi_heads import RoIAlign, mask_targets, roi_losses
 from botnet.detection.rpn import AnchorMatcher, Anchors
 from botnet.detection.sampler import Sampler
 from tests.support.detector import MASKS, SMALL, small_detector, targets_for
+from tests.support.synchronisations import Synchronisations
 
 
 def test_anchors_are_centred_on_their_cells():
@@ -306,6 +307,21 @@ def test_autocast_keeps_coordinates_in_float32():
         detector.eval().roi_heads.score_thresh = 0.0
         (found, _) = detector(images)
     assert found["boxes"].dtype == found["masks"].dtype == torch.float32
+
+
+def test_a_training_step_waits_for_a_gpu_no_more_often_than_it_must():
+    detector = small_detector()
+    images = torch.randn(3, 3, 96, 96)
+    targets = targets_for(images)
+    with Synchronisations() as counted:
+        sum(detector(images, targets).values()).backward()
+    assert counted.found == {
+        "aten._local_scalar_dense": 1,  # the check of what was given
+        "tolist": 2,  # how many anchors and RoIs can be sampled
+        "aten.nonzero": 16,  # torchvision: two an image before the suppression, one a level in each pooling
+        "torchvision.nms": 3,
+        "copy from the host": 7,  # torchvision: four in its box coders, one an image in the suppression
+    }
 
 
 def test_boxes_only():

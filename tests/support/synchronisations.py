@@ -48,8 +48,8 @@ class _Copies(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.tolist:
-            self.found["tolist"] += 1
+        if func in (Tensor.tolist, Tensor.cpu, Tensor.numpy):
+            self.found[func.__name__] += 1
         if (func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None) or (
             func is Tensor.to and isinstance(args[-1], Tensor) and len(args) > 1 and args[0].ndim == 0
         ):
