@@ -163,7 +163,7 @@ class ClassificationModule(TaskModule):
             images, target = self.mix(images, target)
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
 
     def schedule(self, total: int) -> Callable[[int], float]:

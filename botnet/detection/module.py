@@ -132,8 +132,8 @@ class DetectionModule(TaskModule):
         losses = self.detector(images, targets, [target["valid"] for target in targets], seeds)
         total = torch.stack(list(losses.values())).sum()
         parts = {f"train/{name}": loss.detach() for name, loss in losses.items()}
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(images))
-        self.log_dict(parts, prog_bar=True, batch_size=len(images))
+        self.log("train/loss", total.detach(), batch_size=len(images))
+        self.log_dict(parts, batch_size=len(images))
         return total
 
     def scale_batch(self, factor: float) -> None:
