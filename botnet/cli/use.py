@@ -1,4 +1,4 @@
-"""``botnet predict`` and ``botnet evaluate``."""
+"""``botnet predict``, ``evaluate`` and ``push``."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add both commands."""
+    """Add the commands that use a trained model."""
     predict = commands.add_parser("predict", description="find objects in images, or classify them")
     predict.add_argument(
         "model", help="a run, a checkpoint, hf-hub:user/name, or a classifier's name in timm"
@@ -50,16 +50,6 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
     predict.set_defaults(run=run_predict)
 
-    push = commands.add_parser("push", description="publish a trained model on the Hugging Face hub")
-    push.add_argument("model", metavar="RUN", help="a run, or a checkpoint")
-    push.add_argument("name", nargs="?", metavar="USER/NAME", help="on the hub")
-    push.add_argument(
-        "--license", required=True, help="of the model, as the hub names it: apache-2.0, mit, ..."
-    )
-    push.add_argument("--private", action="store_true", help="if the repository is new")
-    push.add_argument("--output", type=Path, help="write to this new folder, instead of the hub")
-    push.set_defaults(run=run_push)
-
     evaluate = commands.add_parser("evaluate", description="accuracy of a classifier on class folders")
     evaluate.add_argument("model", help="a run, a checkpoint, hf-hub:user/name, or a name in timm")
     evaluate.add_argument("--data", type=Path, required=True, help="folder of class folders")
@@ -72,6 +62,16 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--output", type=Path, default=Path("validation.json"), help="report of every class (validation.json)"
     )
     evaluate.set_defaults(run=run_evaluate)
+
+    push = commands.add_parser("push", description="publish a trained model on the Hugging Face hub")
+    push.add_argument("model", metavar="RUN", help="a run, or a checkpoint")
+    push.add_argument("name", nargs="?", metavar="USER/NAME", help="on the hub")
+    push.add_argument(
+        "--license", required=True, help="of the model, as the hub names it: apache-2.0, mit, ..."
+    )
+    push.add_argument("--private", action="store_true", help="if the repository is new")
+    push.add_argument("--output", type=Path, help="write to this new folder, instead of the hub")
+    push.set_defaults(run=run_push)
 
 
 def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
