@@ -54,11 +54,10 @@ def paste_masks(probabilities: np.ndarray, boxes: np.ndarray, height: int, width
     begins = np.cumsum(areas + 1) - areas - 1
     # By columns, for interpolation along x. The last row is there twice: below it the value is constant.
     grids = np.pad(probabilities.transpose(0, 2, 1), ((0, 0), (0, 0), (0, 1)), mode="edge")
+    parts = [slice(start, start + CHUNK) for start in range(0, len(x.crop), CHUNK)]
     toggles = [
-        _toggles(
-            grids, _Samples(*(part[start : start + CHUNK] for part in x[:3]), x.first), y, begins, sizes[:, 1]
-        )
-        for start in range(0, len(x.crop), CHUNK)
+        _toggles(grids, _Samples(x.crop[part], x.place[part], x.cell[part], x.first), y, begins, sizes[:, 1])
+        for part in parts
     ]
     rles = run_lengths(np.concatenate([np.empty(0, np.int64), *toggles]), areas)
     origins = np.minimum(offsets, limits - 1)
