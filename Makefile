@@ -4,7 +4,7 @@ BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
 .PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-oldest recipes-check overfit full-size \
-	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family
+	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family bench-paste
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-step  Mask R-CNN's training step beside torchvision's, and BoT50's beside R50's"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
+	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
 	@echo "make bench-family   the training step of every network of Figure 5 at its own image size"
 
 .venv/installed: pyproject.toml constraints.txt
@@ -89,6 +90,9 @@ bench-backbone: .venv/installed
 
 bench-data: .venv/installed
 	$(BIN)/python benchmarks/data.py $(COCO_BY)
+
+bench-paste: .venv/installed
+	$(BIN)/python benchmarks/paste.py
 
 bench-family: .venv/installed
 	$(BIN)/python benchmarks/family.py
