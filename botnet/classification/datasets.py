@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import Compose
 
-from botnet.classification.readers import ImageReader, read_image
+from botnet.classification.images import EvalTransform, read_image
+from botnet.classification.readers import ImageReader
 from botnet.errors import DataError
 from botnet.training.seeding import Key, generator, run_seed, seeded
 
@@ -62,24 +64,6 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             return self.transform(image), label
 
 
-def eval_transform(
-    image_size: int,
-    crop_pct: float,
-    interpolation: str,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-) -> Callable[[Image.Image], Any]:
-    """timm's evaluation transform: resize, centre crop and normalise.
-
-    Args:
-        image_size: side in pixels of the result.
-        crop_pct: the short side is resized to ``image_size / crop_pct``.
-        interpolation: of the resize, in timm's words.
-        mean, std: for the normalisation, of RGB in [0, 1].
-
-    Returns:
-        A function from an image to a tensor (3, image_size, image_size).
-    """
-    return create_transform(
-        image_size, crop_pct=crop_pct, interpolation=interpolation, mean=tuple(mean), std=tuple(std)
-    )
+def eval_transform(**options: Any) -> Callable[[Image.Image], Any]:
+    """:class:`botnet.classification.images.EvalTransform` of these options, to a tensor."""
+    return Compose([EvalTransform(**options), torch.from_numpy])

@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
+from botnet.detection.placement import original_boxes
 from botnet.detection.results import Result
 from botnet.masks import to_coco
 from botnet.pasting import paste_masks
@@ -21,15 +21,13 @@ def to_original(detection: dict[str, Tensor], scale: tuple[float, float], size: 
         On the CPU: ``boxes`` ``(n, 4)`` xyxy original pixels, ``scores``, ``labels``; for Mask R-CNN also
         ``masks``, a list of n compressed RLEs.
     """
-    scale_y, scale_x = scale
-    boxes = detection["boxes"].float().cpu() / torch.tensor([scale_x, scale_y, scale_x, scale_y])
-    boxes = clip_boxes_to_image(boxes, size)
+    boxes = original_boxes(detection["boxes"].float().cpu().numpy(), scale, size)
     result: Result = {
-        "boxes": boxes,
+        "boxes": torch.from_numpy(boxes),
         "scores": detection["scores"].float().cpu(),
         "labels": detection["labels"].cpu(),
     }
     if "masks" in detection:
         probabilities = detection["masks"][:, 0].float().cpu()
-        result["masks"] = to_coco(paste_masks(probabilities.numpy(), boxes.numpy(), *size))
+        result["masks"] = to_coco(paste_masks(probabilities.numpy(), boxes, *size))
     return result
