@@ -4,7 +4,7 @@ BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
 .PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-oldest recipes-check overfit full-size \
-	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family bench-paste
+	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -91,6 +91,7 @@ bench-backbone: .venv/installed
 bench-data: .venv/installed
 	$(BIN)/python benchmarks/data.py $(COCO_BY)
 
+.PHONY: bench-paste
 bench-paste: .venv/installed
 	$(BIN)/python benchmarks/paste.py
 

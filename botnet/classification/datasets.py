@@ -64,6 +64,20 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             return self.transform(image), label
 
 
-def eval_transform(**options: Any) -> Callable[[Image.Image], Any]:
-    """:class:`botnet.classification.images.EvalTransform` of these options, to a tensor."""
-    return Compose([EvalTransform(**options), torch.from_numpy])
+def eval_transform(
+    image_size: int,
+    crop_pct: float,
+    interpolation: str,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Callable[[Image.Image], Any]:
+    """timm's evaluation transform: resize, centre crop and normalise.
+
+    Args:
+        image_size, crop_pct, interpolation, mean, std: as in
+            :class:`botnet.classification.images.EvalTransform`, which does it without torch.
+
+    Returns:
+        A function from an image to a tensor (3, image_size, image_size).
+    """
+    return Compose([EvalTransform(image_size, crop_pct, interpolation, mean, std), torch.from_numpy])
