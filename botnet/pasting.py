@@ -38,16 +38,16 @@ def paste_masks(probabilities: np.ndarray, boxes: np.ndarray, height: int, width
 
     Returns:
         The pixels with a probability of at least one half. The crop of a mask is its box with corners rounded
-        to pixels and cut to the image, or one pixel outside the mask if nothing is left of the box.
+        to pixels and cut to the image, or the image's first pixel, outside the mask, if nothing is left.
     """
     from supervision.detection.compact_mask import CompactMask
 
     probabilities, boxes = np.asarray(probabilities, np.float32), np.asarray(boxes, np.float32)
-    limits = np.array([width, height])
-    corners = np.clip(np.rint(boxes), 0, np.tile(limits, 2)).astype(np.int64)
-    offsets, sizes = corners[:, :2], corners[:, 2:] - corners[:, :2]
-    empty = (sizes <= 0).any(axis=1)
-    sizes[empty] = 0
+    corners = np.clip(np.rint(boxes), 0, [width, height, width, height])
+    empty = ~(corners[:, 2:] > corners[:, :2]).all(axis=1)  # NaN included
+    corners[empty] = 0
+    offsets, ends = np.split(corners.astype(np.int64), 2, axis=1)
+    sizes = ends - offsets
     x, y = (_samples(boxes[:, i::2], offsets[:, i], sizes[:, i], probabilities.shape[1]) for i in (0, 1))
     shapes = np.where(empty[:, None], 1, sizes)[:, ::-1]
     areas = shapes.prod(axis=1)
@@ -60,8 +60,7 @@ def paste_masks(probabilities: np.ndarray, boxes: np.ndarray, height: int, width
         for part in parts
     ]
     rles = run_lengths(np.concatenate([np.empty(0, np.int64), *toggles]), areas)
-    origins = np.minimum(offsets, limits - 1)
-    return CompactMask(rles, shapes.astype(np.int32), origins.astype(np.int32), (height, width))
+    return CompactMask(rles, shapes.astype(np.int32), offsets.astype(np.int32), (height, width))
 
 
 def _samples(ends: np.ndarray, origins: np.ndarray, sizes: np.ndarray, cells: int) -> _Samples:
