@@ -143,6 +143,14 @@ def from_file(folder):
     return instances.images, [instances.annotations_of(image["id"]) for image in instances.images]
 
 
+def test_a_mask_without_pixels_is_one_pixel_outside():
+    masks = from_coco([encode_mask(np.zeros((4, 5))), []], 4, 5)
+    assert masks.bbox_xyxy.tolist() == [[0, 0, 0, 0]] * 2
+    assert masks.area.tolist() == [0, 0]
+    assert from_coco([], 4, 5).shape == (0, 4, 5)
+    assert to_coco(from_coco([], 4, 5)) == []
+
+
 def test_zero_run_lengths_of_another_writer():
     masks = CompactMask([np.int32([2, 0, 3, 4, 0, 3])], np.int32([[4, 3]]), np.int32([[1, 2]]), (7, 6))
     assert to_coco(masks) == [encode_mask(masks[0])]
