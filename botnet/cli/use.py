@@ -1,4 +1,4 @@
-"""``botnet predict`` and ``botnet evaluate``."""
+"""``botnet predict``, ``evaluate`` and ``push``."""
 
 import argparse
 import json
@@ -19,9 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add both commands."""
+    """Add the commands that use a trained model."""
     predict = commands.add_parser("predict", description="find objects in images, or classify them")
-    predict.add_argument("model", help="best.ckpt or last.ckpt of a run, or a classifier's name in timm")
+    predict.add_argument(
+        "model", help="a run, a checkpoint, hf-hub:user/name, or a classifier's name in timm"
+    )
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     _add_classifier_options(predict.add_argument_group("classifiers"))
     predict.add_argument("--attention", action="store_true", help="draw the attention of the first BoT block")
@@ -49,7 +51,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.set_defaults(run=run_predict)
 
     evaluate = commands.add_parser("evaluate", description="accuracy of a classifier on class folders")
-    evaluate.add_argument("model", help="a name in timm, or a checkpoint")
+    evaluate.add_argument("model", help="a run, a checkpoint, hf-hub:user/name, or a name in timm")
     evaluate.add_argument("--data", type=Path, required=True, help="folder of class folders")
     _add_classifier_options(evaluate)
     evaluate.add_argument("--reader", default="folder", help="folder, tar, wds or hfds/NAME (folder)")
@@ -60,6 +62,16 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--output", type=Path, default=Path("validation.json"), help="report of every class (validation.json)"
     )
     evaluate.set_defaults(run=run_evaluate)
+
+    push = commands.add_parser("push", description="publish a trained model on the Hugging Face hub")
+    push.add_argument("model", metavar="RUN", help="a run, or a checkpoint")
+    push.add_argument("name", nargs="?", metavar="USER/NAME", help="on the hub")
+    push.add_argument(
+        "--license", required=True, help="of the model, as the hub names it: apache-2.0, mit, ..."
+    )
+    push.add_argument("--private", action="store_true", help="if the repository is new")
+    push.add_argument("--output", type=Path, help="write to this new folder, instead of the hub")
+    push.set_defaults(run=run_push)
 
 
 def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
@@ -95,12 +107,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Run ``predict`` with a detector or a classifier."""
-    from botnet.training.checkpoint_file import read_checkpoint
+    from botnet.training.model_source import is_trained_here, open_checkpoint
 
     if options.pixel and not options.attention:
         raise ConfigError("--pixel is the query of --attention; give both")
     pixel = tuple(options.pixel) if options.pixel else None
-    checkpoint = read_checkpoint(options.model) if Path(options.model).is_file() else None
+    checkpoint = open_checkpoint(options.model) if is_trained_here(options.model) else None
     if checkpoint is None or checkpoint.kind == "classifier":
         for_detectors = ("format", "images_json", "score", "truth")
         _refuse(options, for_detectors, f"is for detectors, and {options.model} is not a checkpoint of one")
@@ -108,6 +120,20 @@ def run_predict(options: argparse.Namespace) -> int:
     for_classifiers = ("weights", "label_map", "crop", "size")
     _refuse(options, for_classifiers, f"is for classifiers; {options.model} is a detector")
     return _detect(options, checkpoint, pixel)
+
+
+def run_push(options: argparse.Namespace) -> int:
+    """Run ``push``: publish a model on the hub, or write the same files to a folder."""
+    from botnet.deploy.hub import push, save_published
+
+    if (options.name is None) == (options.output is None):
+        raise ConfigError("give either USER/NAME, or --output FOLDER")
+    if options.output:
+        save_published(options.model, options.output, options.license)
+        print(f"{options.output}: written")
+    else:
+        print(push(options.model, options.name, options.license, private=options.private))
+    return 0
 
 
 def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tuple[int, int] | None) -> int:
