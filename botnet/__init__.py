@@ -10,6 +10,7 @@ first use. ``botnet --help`` and ``import botnet.layers`` stay fast.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from wrapt import when_imported
@@ -45,6 +46,10 @@ __getattr__, __dir__ = lazy(
         "mask_rcnn": "botnet.detection",
     },
 )
+
+
+# supervision warns on import without OpenCV, which nothing here needs of it.
+warnings.filterwarnings("ignore", "OpenCV .* is not installed", UserWarning)
 
 
 @when_imported("timm")
