@@ -1,18 +1,22 @@
-"""Image files: finding and decoding them, and the pixels that a normalised tensor shows."""
+"""Image files: finding and decoding them, and the pixels that a normalised tensor shows.
+
+The module loads without PyTorch.
+"""
 
 import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE
-from torch import Tensor
 
 from botnet.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What counts as an image in a folder. Pillow also registers formats that it can only write (PDF) or only
 # recognise (MPEG, HDF5), and EPS, which is a program.
@@ -229,7 +233,7 @@ def _size_fault(found: Size, size: Size) -> str:
 # ---- tensors
 
 
-def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def denormalise(image: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":
     """The pixels that a normalised image shows.
 
     Args:
@@ -239,5 +243,7 @@ def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     Returns:
         (3, H, W) uint8, on the CPU.
     """
+    import torch
+
     shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     return ((image.float().cpu() * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)

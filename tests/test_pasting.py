@@ -109,7 +109,7 @@ def test_masks_are_the_bilinear_values_of_at_least_one_half():
 
 
 @pytest.mark.parametrize(
-    "box", [[4, 4, 4, 4], [30, 2, 40, 8], [-9, -9, -1, -1], [6, 2, 3, 8], [2.5, 1, 2.5, 9]]
+    "box", [[4, 4, 4, 4], [30, 2, 40, 8], [-9, -9, -1, -1], [6, 2, 3, 8], [2.5, 1, 2.5, 9], [np.nan, 1, 4, 9]]
 )
 def test_a_mask_without_pixels_is_one_pixel_outside(box):
     masks = paste_masks(np.ones((1, 28, 28), np.float32), np.float32([box]), 10, 20)

@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from botnet.classification.classifier import Classifier
-from botnet.classification.readers import read_image
+from botnet.classification.images import read_image
 from botnet.errors import DataError
 from botnet.folders import check_unused, make_folder
 from botnet.images import check_some_left, denormalise, image_paths

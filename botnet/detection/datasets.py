@@ -81,7 +81,7 @@ class CocoDataset(Dataset[Any]):
         return image_name(self.instances.images[index])
 
     def _image(self, record: ImageRecord, placement: Placement, canvas: int) -> Tensor:
-        return load_on_canvas(self.folder / record["file_name"], placement, canvas)
+        return torch.from_numpy(load_on_canvas(self.folder / record["file_name"], placement, canvas))
 
 
 class TrainDataset(CocoDataset):

@@ -1,17 +1,13 @@
 """From the canvas back to the original pixels."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+from supervision import Detections
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
+from botnet.detection.placement import original_boxes
 from botnet.pasting import paste_masks
-
-if TYPE_CHECKING:
-    from supervision import Detections
 
 
 def to_original(
@@ -19,7 +15,7 @@ def to_original(
     scale: tuple[float, float],
     size: tuple[int, int],
     class_names: Sequence[str],
-) -> "Detections":
+) -> Detections:
     """A detection on the canvas, mapped back to the pixels of the original image.
 
     Args:
@@ -32,17 +28,13 @@ def to_original(
         ``xyxy`` (n, 4) float32 in original pixels, ``confidence`` (n,) float32, ``class_id`` (n,) from 0,
         ``data["class_name"]``; for Mask R-CNN also ``mask``, a ``CompactMask``.
     """
-    from supervision import Detections  # takes half a second to import
-
-    scale_y, scale_x = scale
-    boxes = detection["boxes"].float().cpu() / torch.tensor([scale_x, scale_y, scale_x, scale_y])
-    xyxy = clip_boxes_to_image(boxes, size).numpy()
+    boxes = original_boxes(detection["boxes"].float().cpu().numpy(), scale, size)
     class_id = detection["labels"].cpu().numpy() - 1
     masks = None
     if "masks" in detection:
-        masks = paste_masks(detection["masks"][:, 0].float().cpu().numpy(), xyxy, *size)
+        masks = paste_masks(detection["masks"][:, 0].float().cpu().numpy(), boxes, *size)
     return Detections(
-        xyxy=xyxy,
+        xyxy=boxes,
         mask=masks,
         confidence=detection["scores"].float().cpu().numpy(),
         class_id=class_id,

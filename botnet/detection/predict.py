@@ -188,7 +188,7 @@ def _print_results(files: dict[str, Path]) -> None:
 def _prepare(path: Path, size: tuple[int, int], canvas: int) -> tuple[Tensor, Placement]:
     """An image of ``size`` (height, width) on the canvas, as the detector takes it."""
     placement = EvalTransform(canvas).place(size)
-    return load_on_canvas(path, placement, canvas), placement
+    return torch.from_numpy(load_on_canvas(path, placement, canvas)), placement
 
 
 def _detect(detector: RCNN, image: Tensor, placement: Placement, class_names: Sequence[str]) -> Detections:

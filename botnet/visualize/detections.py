@@ -1,8 +1,8 @@
 """Detections drawn on their images.
 
 The colours and masks are supervision's; Pillow draws. supervision's annotators for masks, outlines and boxes
-need OpenCV to be quick: without it, a hundred masks on 12 megapixels take them 19 s and 600 MB. Its labels may
-cover the object that they name.
+need OpenCV to be quick: without it, a hundred masks on 12 megapixels take them 19 s and 600 MB. Its labels
+may cover the object that they name.
 """
 
 from collections.abc import Sequence
