@@ -26,7 +26,7 @@ from botnet.errors import DataError
 from botnet.folders import check_unused, make_folder
 from botnet.images import check_some_left, denormalise, image_paths, load_image
 from botnet.training.checkpoint_file import TaskCheckpoint
-from botnet.visualize.attention import AttentionProbe, attention_picture, probe_attention
+from botnet.visualize.attention import AttentionProbe, attention_sheet, probe_attention
 from botnet.visualize.detections import beside_truth, draw
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def predict(
     score: float = 0.5,
     truth: Path | None = None,
     attention: bool = False,
+    block: str | None = None,
     pixel: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> tuple[list[PredictedRecord], list[DataError]]:
@@ -62,6 +63,7 @@ def predict(
         truth: instances file. Images with a record in it (:func:`image_ids`) are drawn beside their ground
             truth, and their EXIF orientation is applied or not as the size in the record requires.
         attention: draw the attention of one query of each image in ``output/attention``.
+        block: name of the BoT block whose attention is drawn, or "all"; the first one by default.
         pixel: (x, y) of that query in each image's own pixels; by default the centre of the image.
         device: "auto" takes an accelerator if there is one.
 
@@ -71,9 +73,9 @@ def predict(
 
     Raises:
         CheckpointError: the checkpoint cannot be read. Nothing is written.
-        ConfigError: no such device, or the output folder is not empty. Nothing is written.
-        DataError: an image does not exist, none can be predicted, or there is no attention to draw. Nothing
+        ConfigError: no such device or block, no attention to draw, or the output folder is not empty. Nothing
             is written.
+        DataError: an image does not exist, or none can be predicted. Nothing is written.
     """
     paths = image_paths(sources)
     check_unused(output)
@@ -84,7 +86,7 @@ def predict(
         logger.warning(f"{truth} does not know {unknown} of the {len(paths)} images")
     detector = detector.to(pick_device(device))
     if attention:
-        with probe_attention(detector):
+        with probe_attention(detector, block):
             pass  # raises if the detector has no attention
     records: list[PredictedRecord] = []
     broken: list[DataError] = []
@@ -94,7 +96,7 @@ def predict(
             size = (shown.height, shown.width)
             query = _query(path, size, pixel if attention else None)
             image, placement = _prepare(path, size, metadata["canvas"])
-            with probe_attention(detector) if attention else nullcontext() as probe:
+            with probe_attention(detector, block) if attention else nullcontext() as probes:
                 found = _detect(detector, image, placement, metadata["class_names"])
             picture = draw(shown, found, score)
             if instances and known:
@@ -104,9 +106,9 @@ def predict(
             continue
         make_folder(output)
         picture.save(output / f"{path.stem}.png")
-        if probe:
+        if probes:
             make_folder(output / "attention")
-            sheet = _draw_attention(probe, image, placement, query)
+            sheet = _draw_attention(probes, image, placement, query)
             sheet.save(output / "attention" / f"{path.stem}.png")
         for record in coco_results(found, image_id, metadata["category_ids"]):
             records.append({**record, "file_name": path.name})
@@ -209,12 +211,12 @@ def _query(path: Path, size: tuple[int, int], pixel: tuple[int, int] | None) -> 
 
 
 def _draw_attention(
-    probe: AttentionProbe, image: Tensor, placement: Placement, query: tuple[int, int]
+    probes: Sequence[AttentionProbe], image: Tensor, placement: Placement, query: tuple[int, int]
 ) -> Image.Image:
     """The attention of a query (x, y) in original pixels, on the canvas that the detector was given."""
     (scale_y, scale_x), (height, width) = placement.scale, image.shape[-2:]
     x, y = (query[0] + 0.5) * scale_x / width, (query[1] + 0.5) * scale_y / height
-    return attention_picture(denormalise(image, IMAGENET_MEAN, IMAGENET_STD), *probe.weights(y, x))
+    return attention_sheet(denormalise(image, IMAGENET_MEAN, IMAGENET_STD), probes, y, x)
 
 
 def _beside_truth(

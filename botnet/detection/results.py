@@ -48,7 +48,8 @@ def coco_results(detections: "Detections", image_id: int, category_ids: Sequence
         image_id: of the instances file.
         category_ids: of classes 0, 1, ...
     """
-    assert detections.class_id is not None and detections.confidence is not None
+    assert detections.class_id is not None
+    assert detections.confidence is not None
     boxes = np.array(detections.xyxy, np.float32)
     boxes[:, 2:] -= boxes[:, :2]
     found = zip(boxes.tolist(), detections.confidence.tolist(), detections.class_id.tolist(), strict=True)

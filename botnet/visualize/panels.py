@@ -34,6 +34,20 @@ def titled_row(panels: Sequence[tuple[Image.Image, str]], box: Box | None = None
     return sheet
 
 
+def titled_column(panels: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """Images one above the other, each below its title."""
+    size = max(image.width for image, _ in panels), sum(image.height + TITLE_BAR for image, _ in panels)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=15)
+    top = 0
+    for image, title in panels:
+        pen.text((4, top + 4), title, font=font, fill="black")
+        sheet.paste(image, (0, top + TITLE_BAR))
+        top += image.height + TITLE_BAR
+    return sheet
+
+
 def captioned_grid(tiles: Sequence[tuple[Image.Image, Sequence[tuple[str, str]]]]) -> Image.Image:
     """Images as squares of one size in rows of four, each above two lines of text.
 
