@@ -19,6 +19,7 @@ from botnet.detection.postprocess import to_original
 from botnet.detection.rcnn import RCNN
 from botnet.detection.results import ResultRecord, Truth, coco_results, true_detections, write_results
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
+from botnet.detection.validation_loss import ValidationLoss
 from botnet.errors import ConfigError
 from botnet.images import denormalise
 from botnet.training.distributed import gather_shares
@@ -161,6 +162,7 @@ class DetectionModule(TaskModule):
         """Start collecting."""
         super().on_validation_start()
         self.share, self.sheets = [], []
+        self.validation_loss = ValidationLoss(self.detector, self.data)
 
     def validation_step(self, batch: tuple[Tensor, list[EvalTarget]], index: int) -> None:
         """Detect, in original pixels, and draw some images."""
@@ -170,6 +172,7 @@ class DetectionModule(TaskModule):
         names, ids = self.data.class_names, self.data.val_instances.category_ids
         for image, detection, target in zip(images, detections, targets, strict=True):
             found, truth = to_original(detection, target["scale"], target["size"], names), truth_of(target)
+            self.validation_loss.update(image, target["image_id"])
             self.share.append((coco_results(found, target["image_id"], ids), truth))
             if len(self.sheets) * self.trainer.world_size < self.pictures:
                 self._draw(image, found, true_detections(truth, names, target["size"]), target)
@@ -196,6 +199,9 @@ class DetectionModule(TaskModule):
             self.report = metric.report()
         self.share = []
         self.report = self.trainer.strategy.broadcast(self.report)
+        # Every device has the same.
+        losses = self.validation_loss.compute(self.device)
+        self.log_dict({f"val/{name}": loss for name, loss in losses.items()}, rank_zero_only=True)
         for kind, table in self.report.items():
             for number in ("AP", "AP50", "AP75"):
                 self.log(f"val/{kind}_{number}", table[number], prog_bar=number == "AP", sync_dist=True)

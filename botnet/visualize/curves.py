@@ -4,8 +4,8 @@ import csv
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-# They repeat other columns, for the choice of the best checkpoint.
-REPEATED = ("val/AP", "val/top1", "val/top5")
+# They repeat other columns, or val/loss repeats them.
+REPEATED = ("val/AP", "val/top1", "val/top5", "val/model_loss", "val/ema_loss")
 
 Series = dict[str, dict[float, float]]  # value by step, by name
 
@@ -58,7 +58,7 @@ def plot_curves(tables: Sequence[Path], path: Path, metric_max: float = 1.0) -> 
 
 def _is_loss(name: str, series: Collection[str]) -> bool:
     part = name.partition("/")[2]
-    return name.startswith("train/") or name.endswith("loss") or f"train/{part}" in series
+    return name.startswith("train/") or f"train/{part}" in series
 
 
 def _label(name: str, points: Sequence[tuple[float, float]]) -> str:

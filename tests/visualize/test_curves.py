@@ -49,7 +49,7 @@ def test_validation_losses_stand_beside_those_of_training(figure_of):
     )
     losses, metrics = figure.axes
     lines = {line.get_label().split()[0]: line for line in losses.lines}
-    assert set(lines) == {"train/loss", "train/box", "val/loss", "val/box", "val/model_loss"}
+    assert set(lines) == {"train/loss", "train/box", "val/loss", "val/box"}
     assert lines["train/box"].get_color() == lines["val/box"].get_color() != lines["val/loss"].get_color()
     assert list(lines["val/box"].get_ydata()) == [0.75, 0.8]
     assert [line.get_label() for line in metrics.lines] == ["val/box_AP  0.600"]
