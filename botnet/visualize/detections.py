@@ -69,7 +69,7 @@ def draw(
     colours = [PALETTE.by_idx(index) for index in _colour_indices(detections)]
     if masks is not None:
         masks = masks if zoom == 1 else masks.resize(size[::-1])
-        picture = _draw_masks(picture, masks, colours, max(1, unit // 640))
+        picture = _draw_masks(picture, masks, colours, max(2, unit // 600))
     width = max(2, unit // 400)
     boxes = _around(detections.xyxy * zoom, width, size)
     pen = ImageDraw.Draw(picture)
