@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from botnet.detection import faster_rcnn, mask_rcnn
     from botnet.layers import MHSA2d
     from botnet.models import bottleneck_transformer, insert_bot, insert_non_local, load_resnet
+    from botnet.visualize.detections import draw
 
 __version__ = "0.2.0"
 
 __all__ = [
     "MHSA2d",
     "bottleneck_transformer",
+    "draw",
     "faster_rcnn",
     "insert_bot",
     "insert_non_local",
@@ -39,6 +41,7 @@ __getattr__, __dir__ = lazy(
     {
         "MHSA2d": "botnet.layers",
         "bottleneck_transformer": "botnet.models",
+        "draw": "botnet.visualize.detections",
         "faster_rcnn": "botnet.detection",
         "insert_bot": "botnet.models",
         "insert_non_local": "botnet.models",

@@ -171,7 +171,7 @@ class RCNN(nn.Module):
         images: Tensor,
         targets: list[dict[str, Tensor]] | None = None,
         valid: Sequence[tuple[int, int]] | None = None,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int | torch.Generator] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training mode, detections in evaluation mode.
 
@@ -180,8 +180,8 @@ class RCNN(nn.Module):
             targets: training only, one dictionary per image: ``boxes`` ``(n, 4)`` xyxy float32 canvas
                 pixels, ``labels`` ``(n,)`` int64 from 1, ``masks`` ``(n, H, W)`` uint8 for Mask R-CNN.
             valid: ``(height, width)`` of each image's unpadded region; the whole canvas by default.
-            seeds: training only, one per image: seeds of the sampling of anchors and RoIs; by default
-                torch's global generator is used.
+            seeds: training only, one per image: seeds of the sampling of anchors and RoIs, or generators; by
+                default torch's global generator is used.
 
         Returns:
             In training the losses ``rpn_score``, ``rpn_box``, ``class``, ``box`` and ``mask``, whose
@@ -200,7 +200,12 @@ class RCNN(nn.Module):
             raise ValueError(f"{len(seeds)} seeds for {len(images)} images; give one per image")
         check_values(images, given, self.num_classes)
         generators = (
-            [torch.Generator(images.device).manual_seed(seed) for seed in seeds]
+            [
+                seed
+                if isinstance(seed, torch.Generator)
+                else torch.Generator(images.device).manual_seed(seed)
+                for seed in seeds
+            ]
             if seeds
             else [None] * len(images)
         )

@@ -39,5 +39,7 @@ class Sampler(BalancedPositiveNegativeSampler):
 def draw(candidates: Tensor, found: int, count: int, generator: torch.Generator | None) -> Tensor:
     """A mask of ``count`` of the ``found`` candidates that a mask has."""
     places = torch.nonzero_static(candidates, size=found)[:, 0]
-    order = torch.randperm(found, generator=generator, device=candidates.device)
-    return torch.zeros_like(candidates).index_fill_(0, places[order[:count]], True)
+    # A generator of the CPU draws alike for every device.
+    device = candidates.device if generator is None else generator.device
+    order = torch.randperm(found, generator=generator, device=device)[:count]
+    return torch.zeros_like(candidates).index_fill_(0, places[order.to(places.device)], True)
