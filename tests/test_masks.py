@@ -16,9 +16,9 @@ def test_masks_are_those_of_pycocotools_in_every_encoding(coco_by):
     for split in ("train", "val"):
         instances = CocoInstances(coco_by / f"instances_{split}.json")
         for image in instances.images:
-            size = image["height"], image["width"]
-            for annotation in instances.annotations_of(image["id"]):
-                segmentation = annotation["segmentation"]
+            size = image.height, image.width
+            for annotation in instances.annotations_of(image.id):
+                segmentation = annotation.segmentation
                 encoded = reference.frPyObjects(segmentation, *size)
                 whole = reference.merge(encoded) if isinstance(encoded, list) else encoded
                 expected = reference.decode(whole)

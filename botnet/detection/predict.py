@@ -159,8 +159,8 @@ def predict_coco(
     detector = detector.to(pick_device(device))
     records: list[ResultRecord] = []
     for image, path in track(list(zip(images, paths, strict=True)), "predicting"):
-        result = _detect(detector, *_prepare(path, (image["height"], image["width"]), metadata["canvas"]))
-        records += coco_results(result, image["id"], metadata["category_ids"])
+        result = _detect(detector, *_prepare(path, (image.height, image.width), metadata["canvas"]))
+        records += coco_results(result, image.id, metadata["category_ids"])
     make_folder(output)
     files = write_results(output, records)
     print(f"{len(images)} images, {len(records)} detections")
@@ -222,10 +222,10 @@ def _beside_truth(
 ) -> Image.Image:
     """The ground truth of an image, and to its right the picture of its predictions."""
     annotations = instances.annotations_of(image_id)
-    x, y, w, h = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).view(-1, 4).unbind(1)
+    x, y, w, h = torch.tensor([a.bbox for a in annotations], dtype=torch.float32).view(-1, 4).unbind(1)
     truth = {
         "boxes": torch.stack([x, y, x + w, y + h], dim=1),
-        "labels": [instances.category_ids.index(a["category_id"]) + 1 for a in annotations],
+        "labels": [instances.category_ids.index(a.category_id) + 1 for a in annotations],
         "masks": [instances.mask_of(annotation) for annotation in annotations],
     }
     left = draw(image, truth, instances.class_names, score)

@@ -10,6 +10,7 @@ from botnet.cli import main
 from botnet.detection import predict
 from botnet.detection.checkpoint import load_detector
 from botnet.detection.image_files import image_ids
+from botnet.detection.records import ImageRecord
 from botnet.errors import DataError
 from tests.support.classification import picture
 from tests.support.detection import write_detector
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.long
 
 
 def records_of(**ids):
-    return [{"id": image_id, "file_name": name} for name, image_id in ids.items()]
+    return [ImageRecord(image_id, name, 1, 1) for name, image_id in ids.items()]
 
 
 @pytest.mark.parametrize(
