@@ -2,10 +2,12 @@
 
 import hashlib
 import logging
+import math
 import os
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -28,11 +30,13 @@ Parts = Mapping[str, np.ndarray | Sequence[bytes | msgspec.Raw]]
 
 
 class Footer(msgspec.Struct):
-    """The end of a packed file: where each array lies, what belongs to it, the checksum of what is before."""
+    """The end of a packed file: where each array lies, and what belongs to them.
+
+    Behind it stand its length in 8 bytes and the checksum of all that is before in 4.
+    """
 
     arrays: dict[str, tuple[str, list[int], int]]  # type, shape, first byte
     about: dict[str, Any]
-    checksum: int
 
 
 class Pack:
@@ -46,10 +50,6 @@ class Pack:
     Attributes:
         arrays: by name, read-only.
         about: what was written with them.
-
-    Raises:
-        ValueError: the file is incomplete or damaged.
-        OSError: it cannot be read.
     """
 
     def __init__(self, source: Path | bytes) -> None:
@@ -61,33 +61,14 @@ class Pack:
             contents = np.frombuffer(self._source, np.uint8)
         else:
             contents = np.memmap(self._source, np.uint8, mode="r")
-        start = len(contents) - 8 - int.from_bytes(contents[-8:].tobytes(), "little")
-        if start < 0:
-            raise ValueError("incomplete")
-        try:
-            footer = msgspec.json.decode(contents[start:-8].tobytes(), type=Footer)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ValueError("incomplete") from error
-        self.about, self._checksum, self._end = footer.about, footer.checksum, start
+        end = len(contents) - 12
+        start = end - int.from_bytes(contents[end : end + 8].tobytes(), "little")
+        footer = msgspec.json.decode(contents[start:end].tobytes(), type=Footer)
+        self.about = footer.about
         self.arrays: dict[str, np.ndarray] = {}
         for name, (kind, shape, first) in footer.arrays.items():
-            size = np.dtype(kind).itemsize * int(np.prod(shape))
+            size = np.dtype(kind).itemsize * math.prod(shape)
             self.arrays[name] = np.asarray(contents[first : first + size]).view(kind).reshape(shape)
-
-    def verify(self) -> None:
-        """Read the whole file once, outside the mapping.
-
-        Raises:
-            ValueError: its contents are not what was written.
-        """
-        if isinstance(self._source, bytes):
-            return
-        checksum, left = 0, self._end
-        with open(self._source, "rb") as file:
-            while left and (block := file.read(min(BLOCK, left))):
-                checksum, left = zlib.crc32(block, checksum), left - len(block)
-        if left or checksum != self._checksum:
-            raise ValueError("damaged")
 
     def __getstate__(self) -> Path | bytes:
         return self._source
@@ -117,8 +98,18 @@ def write_pack(file: IO[bytes], parts: Parts, about: dict[str, Any]) -> None:
             for start in range(0, len(part), PIECES):
                 put(b"".join(part[start : start + PIECES]))
             arrays[name] = ("|u1", [position - first], first)
-    footer = msgspec.json.encode(Footer(arrays, about, checksum))
-    file.write(footer + len(footer).to_bytes(8, "little"))
+    footer = msgspec.json.encode(Footer(arrays, about))
+    put(footer + len(footer).to_bytes(8, "little"))
+    file.write(checksum.to_bytes(4, "little"))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the checksum of a packed file is right. It is read, since a mapping would count as memory."""
+    checksum, left = 0, path.stat().st_size - 4
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(BLOCK, left))):
+            checksum, left = zlib.crc32(block, checksum), left - len(block)
+        return left == 0 and file.read() == checksum.to_bytes(4, "little")
 
 
 Build = Callable[[], tuple[Parts, dict[str, Any]]]
@@ -129,8 +120,8 @@ def packed(contents: bytes, build: Build, cache: bool = True) -> Pack:
 
     The cache is the folder ``botnet`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``): it
     serves every run on the machine, and data folders are often read-only. A file there is named by a hash of
-    the contents, of this package's version and of the format, so a stale one is never taken. Small files are
-    not cached. Without the cache the arrays lie in this process's memory.
+    the contents, of this package's version and of the format: a stale one is never taken, and copies of the
+    data share one. Small files are not cached. Without the cache the arrays lie in this process's memory.
 
     Args:
         contents: of the source file.
@@ -139,12 +130,16 @@ def packed(contents: bytes, build: Build, cache: bool = True) -> Pack:
     """
     if not cache or len(contents) < SMALLEST_CACHED:
         return _in_memory(*build())
-    key = hashlib.sha256(contents)
+    with ThreadPoolExecutor(1) as thread:
+        digest = thread.submit(hashlib.sha256, contents)
+        # Without a file of this size there is nothing to wait for.
+        built = None if any(cache_folder().glob(f"{len(contents)}-*.pack")) else build()
+        key = digest.result()
     key.update(f"{FORMAT} {__version__}".encode())
-    path = cache_folder() / f"{key.hexdigest()[:32]}.pack"
-    if found := _cached(path):
+    path = cache_folder() / f"{len(contents)}-{key.hexdigest()[:32]}.pack"
+    if not built and (found := _cached(path)):
         return found
-    parts, about = build()
+    parts, about = built or build()
     try:
         return _store(path, parts, about)
     except OSError as error:
@@ -166,14 +161,15 @@ def _in_memory(parts: Parts, about: dict[str, Any]) -> Pack:
 def _cached(path: Path) -> Pack | None:
     """A cached file, if there is a sound one."""
     try:
-        pack = Pack(path)
-        pack.verify()
+        if _is_whole(path):
+            return Pack(path)
+        problem = "damaged"
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        logger.warning("%s: cannot be used (%s); it is made again", path, error)
-        return None
-    return pack
+    except OSError as error:
+        problem = str(error.strerror)
+    logger.warning("%s: cannot be used (%s); it is made again", path, problem)
+    return None
 
 
 def _store(path: Path, parts: Parts, about: dict[str, Any]) -> Pack:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, compress
+from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -65,11 +66,11 @@ class Columns:
         def column(value: Callable[[AnnotationRecord], Any], dtype: type) -> np.ndarray:
             return np.fromiter(map(value, annotations), dtype, len(annotations))
 
-        boxes = chain.from_iterable(annotation.bbox for annotation in annotations)
+        boxes = chain.from_iterable(map(attrgetter("bbox"), annotations))
         return cls(
-            id=column(lambda annotation: annotation.id, np.int64),
-            image_id=column(lambda annotation: annotation.image_id, np.int64),
-            category_id=column(lambda annotation: annotation.category_id, np.int64),
+            id=column(attrgetter("id"), np.int64),
+            image_id=column(attrgetter("image_id"), np.int64),
+            category_id=column(attrgetter("category_id"), np.int64),
             bbox=np.fromiter(boxes, np.float64, 4 * len(annotations)).reshape(-1, 4),
             iscrowd=column(lambda annotation: annotation.iscrowd or 0, np.float64),
             area=column(

@@ -599,7 +599,16 @@ def test_another_file_has_another_cache(cached):
     assert len(cache_files()) == 2
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b[:5], lambda b: b"", lambda b: b"\1" + b[1:]])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda b: b[:-1],
+        lambda b: b[:5],
+        lambda b: b"",
+        lambda b: b"\1" + b[1:],
+        lambda b: b[:-20] + bytes(20),
+    ],
+)
 def test_a_torn_cache_is_made_again(cached, caplog, spoil):
     whole = contents(CocoInstances(cached.file, cache=False))
     CocoInstances(cached.file)
