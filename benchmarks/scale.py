@@ -183,7 +183,11 @@ def score_pycocotools(root: Path) -> Any:
         truth = COCO()
         truth.dataset = {
             "info": {},
-            "images": [{"id": i + 1} for i in range(VALIDATED)],
+            "images": [
+                dict(zip(("height", "width"), objects[0]["segmentation"]["size"], strict=True))
+                | {"id": i + 1}
+                for i, (objects, _) in enumerate(samples)
+            ],
             "categories": few["categories"],
             "annotations": [record for objects, _ in samples for record in objects],
         }
@@ -285,7 +289,7 @@ def main() -> None:
         for name, (kind, _) in CASES.items():
             if kind in args.only:
                 command = [sys.executable, __file__, str(root), "--case", name]
-                done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+                done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
                 figures = json.loads(done.stdout)
                 cells = (figures.get(key) for key in ("seconds", "cpu", "peak", "kept"))
                 table.add_row(name, *("" if cell is None else f"{cell:.2f}" for cell in cells))

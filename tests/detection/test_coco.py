@@ -602,12 +602,13 @@ def test_another_file_has_another_cache(cached):
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda b: b[:-1],
-        lambda b: b[:5],
-        lambda b: b"",
-        lambda b: b"\1" + b[1:],
-        lambda b: b[:-20] + bytes(20),
+        lambda file: file[:-1],
+        lambda file: file[:5],
+        lambda file: b"",
+        lambda file: b"\1" + file[1:],
+        lambda file: file[:-20] + bytes(20),
     ],
+    ids=["last byte", "beginning only", "empty", "first byte", "end of zeros"],
 )
 def test_a_torn_cache_is_made_again(cached, caplog, spoil):
     whole = contents(CocoInstances(cached.file, cache=False))
