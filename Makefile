@@ -4,7 +4,7 @@ BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
 .PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-oldest test-newest dist recipes-check overfit full-size \
-	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family
+	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family bench-scale
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
 	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
+	@echo "make bench-scale reading, workers and scoring at the size of COCO, listing at that of ImageNet (COCO_BY as above)"
 	@echo "make bench-family   the training step of every network of Figure 5 at its own image size"
 
 .venv/installed: pyproject.toml constraints.txt
@@ -113,3 +114,6 @@ bench-paste: .venv/installed
 
 bench-family: .venv/installed
 	$(BIN)/python benchmarks/family.py
+
+bench-scale: .venv/installed
+	$(BIN)/python benchmarks/scale.py $(COCO_BY)

@@ -2,7 +2,7 @@
 
     python benchmarks/paste.py
 
-"botnet" is paste_masks and to_coco. "mask by mask" samples the pixels of each box by torch's grid_sample and
+"botnet" is paste_masks and to_rles. "mask by mask" samples the pixels of each box by torch's grid_sample and
 encodes an image for each. "torchvision" is its paste_masks_in_image, then pycocotools' encode. 100 boxes with
 sides from 2 % of the image's to all of it, evenly in the logarithm; round masks of 28 x 28 cells.
 """
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from botnet.masks import encode_mask, to_coco
+from botnet.masks import encode_mask, to_rles
 from botnet.pasting import paste_masks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -70,7 +70,7 @@ def ways(height: int, width: int) -> dict[str, Callable[[], list[Any]]]:
         ]
 
     def botnet() -> list[Any]:
-        return to_coco(paste_masks(probabilities, boxes, height, width))
+        return to_rles(paste_masks(probabilities, boxes, height, width))
 
     if botnet() != mask_by_mask():
         raise RuntimeError("paste_masks and grid_sample give different masks")

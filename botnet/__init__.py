@@ -19,7 +19,9 @@ from botnet.lazy import lazy
 
 if TYPE_CHECKING:
     from botnet.detection import faster_rcnn, mask_rcnn
+    from botnet.detection.results import to_coco
     from botnet.layers import MHSA2d
+    from botnet.loading import load
     from botnet.models import bottleneck_transformer, insert_bot, insert_non_local, load_resnet
     from botnet.visualize.detections import draw
 
@@ -32,8 +34,10 @@ __all__ = [
     "faster_rcnn",
     "insert_bot",
     "insert_non_local",
+    "load",
     "load_resnet",
     "mask_rcnn",
+    "to_coco",
 ]
 
 __getattr__, __dir__ = lazy(
@@ -45,8 +49,10 @@ __getattr__, __dir__ = lazy(
         "faster_rcnn": "botnet.detection",
         "insert_bot": "botnet.models",
         "insert_non_local": "botnet.models",
+        "load": "botnet.loading",
         "load_resnet": "botnet.models",
         "mask_rcnn": "botnet.detection",
+        "to_coco": "botnet.detection.results",
     },
 )
 

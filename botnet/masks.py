@@ -110,7 +110,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndar
     return owner, np.arange(len(owner)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
 
 
-def to_coco(masks: "CompactMask") -> list[Rle]:
+def to_rles(masks: "CompactMask") -> list[Rle]:
     """supervision's masks in COCO's compressed run lengths, without decoding their pixels."""
     height, width = masks.image_shape
     mask, column, rows = _column_runs(masks._rles, masks._crop_shapes[:, 0])
@@ -122,7 +122,7 @@ def to_coco(masks: "CompactMask") -> list[Rle]:
     return [_as_text(rle) for rle in mask_api.frPyObjects(counts, height, width)]
 
 
-def from_coco(segmentations: Sequence[Segmentation], height: int, width: int) -> "CompactMask":
+def compact_masks(segmentations: Sequence[Segmentation], height: int, width: int) -> "CompactMask":
     """COCO's masks of one image as supervision's, each cut to its pixels, without decoding them.
 
     Args:

@@ -68,17 +68,17 @@ from botnet.classification.images import EvalTransform as ClassTransform, read_i
 from botnet.detection.image_files import image_ids
 from botnet.detection.placement import original_boxes
 from botnet.detection.transforms import EvalTransform, load_on_canvas
-from botnet.images import image_paths, load_image
-from botnet.masks import from_coco, to_coco
+from botnet.images import image_files, load_image
+from botnet.masks import compact_masks, to_rles
 from botnet.pasting import paste_masks
-(path,) = image_paths([pathlib.Path(sys.argv[1])])
+(path,) = image_files([pathlib.Path(sys.argv[1])]).values()
 image = load_image(path)
 placement = EvalTransform(64).place((image.height, image.width))
 canvas = load_on_canvas(path, placement, 64)
 boxes = original_boxes(np.float32([[4, 5, 40, 30], [20, 3, 90, 31]]), placement.scale, placement.size)
 grids = np.random.default_rng(0).random((2, 28, 28), np.float32)
-rles = to_coco(paste_masks(grids, boxes, *placement.size))
-assert to_coco(from_coco(rles, *placement.size)) == rles
+rles = to_rles(paste_masks(grids, boxes, *placement.size))
+assert to_rles(compact_masks(rles, *placement.size)) == rles
 crop = ClassTransform(32, 0.875, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.1))(read_image(path, "image"))
 np.savez(sys.argv[2], canvas=canvas, boxes=boxes, crop=crop, counts=[rle["counts"] for rle in rles])
 """

@@ -6,13 +6,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from botnet.cli.tables import show
 from botnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from botnet.classification.classifier import Classifier
+    from botnet.detection.detector import Detector
     from botnet.training.checkpoint_file import TaskCheckpoint
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "model", help="a run, a checkpoint, hf-hub:user/name, or a classifier's name in timm"
     )
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+    predict.add_argument("--recursive", action="store_true", help="take images in subfolders, too")
+    predict.add_argument(
+        "--tile",
+        type=int,
+        help="find objects in tiles of this side in pixels (in the whole image)",
+    )
     _add_classifier_options(predict.add_argument_group("classifiers"))
     predict.add_argument("--attention", action="store_true", help="draw the attention of a BoT block")
     predict.add_argument("--block", metavar="NAME", help="block of --attention, or all (the first)")
@@ -117,7 +124,7 @@ def run_predict(options: argparse.Namespace) -> int:
     pixel = tuple(options.pixel) if options.pixel else None
     checkpoint = open_checkpoint(options.model) if is_trained_here(options.model) else None
     if checkpoint is None or checkpoint.kind == "classifier":
-        for_detectors = ("format", "images_json", "score", "truth")
+        for_detectors = ("format", "images_json", "score", "truth", "tile")
         _refuse(options, for_detectors, f"is for detectors, and {options.model} is not a checkpoint of one")
         return _classify(options, checkpoint or options.model, pixel)
     for_classifiers = ("weights", "label_map", "crop", "size")
@@ -141,23 +148,26 @@ def run_push(options: argparse.Namespace) -> int:
 
 def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tuple[int, int] | None) -> int:
     from botnet.detection.predict import predict, predict_coco
+    from botnet.loading import load
 
     if (options.format == "coco") != bool(options.images_json):
         raise ConfigError("--format coco and --images-json belong together: the list gives the images' ids")
     if options.format == "coco":
         _refuse(options, ("score", "truth", "attention"), "is for pictures, and --format coco draws none")
-        predict_coco(checkpoint, options.images, options.output, options.images_json, device=options.device)
+        detector = cast("Detector", load(checkpoint, options.device))
+        predict_coco(detector, options.images, options.output, options.images_json, tile=options.tile)
         return 0
     _, broken = predict(
-        checkpoint,
+        cast("Detector", load(checkpoint, options.device)),
         options.images,
         options.output,
+        recursive=options.recursive,
+        tile=options.tile,
         score=0.5 if options.score is None else options.score,
         truth=options.truth,
         attention=options.attention,
         block=options.block,
         pixel=pixel,
-        device=options.device,
     )
     return _name_broken(broken)
 
@@ -165,13 +175,15 @@ def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tu
 def _classify(
     options: argparse.Namespace, model: "str | TaskCheckpoint", pixel: tuple[int, int] | None
 ) -> int:
+    from botnet.classification.image_classifier import TorchClassifier
     from botnet.classification.predict import classify, render
 
-    classifier = _open_classifier(options, model)
+    classifier = TorchClassifier(_open_classifier(options, model))
     records, broken = classify(
         classifier,
         options.images,
         options.output,
+        recursive=options.recursive,
         attention=options.attention,
         block=options.block,
         pixel=pixel,

@@ -15,9 +15,9 @@ from botnet.detection.checkpoint import initialise
 from botnet.detection.datamodule import CocoDataModule
 from botnet.detection.datasets import EvalTarget
 from botnet.detection.metric import CocoMetric, metrics_table, truth_of
-from botnet.detection.postprocess import to_original
+from botnet.detection.postprocess import as_arrays, to_original
 from botnet.detection.rcnn import RCNN
-from botnet.detection.results import ResultRecord, Truth, coco_results, true_detections, write_results
+from botnet.detection.results import ResultRecord, Truth, to_coco, true_detections, write_results
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
 from botnet.detection.validation_loss import ValidationLoss
 from botnet.errors import ConfigError
@@ -171,9 +171,12 @@ class DetectionModule(TaskModule):
         detections = self.detector(images, valid=[target["valid"] for target in targets])
         names, ids = self.data.class_names, self.data.val_instances.category_ids
         for image, detection, target in zip(images, detections, targets, strict=True):
-            found, truth = to_original(detection, target["scale"], target["size"], names), truth_of(target)
+            found, truth = (
+                to_original(as_arrays(detection), target["scale"], target["size"], names, ids),
+                truth_of(target),
+            )
             self.validation_loss.update(image, target["image_id"])
-            self.share.append((coco_results(found, target["image_id"], ids), truth))
+            self.share.append((to_coco(found, target["image_id"]), truth))
             if len(self.sheets) * self.trainer.world_size < self.pictures:
                 self._draw(image, found, true_detections(truth, names, target["size"]), target)
 

@@ -6,28 +6,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 import numpy as np
-from torch import Tensor
 
-from botnet.masks import Rle, from_coco, to_coco
+from botnet.masks import Rle, compact_masks, encode_mask, to_rles
 
 if TYPE_CHECKING:
     from supervision import Detections
     from supervision.detection.compact_mask import CompactMask
+    from torch import Tensor
 
 
 class Objects(TypedDict):
     """Objects of one image: boxes (n, 4) xyxy original pixels, labels (n,) from 1, masks."""
 
-    boxes: Tensor
-    labels: Tensor
+    boxes: "Tensor"
+    labels: "Tensor"
     masks: NotRequired[list[Rle]]
 
 
 class Truth(Objects):
     """Objects of one image as they are scored: also crowds and areas."""
 
-    iscrowd: Tensor
-    area: Tensor
+    iscrowd: "Tensor"
+    area: "Tensor"
 
 
 class ResultRecord(TypedDict):
@@ -40,27 +40,40 @@ class ResultRecord(TypedDict):
     segmentation: NotRequired[Rle]
 
 
-def coco_results(detections: "Detections", image_id: int, category_ids: Sequence[int]) -> list[ResultRecord]:
+def to_coco(detections: "Detections", image_id: int) -> list[ResultRecord]:
     """One image's detections in COCO's results format.
 
     Args:
-        detections: of :func:`botnet.detection.postprocess.to_original`.
+        detections: of a detector's ``predict``, perhaps filtered.
         image_id: of the instances file.
-        category_ids: of classes 0, 1, ...
+
+    Raises:
+        ValueError: detections without confidence or without the category ids that a detector gives.
     """
-    assert detections.class_id is not None
-    assert detections.confidence is not None
+    category_ids = detections.data.get("category_id")
+    if category_ids is None or detections.confidence is None:
+        raise ValueError(
+            'detections without confidence or data["category_id"]; give those of a detector of this package'
+        )
     boxes = np.array(detections.xyxy, np.float32)
     boxes[:, 2:] -= boxes[:, :2]
-    found = zip(boxes.tolist(), detections.confidence.tolist(), detections.class_id.tolist(), strict=True)
+    categories = np.asarray(category_ids).tolist()
+    found = zip(boxes.tolist(), detections.confidence.tolist(), categories, strict=True)
     records: list[ResultRecord] = [
-        {"image_id": image_id, "category_id": category_ids[index], "bbox": box, "score": score}
-        for box, score, index in found
+        {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+        for box, score, category in found
     ]
     if detections.mask is not None:
-        for record, mask in zip(records, to_coco(cast("CompactMask", detections.mask)), strict=True):
+        for record, mask in zip(records, _rles(detections), strict=True):
             record["segmentation"] = mask
     return records
+
+
+def _rles(detections: "Detections") -> list[Rle]:
+    masks = detections.mask
+    if isinstance(masks, np.ndarray):  # as some of supervision's tools return them
+        return [encode_mask(mask) for mask in masks]
+    return to_rles(cast("CompactMask", masks))
 
 
 def true_detections(truth: Objects, class_names: Sequence[str], size: tuple[int, int]) -> "Detections":
@@ -76,14 +89,14 @@ def true_detections(truth: Objects, class_names: Sequence[str], size: tuple[int,
     labels = truth["labels"].cpu().numpy()
     return Detections(
         xyxy=truth["boxes"].cpu().numpy(),
-        mask=from_coco(truth["masks"], *size) if "masks" in truth else None,
+        mask=compact_masks(truth["masks"], *size) if "masks" in truth else None,
         class_id=labels - 1,
         data={"class_name": np.array(class_names)[labels - 1]},
     )
 
 
 def write_results(folder: Path, records: Sequence[ResultRecord]) -> dict[str, Path]:
-    """Write records of :func:`coco_results` as COCO results files, one per task.
+    """Write records of :func:`to_coco` as COCO results files, one per task.
 
     Masks are written without boxes, as COCO's server takes them: where a record has both, pycocotools
     sorts masks into small, medium and large by the area of their box.

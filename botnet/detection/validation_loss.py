@@ -33,7 +33,7 @@ class ValidationLoss:
         whole = TrainTransform(data.canvas, jitter=(1, 1), flip=0)  # the placement of evaluation
         self._dataset = TrainDataset(data.val_instances, data.val_set.folder, whole, data.masks)
         images = data.val_instances.images
-        self._chosen = {images[index]["id"]: index for index in range(0, len(images), EVERY)}
+        self._chosen = {images[index].id: index for index in range(0, len(images), EVERY)}
         self.names = ["rpn_score", "rpn_box", "class", "box"] + ["mask"] * detector.has_masks
         self._sums: Tensor | None = None  # of each loss, and the number of images
 

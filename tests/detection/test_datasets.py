@@ -14,7 +14,7 @@ from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import TrainDataset, collate
 from botnet.detection.metric import CocoMetric, truth_of
 from botnet.detection.placement import Placement
-from botnet.detection.results import coco_results, true_detections
+from botnet.detection.results import to_coco, true_detections
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform
 from botnet.errors import ConfigError, DataError
 from botnet.images import denormalise
@@ -216,8 +216,9 @@ def test_scores_are_those_of_pycocotools_where_masks_are_absent(made, segmentati
     metric = CocoMetric(names, ids, masks)
     for _, target in samples:
         detections = true_detections(target, names, target["size"])
+        detections.data["category_id"] = np.array(ids)[detections.class_id]
         detections.confidence = np.linspace(0.9, 0.1, len(detections), dtype=np.float32)
-        found = coco_results(detections, target["image_id"], ids)
+        found = to_coco(detections, target["image_id"])
         metric.update(found, truth_of(target))
         results += found
     report = metric.report()

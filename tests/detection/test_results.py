@@ -16,10 +16,10 @@ from supervision.detection.compact_mask import CompactMask
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import EvalDataset
 from botnet.detection.metric import COCO_NUMBERS, CocoMetric, truth_of
-from botnet.detection.postprocess import to_original
-from botnet.detection.results import coco_results, true_detections, write_results
+from botnet.detection.postprocess import as_arrays, to_original
+from botnet.detection.results import to_coco, true_detections, write_results
 from botnet.detection.transforms import EvalTransform
-from botnet.masks import encode_mask, from_coco
+from botnet.masks import compact_masks, encode_mask
 
 
 @pytest.fixture(scope="module", params=["train", "val"])
@@ -31,7 +31,7 @@ def photographs(coco_by, request):
     return instances, [(target["image_id"], truth_of(target)) for target in targets]
 
 
-def predictions_like(truth, generator, num_classes):
+def predictions_like(truth, generator, category_ids):
     """Plausible detections: truths missed, moved, mislabelled and found twice."""
     boxes, labels, masks = [], [], []
     for box, label, rle in zip(truth["boxes"], truth["labels"], truth["masks"], strict=True):
@@ -40,7 +40,7 @@ def predictions_like(truth, generator, num_classes):
             boxes.append(box + 0.1 * sides * torch.randn(4, generator=generator))
             wrong = torch.rand((), generator=generator) < 0.2
             labels.append(
-                int(torch.randint(1, num_classes + 1, (), generator=generator)) if wrong else int(label)
+                int(torch.randint(1, len(category_ids) + 1, (), generator=generator)) if wrong else int(label)
             )
             mask = reference.decode(rle)
             shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
@@ -49,13 +49,16 @@ def predictions_like(truth, generator, num_classes):
         torch.stack(boxes) if boxes else torch.zeros(0, 4),
         torch.tensor(labels, dtype=torch.int64),
         torch.rand(len(boxes), generator=generator),
-        from_coco(masks, *truth["masks"][0]["size"]) if masks else None,
+        category_ids,
+        compact_masks(masks, *truth["masks"][0]["size"]) if masks else None,
     )
 
 
-def detections_of(boxes, labels, scores, masks=None):
+def detections_of(boxes, labels, scores, category_ids, masks=None):
     """Detections from labels that count from 1."""
-    return Detections(boxes.numpy(), mask=masks, class_id=labels.numpy() - 1, confidence=scores.numpy())
+    classes = labels.numpy() - 1
+    data = {"category_id": np.array(category_ids)[classes]}
+    return Detections(boxes.numpy(), mask=masks, class_id=classes, confidence=scores.numpy(), data=data)
 
 
 def test_scores_equal_pycocotools(photographs, tmp_path):
@@ -63,8 +66,8 @@ def test_scores_equal_pycocotools(photographs, tmp_path):
     generator = torch.Generator().manual_seed(0)
     metric, records = CocoMetric(instances.class_names, instances.category_ids), []
     for image_id, truth in truths:
-        detections = predictions_like(truth, generator, len(instances.class_names))
-        found = coco_results(detections, image_id, instances.category_ids)
+        detections = predictions_like(truth, generator, instances.category_ids)
+        found = to_coco(detections, image_id)
         metric.update(found, truth)
         records += found
     files = write_results(tmp_path, records)
@@ -96,8 +99,9 @@ def test_truth_scored_as_prediction_is_perfect(photographs):
         assert detections["class_name"].tolist() == [
             instances.class_names[label - 1] for label in truth["labels"][~truth["iscrowd"]].tolist()
         ]
+        detections.data["category_id"] = np.array(instances.category_ids)[detections.class_id]
         detections.confidence = np.ones(len(detections), np.float32)
-        metric.update(coco_results(detections, image_id, instances.category_ids), truth)
+        metric.update(to_coco(detections, image_id), truth)
     for table in metric.report().values():
         for number in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"):
             assert table[number] == pytest.approx(1.0)
@@ -126,7 +130,7 @@ def test_boxes_only_have_one_table():
         "area": torch.tensor([100.0]),
     }
     metric = CocoMetric(["thing"], [7], masks=False)
-    found = coco_results(detections_of(truth["boxes"], truth["labels"], torch.ones(1)), 1, [7])
+    found = to_coco(detections_of(truth["boxes"], truth["labels"], torch.ones(1), [7]), 1)
     metric.update(found, truth)
     report = metric.report()
     assert set(report) == {"box"}
@@ -143,7 +147,7 @@ def test_detections_go_back_to_the_original_pixels():
         "masks": torch.ones(2, 1, 28, 28),
     }
     detection["masks"][0, :, :, 14:] = 0  # its right half is empty
-    found = to_original(detection, (0.5, 0.5), (200, 100), ["one", "two"])
+    found = to_original(as_arrays(detection), (0.5, 0.5), (200, 100), ["one", "two"], [11, 30])
     assert found.xyxy.tolist() == [[20, 40, 60, 120], [80, 180, 100, 200]]  # the second one clipped
     assert found.xyxy.dtype == found.confidence.dtype == np.float32
     assert found.class_id.tolist() == [1, 0]
@@ -155,7 +159,7 @@ def test_detections_go_back_to_the_original_pixels():
     assert first.sum() == 80 * 20
     assert second[180:200, 80:100].all()
     assert second.sum() == 20 * 20
-    records = coco_results(found, 7, [11, 30])
+    records = to_coco(found, 7)
     assert [record["category_id"] for record in records] == [30, 11]
     assert records[0]["bbox"] == [20, 40, 40, 80]
     assert json.loads(json.dumps(records))[0]["segmentation"]["size"] == [200, 100]
@@ -165,6 +169,6 @@ def test_detections_go_back_to_the_original_pixels():
 def test_nothing_found_goes_back_to_the_original_pixels():
     detection = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=int)}
     for masks in ({}, {"masks": torch.zeros(0, 1, 28, 28)}):
-        found = to_original(detection | masks, (0.5, 0.5), (200, 100), ["a"])
+        found = to_original(as_arrays(detection | masks), (0.5, 0.5), (200, 100), ["a"], [1])
         assert len(found) == len(found["class_name"]) == 0
-        assert coco_results(found, 7, [1]) == []
+        assert to_coco(found, 7) == []

@@ -47,7 +47,7 @@ def photographs(coco_by):
     for split in ("train", "val"):
         instances = CocoInstances(coco_by / f"instances_{split}.json")
         for record in instances.images:
-            yield coco_by / "images" / record["file_name"], record, instances.annotations_of(record["id"])
+            yield coco_by / "images" / record.file_name, record, instances.annotations_of(record.id)
 
 
 def placements(size, canvas, jitter=(0.1, 2.0), count=1):
@@ -115,7 +115,7 @@ def test_a_crop_equals_that_of_the_resized_image(coco_by):
     """Cropped while it is resized, an image equals the crop of the resized image, up to its edges."""
     crops = flips = 0
     for path, record, _ in photographs(coco_by):
-        size = record["height"], record["width"]
+        size = record.height, record.width
         (placement,) = placements(size, 300, jitter=(0.3, 2.0))
         picture = load_image(path, size)
         ours = placement.pixels(picture).astype(int)
@@ -169,7 +169,7 @@ def test_decoding_at_reduced_size_changes_pixels_little(coco_by):
     """
     differences = []
     for path, record, _ in photographs(coco_by):
-        size = record["height"], record["width"]
+        size = record.height, record.width
         placement = EvalTransform(250).place(size)
         small = load_placed(path, placement).astype(int)
         differences.append(abs(small - placement.pixels(load_image(path, size))))
@@ -223,11 +223,11 @@ def test_masks_equal_those_of_the_resized_image_on_every_photograph(coco_by):
     polygons = runs = gone = different = pixels_seen = 0
     overlaps, drift = [], []
     for _, record, annotations in photographs(coco_by):
-        size = record["height"], record["width"]
+        size = record.height, record.width
         for placement in placements(size, 300, count=3):
             coarse = max(1.0, placement.scale[0])  # canvas pixels of an original pixel
             for annotation in annotations:
-                segmentation = annotation["segmentation"]
+                segmentation = annotation.segmentation
                 pixels = decode_mask(segmentation, *size)
                 expected = transform_all(placement, pixels[None], InterpolationMode.NEAREST_EXACT)[0]
 
@@ -333,11 +333,11 @@ def test_boxes_are_cropped_and_mirrored():
 def test_without_masks_the_boxes_are_about_those_of_the_masks(coco_by):
     close = compared = 0
     for _, record, annotations in photographs(coco_by):
-        (placement,) = placements((record["height"], record["width"]), 600, jitter=(0.5, 1.0))
+        (placement,) = placements((record.height, record.width), 600, jitter=(0.5, 1.0))
         for annotation in annotations:
-            if not annotation["iscrowd"] and annotation["area"] > 1000:
-                ours = placement.place_box(1, annotation["bbox"])
-                of_mask = placement.place_mask(1, annotation["segmentation"])
+            if not annotation.iscrowd and annotation.area > 1000:
+                ours = placement.place_box(1, annotation.bbox)
+                of_mask = placement.place_mask(1, annotation.segmentation)
                 close += box_iou(torch.tensor([ours.box]), torch.tensor([of_mask.box])).item() > 0.9
                 compared += 1
     assert compared > 150
@@ -356,7 +356,7 @@ def test_crowds_are_not_decoded_in_training(coco_by, monkeypatch):
     crowded = [
         index
         for index, record in enumerate(samples.instances.images)
-        if any(a["iscrowd"] for a in samples.instances.annotations_of(record["id"]))
+        if any(a.iscrowd for a in samples.instances.annotations_of(record.id))
     ]
     assert crowded
     for index in crowded:
@@ -370,14 +370,14 @@ def test_evaluation_maps_back_to_the_original_pixels(coco_by):
         image, target = samples[index]
         record = samples.instances.images[index]
         height, width = target["valid"]
-        assert target["size"] == (record["height"], record["width"])
+        assert target["size"] == (record.height, record.width)
         assert max(target["valid"]) == 640
-        assert target["scale"] == (height / record["height"], width / record["width"])
+        assert target["scale"] == (height / record.height, width / record.width)
         if target["size"] == target["valid"]:
-            picture = np.asarray(load_image(coco_by / "images" / record["file_name"]))
+            picture = np.asarray(load_image(coco_by / "images" / record.file_name))
             shown = denormalise(image, IMAGENET_MEAN, IMAGENET_STD)
             assert np.array_equal(shown[:, :height, :width].permute(1, 2, 0), picture)
-        expected = [a["bbox"] for a in samples.instances.annotations_of(record["id"])]
+        expected = [a.bbox for a in samples.instances.annotations_of(record.id)]
         corners = target["boxes"].numpy()
         corners[:, 2:] -= corners[:, :2]
         np.testing.assert_allclose(corners, expected, atol=1e-3)
