@@ -147,7 +147,12 @@ def _windows(size: Size, pool: int, device: torch.device) -> Tensor:
 
 def _average(out: Tensor, size: Size, pool: int) -> Tensor:
     """Average pool of (B, heads, N, d)."""
-    return out if pool == 1 else out[:, :, _windows(size, pool, out.device)].mean(2)
+    if pool == 1:
+        return out
+    # An exported graph holds for even and odd sides.
+    if torch.compiler.is_exporting() or size[0] % pool or size[1] % pool:
+        return out[:, :, _windows(size, pool, out.device)].mean(2)
+    return out.unflatten(2, (size[0] // pool, pool, size[1] // pool, pool)).mean((3, 5)).flatten(2, 3)
 
 
 def _reference(
@@ -160,7 +165,7 @@ def _reference(
 def _sdpa(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
-    """PyTorch's fused kernel at head width d + H + W.
+    """PyTorch's fused kernel at head width d + H + W, or the next that has a kernel.
 
     logits = [scale q, position] [k, onehot(row), onehot(column)]^T: the one-hot vectors of a key's row and
     column pick its two position logits.
@@ -175,14 +180,33 @@ def _sdpa(
         columns = torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)
         queries.append(position)
         keys.append(torch.cat([rows, columns], -1).expand(*v.shape[:2], -1, -1))
-    query, key = torch.cat(queries, -1), torch.cat(keys, -1)
-    # The kernels with linear memory require queries, keys and values of equal width: pad with zeros.
-    full = max(key.shape[-1], v.shape[-1])
-    query, key, value = (
-        torch.cat([x, x.new_zeros(*x.shape[:-1], full - x.shape[-1])], -1) for x in (query, key, v)
-    )
+    # The kernels with linear memory require queries, keys and values of equal width.
+    full = _kernel_width(max(sum(x.shape[-1] for x in keys), v.shape[-1]), v.dtype, v.device)
+    query, key, value = (_joined(parts, full) for parts in (queries, keys, [v]))
     out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     return _average(out[..., : v.shape[-1]], size, pool)
+
+
+def _kernel_width(width: int, dtype: torch.dtype, device: torch.device) -> int:
+    """The smallest head width, at least the given one, for which a GPU has a fused kernel in its best form.
+
+    They need rows of whole 16 bytes: with others, PyTorch computes the formula as written. In low precision,
+    the one for up to 256 is taken from 193 on; at 256 itself more GPUs have it, cuDNN's too.
+    """
+    # An exported graph holds for every width; the kernel for CPUs takes any.
+    if device.type == "cpu" or torch.compiler.is_exporting():
+        return width
+    if dtype in (torch.float16, torch.bfloat16) and 192 < width <= 256:
+        return 256
+    return (width + 7) // 8 * 8
+
+
+def _joined(parts: list[Tensor], width: int) -> Tensor:
+    """Tensors (B, heads, N, ...) beside each other, zeros up to a width; one that fills it is not copied."""
+    rest = width - sum(x.shape[-1] for x in parts)
+    if rest:
+        parts = [*parts, parts[0].new_zeros(*parts[0].shape[:-1], rest)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def _flex(
@@ -191,15 +215,19 @@ def _flex(
     """FlexAttention, position logits added in its score_mod: one kernel under torch.compile on a GPU."""
     from torch.nn.attention.flex_attention import flex_attention  # slow to import
 
-    height, width = size
+    score_mod = None
+    if position is not None:
+        width = size[1]
+        # Two tensors: a compiled backward pass refuses two look-ups in one.
+        by_row, by_column = position.split(size, -1)
 
-    def score_mod(score: Tensor, image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        assert position is not None
-        by_row = position[image, head, query, key // width]
-        return score + by_row + position[image, head, query, height + key % width]
+        def score_mod(score: Tensor, image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (
+                score + by_row[image, head, query, key // width] + by_column[image, head, query, key % width]
+            )
 
     keys = torch.zeros_like(v) if k is None else k
-    out = flex_attention(q, keys, v, score_mod=None if position is None else score_mod, scale=scale)
+    out = flex_attention(q, keys, v, score_mod=score_mod, scale=scale)
     assert isinstance(out, Tensor)
     return _average(out, size, pool)
 
