@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-Implementation = Literal["reference", "tiled", "sdpa", "flex"]
+Implementation = Literal["reference", "tiled", "sdpa", "flex", "triton"]
 Size = Sequence[int]
 
 # Queries of one head whose logits are in memory at the same time: enough for efficient matrix products. The
@@ -54,8 +54,10 @@ def relative_attention(
         (B, heads, M, d), M = ceil(H / pool) * ceil(W / pool).
 
     Raises:
-        ValueError: neither keys nor position logits, tensors that do not fit the map, or another pool.
-        RuntimeError: ``implementation="tiled"`` in forward-mode differentiation, which it does not support.
+        ValueError: neither keys nor position logits, tensors that do not fit the map, or another pool; for
+            "triton", a head width that is no multiple of 16 or above 256, or float64.
+        RuntimeError: "tiled" or "triton" in forward-mode differentiation, which they do not support; "triton"
+            without Triton or a GPU.
     """
     height, width = size
     if pool not in (1, 2):
@@ -69,9 +71,9 @@ def relative_attention(
     gradients = torch.is_grad_enabled() and v.requires_grad
     name = implementation or choose(v.shape, v.dtype, v.device, gradients)
     # PyTorch drops tangents at a custom operator without an error.
-    if name == "tiled" and _forward_mode():
+    if name in ("tiled", "triton") and _forward_mode():
         raise RuntimeError(
-            "tiled attention has no forward-mode derivative: force implementation='reference' for one"
+            f"{name} attention has no forward-mode derivative: force implementation='reference' for one"
         )
     return IMPLEMENTATIONS[name](q, k, v, position, size, scale, pool)
 
@@ -110,7 +112,7 @@ def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: boo
         device: of queries, keys and values. GPUs were not measured: they use PyTorch's fused kernel.
         gradients: whether a backward pass will follow.
     """
-    # Neither the tiled nor the fused kernels have a forward-mode derivative.
+    # The other kernels have no forward-mode derivative.
     if _forward_mode():
         return "reference"
     # Exported graphs run on other machines and at other sizes: standard operators only.
@@ -232,11 +234,25 @@ def _flex(
     return _average(out, size, pool)
 
 
+def _triton(
+    q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
+) -> Tensor:
+    """Fused Triton kernels, for GPUs: they store no logits and add the position logits in registers."""
+    try:
+        from botnet.layers.triton_kernel import attend
+    except ImportError as error:
+        raise RuntimeError(
+            "implementation='triton' needs the package triton, which PyTorch's builds for CUDA bring: "
+            "install such a build, or leave the choice to the layer"
+        ) from error
+    return attend(q, k, v, position, size, scale, pool)
+
+
 @torch.library.custom_op("botnet::relative_attention", mutates_args=())
 def _tiled_forward(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
-    out = _empty_output(q, size, pool)
+    out = empty_output(q, size, pool)
     windows = _windows(size, pool, q.device)
     group, step = len(windows), max(1, 2 * TILE // len(windows))
     buffer = q.new_empty(windows[:, :step].numel(), v.shape[2])
@@ -254,7 +270,7 @@ def _tiled_forward(
     return out
 
 
-class _Gradients(NamedTuple):
+class Gradients(NamedTuple):
     """Gradients of the inputs; None where there is none. Without keys, queries have none either."""
 
     q: Tensor | None
@@ -265,6 +281,17 @@ class _Gradients(NamedTuple):
     def present(self) -> list[Tensor]:
         """Those that are not None, in this order: the form that custom operators can return."""
         return [x for x in self if x is not None]
+
+    @classmethod
+    def among(cls, present: list[Tensor], k: Tensor | None, position: Tensor | None) -> "Gradients":
+        """The reverse of `present`, for these inputs."""
+        rest = iter(present)
+        return cls(
+            q=None if k is None else next(rest),
+            k=None if k is None else next(rest),
+            v=next(rest),
+            position=None if position is None else next(rest),
+        )
 
 
 @torch.library.custom_op("botnet::relative_attention_backward", mutates_args=())
@@ -278,7 +305,7 @@ def _tiled_backward(
     scale: float,
     pool: int,
 ) -> list[Tensor]:
-    """The gradients that `_Gradients` has for these inputs."""
+    """The gradients that `Gradients` has for these inputs."""
     grads = _empty_gradients(q, k, v, position)
     windows = _windows(size, pool, q.device)
     group, step = len(windows), max(1, TILE // len(windows))
@@ -308,7 +335,7 @@ def _tiled_backward(
     return grads.present()
 
 
-def _zero_sums(grads: _Gradients) -> _Gradients:
+def _zero_sums(grads: Gradients) -> Gradients:
     """Zeros for one head's gradients, to be summed over its tiles."""
 
     def zeros(x: Tensor, transposed: bool = False) -> Tensor:
@@ -320,7 +347,7 @@ def _zero_sums(grads: _Gradients) -> _Gradients:
         return torch.zeros(tokens, width, dtype=dtype, device=x.device)
 
     # The products that sum over queries, those of keys and values, are faster transposed.
-    return _Gradients(
+    return Gradients(
         q=None if grads.q is None else zeros(grads.q),
         k=None if grads.k is None else zeros(grads.k, transposed=True),
         v=zeros(grads.v, transposed=True),
@@ -334,7 +361,7 @@ def _softmax_backward(grad_weights: Tensor, weights: Tensor) -> None:
 
 
 def _add_logit_gradients(
-    sums: _Gradients,
+    sums: Gradients,
     grad_logits: Tensor,
     tile: Tensor,
     queries: Tensor,
@@ -384,15 +411,15 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> Non
         total.add_(a @ b, alpha=alpha)
 
 
-def _empty_output(q: Tensor, size: Size, pool: int) -> Tensor:
+def empty_output(q: Tensor, size: Size, pool: int) -> Tensor:
     """(B, heads, M, d), in a memory layout that makes the output map channels-last."""
     batch, heads, _, d = q.shape
     rows, columns = ((side + pool - 1) // pool for side in size)
     return q.new_empty(batch, rows * columns, heads, d).transpose(1, 2)
 
 
-def _empty_gradients(q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None) -> _Gradients:
-    return _Gradients(
+def _empty_gradients(q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None) -> Gradients:
+    return Gradients(
         q=None if k is None else torch.empty_like(q),
         k=None if k is None else torch.empty_like(k),
         v=torch.empty_like(v),
@@ -404,7 +431,7 @@ def _empty_gradients(q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | 
 def _(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
-    return _empty_output(q, size, pool)
+    return empty_output(q, size, pool)
 
 
 @_tiled_backward.register_fake
@@ -428,14 +455,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, position = ctx.saved_tensors
-    present = iter(_tiled_backward(grad, q, k, v, position, ctx.size, ctx.scale, ctx.pool))
-    grads = _Gradients(
-        q=None if k is None else next(present),
-        k=None if k is None else next(present),
-        v=next(present),
-        position=None if position is None else next(present),
-    )
-    return *grads, None, None, None
+    present = _tiled_backward(grad, q, k, v, position, ctx.size, ctx.scale, ctx.pool)
+    return *Gradients.among(present, k, position), None, None, None
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:
@@ -450,4 +471,5 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "tiled": _tiled_forward,
     "sdpa": _sdpa,
     "flex": _flex,
+    "triton": _triton,
 }
