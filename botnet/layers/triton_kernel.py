@@ -1,12 +1,15 @@
 """Attention with row and column logits as fused Triton kernels: exact, without N x N memory or atomics.
 
-A tile of keys is a patch of ROWS x COLUMNS cells of the map, so that its logits need ROWS + COLUMNS numbers per
-query. The softmax is computed online, in powers of two. The backward pass computes the logits again, once per
-tile of queries (gradients of queries and position) and once per tile of keys (gradients of keys and values).
+A tile of keys is a patch of ROWS x COLUMNS cells of the map, so that its position logits are ROWS + COLUMNS
+numbers per query. The softmax is computed online, in powers of two. The backward pass computes the logits
+again, once per tile of queries (gradients of queries and position) and once per tile of keys (gradients of
+keys and values).
 
 Tensors (B, heads, N, d) are laid out in memory as (B, N, heads, d), as the layer has them.
 """
 
+# Triton's language looks like Python but has other types.
+# mypy: disable-error-code="no-untyped-def,attr-defined,assignment"
 from typing import Any, NamedTuple
 
 import torch
@@ -17,36 +20,56 @@ from torch import Tensor
 from botnet.layers.kernels import Gradients, Size, empty_output
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-MASKED = tl.constexpr(-1e30)  # the logit of a cell outside of the map; finite, so that differences are numbers
+# The logit of a cell outside of the map: finite, so that differences are numbers.
+MASKED = tl.constexpr(-1e30)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST = 256  # of one head
+INTERPRETED = triton.knobs.runtime.interpret  # on a CPU; Triton decides it on import
 
 
 @triton.jit
-def _load(start, rows, stride, valid, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows (n, D) of a matrix with d = D columns, zeros in rows that are not valid and from d to WIDTH."""
-    columns = tl.arange(0, WIDTH)
-    keep = valid[:, None]
-    if D != WIDTH:
-        keep = keep & (columns < D)[None, :]
-    return tl.load(start + rows[:, None] * stride + columns[None, :], mask=keep, other=0.0)
+def _heads(H, W, heads, image_stride, head_stride, D: tl.constexpr, GROUP: tl.constexpr):
+    """This program's head, its start in inputs, in dense tensors and in outputs; the number of outputs."""
+    head = tl.program_id(1).to(tl.int64)
+    image = head // heads
+    within = head % heads
+    outputs = H * W
+    if GROUP == 4:
+        outputs = ((H + 1) // 2) * ((W + 1) // 2)
+    start = image * image_stride + within * head_stride
+    return head, start, (image * H * W * heads + within) * D, (image * outputs * heads + within) * D, outputs
 
 
 @triton.jit
-def _store(start, rows, stride, valid, values, D: tl.constexpr, WIDTH: tl.constexpr):
-    """The reverse of `_load`, in the precision of the destination."""
-    columns = tl.arange(0, WIDTH)
-    keep = valid[:, None]
-    if D != WIDTH:
-        keep = keep & (columns < D)[None, :]
-    places = start + rows[:, None] * stride + columns[None, :]
-    tl.store(places, values.to(start.dtype.element_ty), mask=keep)
+def _load(X, start, rows, stride, valid, D: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows (n, D) of X, zeros where they are not valid and from D to WIDTH; a placeholder where X is None."""
+    if X is None:
+        out = 0.0
+    else:
+        columns = tl.arange(0, WIDTH)
+        keep = valid[:, None]
+        if D != WIDTH:
+            keep = keep & (columns < D)[None, :]
+        out = tl.load(X + start + rows[:, None] * stride + columns[None, :], mask=keep, other=0.0)
+    return out
+
+
+@triton.jit
+def _store(X, start, rows, stride, valid, values, D: tl.constexpr, WIDTH: tl.constexpr):
+    """The reverse of `_load`, in the precision of X."""
+    if X is not None:
+        columns = tl.arange(0, WIDTH)
+        keep = valid[:, None]
+        if D != WIDTH:
+            keep = keep & (columns < D)[None, :]
+        places = X + start + rows[:, None] * stride + columns[None, :]
+        tl.store(places, values.to(X.dtype.element_ty), mask=keep)
 
 
 @triton.jit
 def _queries(tile, H, W, QUERIES: tl.constexpr, GROUP: tl.constexpr):
-    """Cells of a tile of queries and which are inside the map; with GROUP = 4, those of each window together."""
+    """Cells of a tile of queries and which are inside the map; the GROUP of a window are neighbours."""
     index = tile * QUERIES + tl.arange(0, QUERIES)
     if GROUP == 1:
         cells = index
@@ -73,7 +96,7 @@ def _keys(top, left, H, W, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def _scores(
     q, k, POSITION, cells, valid, top, left, H, W, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    CONTENT: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CONTENT: tl.constexpr,
 ):  # fmt: skip
     """Logits (queries, keys) in powers of two, MASKED for keys outside of the map."""
     QUERIES: tl.constexpr = cells.shape[0]
@@ -85,7 +108,9 @@ def _scores(
         column = left + tl.arange(0, COLUMNS)
         start = POSITION + cells[:, None] * (H + W)
         by_row = tl.load(start + row[None, :], mask=valid[:, None] & (row < H)[None, :], other=0.0)
-        by_column = tl.load(start + H + column[None, :], mask=valid[:, None] & (column < W)[None, :], other=0.0)
+        by_column = tl.load(
+            start + H + column[None, :], mask=valid[:, None] & (column < W)[None, :], other=0.0
+        )
         by_row = by_row.to(tl.float32) * LOG2_E
         by_column = by_column.to(tl.float32) * LOG2_E
         grid = by_row[:, :, None] + by_column[:, None, :]
@@ -95,24 +120,26 @@ def _scores(
 
 
 @triton.jit
+def _outputs(tile, QUERIES: tl.constexpr, GROUP: tl.constexpr, SHARED: tl.constexpr):
+    """The output that each query of a tile adds to, or each SHARED queries of one window."""
+    return (tile * QUERIES + tl.arange(0, QUERIES // SHARED) * SHARED) // GROUP
+
+
+@triton.jit
 def _spread(x, GROUP: tl.constexpr):
     """Rows (windows, n) repeated for each query of a window: (GROUP * windows, n)."""
-    if GROUP == 1:
-        out = x
-    else:
+    if GROUP != 1:
         wide = tl.broadcast_to(x[:, None, :], (x.shape[0], GROUP, x.shape[1]))
-        out = tl.reshape(wide, (x.shape[0] * GROUP, x.shape[1]))
-    return out
+        x = tl.reshape(wide, (x.shape[0] * GROUP, x.shape[1]))
+    return x
 
 
 @triton.jit
 def _gather(x, GROUP: tl.constexpr):
     """The sum over the queries of each window."""
-    if GROUP == 1:
-        out = x
-    else:
-        out = tl.sum(tl.reshape(x, (x.shape[0] // GROUP, GROUP, x.shape[1])), 1)
-    return out
+    if GROUP != 1:
+        x = tl.sum(tl.reshape(x, (x.shape[0] // GROUP, GROUP, x.shape[1])), 1)
+    return x
 
 
 @triton.jit(do_not_specialize=["H", "W", "heads"])
@@ -122,52 +149,40 @@ def _forward_kernel(
     GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one head. NORM is the base-2 logarithm of the softmax's denominator."""
-    cells_in_map = H * W
-    head = tl.program_id(1).to(tl.int64)
-    image = head // heads
-    within = head % heads
-    start = image * image_stride + within * head_stride
-    dense = (image * cells_in_map * heads + within) * D
-    CONTENT: tl.constexpr = K is not None
+    head, start, dense, first, outputs = _heads(H, W, heads, image_stride, head_stride, D, GROUP)
     cells, valid = _queries(tl.program_id(0), H, W, QUERIES, GROUP)
-    q = 0.0
-    if CONTENT:
-        q = _load(Q + start, cells, cell_stride, valid, D, WIDTH)
+    q = _load(Q, start, cells, cell_stride, valid, D, WIDTH)
     if POSITION is not None:
-        POSITION += head * cells_in_map * (H + W)
+        POSITION += head * H * W * (H + W)
     maximum = tl.full((QUERIES,), MASKED, tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     out = tl.zeros((QUERIES, WIDTH), tl.float32)
     down = tl.cdiv(H, ROWS)
-    for patch in range(0, down * tl.cdiv(W, COLUMNS)):
+    for patch in range(down * tl.cdiv(W, COLUMNS)):
         top = patch % down * ROWS
         left = patch // down * COLUMNS
         keys, inside = _keys(top, left, H, W, ROWS, COLUMNS)
-        k = 0.0
-        if CONTENT:
-            k = _load(K + start, keys, cell_stride, inside, D, WIDTH)
+        k = _load(K, start, keys, cell_stride, inside, D, WIDTH)
         scores = _scores(
-            q, k, POSITION, cells, valid, top, left, H, W, scale, ROWS, COLUMNS, CONTENT, PRECISION
+            q, k, POSITION, cells, valid, top, left, H, W, scale, ROWS, COLUMNS, PRECISION, K is not None
         )
         new_maximum = tl.maximum(maximum, tl.max(scores, 1))
         weights = tl.exp2(scores - new_maximum[:, None])
         shrink = tl.exp2(maximum - new_maximum)
         total = total * shrink + tl.sum(weights, 1)
-        v = _load(V + start, keys, cell_stride, inside, D, WIDTH)
+        v = _load(V, start, keys, cell_stride, inside, D, WIDTH)
         out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
         maximum = new_maximum
     out = out / total[:, None]
-    tl.store(NORM + head * cells_in_map + cells, maximum + tl.log2(total), mask=valid)
+    tl.store(NORM + head * H * W + cells, maximum + tl.log2(total), mask=valid)
     if GROUP == 1:
-        _store(OUT + dense, cells, heads * D, valid, out, D, WIDTH)
+        _store(OUT, dense, cells, heads * D, valid, out, D, WIDTH)
     else:
-        _store(FULL + dense, cells, heads * D, valid, out, D, WIDTH)
+        _store(FULL, dense, cells, heads * D, valid, out, D, WIDTH)
         count = tl.sum(tl.reshape(valid.to(tl.float32), (QUERIES // GROUP, GROUP)), 1)
-        windows = tl.program_id(0) * (QUERIES // GROUP) + tl.arange(0, QUERIES // GROUP)
-        pooled = ((H + 1) // 2) * ((W + 1) // 2)
+        windows = _outputs(tl.program_id(0), QUERIES, GROUP, GROUP)
         mean = _gather(tl.where(valid[:, None], out, 0.0), GROUP) / tl.maximum(count, 1.0)[:, None]
-        OUT += (image * pooled * heads + within) * D
-        _store(OUT, windows, heads * D, windows < pooled, mean, D, WIDTH)
+        _store(OUT, first, windows, heads * D, windows < outputs, mean, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["H", "W", "heads"])
@@ -175,47 +190,33 @@ def _query_kernel(
     Q, K, V, POSITION, FULL, NORM, UPSTREAM, DELTA, GRAD_Q, GRAD_POSITION,
     image_stride, head_stride, cell_stride, H, W, heads, scale,
     QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-    GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one tile of queries: of the queries, of their position logits, and DELTA = upstream . out."""
-    cells_in_map = H * W
-    head = tl.program_id(1).to(tl.int64)
-    image = head // heads
-    within = head % heads
-    start = image * image_stride + within * head_stride
-    dense = (image * cells_in_map * heads + within) * D
-    CONTENT: tl.constexpr = K is not None
+    """Gradients of one tile of queries and of their position logits; DELTA is upstream . output."""
+    head, start, dense, first, outputs = _heads(H, W, heads, image_stride, head_stride, D, GROUP)
     cells, valid = _queries(tl.program_id(0), H, W, QUERIES, GROUP)
-    q = 0.0
-    if CONTENT:
-        q = _load(Q + start, cells, cell_stride, valid, D, WIDTH)
-    outputs = cells_in_map
-    if GROUP == 4:
-        outputs = ((H + 1) // 2) * ((W + 1) // 2)
-    windows = tl.program_id(0) * (QUERIES // GROUP) + tl.arange(0, QUERIES // GROUP)
-    UPSTREAM += (image * outputs * heads + within) * D
-    upstream = _load(UPSTREAM, windows, heads * D, windows < outputs, D, WIDTH)
-    out = _load(FULL + dense, cells, heads * D, valid, D, WIDTH)
-    delta = tl.sum(_spread(upstream, GROUP).to(tl.float32) * out.to(tl.float32), 1)
-    tl.store(DELTA + head * cells_in_map + cells, delta, mask=valid)
-    norm = tl.load(NORM + head * cells_in_map + cells, mask=valid, other=0.0)
+    q = _load(Q, start, cells, cell_stride, valid, D, WIDTH)
+    windows = _outputs(tl.program_id(0), QUERIES, GROUP, SHARED)
+    upstream = _load(UPSTREAM, first, windows, heads * D, windows < outputs, D, WIDTH)
+    out = _load(FULL, dense, cells, heads * D, valid, D, WIDTH)
+    delta = tl.sum(_spread(upstream, SHARED).to(tl.float32) * out.to(tl.float32), 1)
+    tl.store(DELTA + head * H * W + cells, delta, mask=valid)
+    norm = tl.load(NORM + head * H * W + cells, mask=valid, other=0.0)
     if POSITION is not None:
-        POSITION += head * cells_in_map * (H + W)
-        GRAD_POSITION += head * cells_in_map * (H + W)
+        POSITION += head * H * W * (H + W)
+        GRAD_POSITION += head * H * W * (H + W)
     grad_q = tl.zeros((QUERIES, WIDTH), tl.float32)
     for left in range(0, W, COLUMNS):
         grad_columns = tl.zeros((QUERIES, COLUMNS), tl.float32)
         for top in range(0, H, ROWS):
             keys, inside = _keys(top, left, H, W, ROWS, COLUMNS)
-            k = 0.0
-            if CONTENT:
-                k = _load(K + start, keys, cell_stride, inside, D, WIDTH)
+            k = _load(K, start, keys, cell_stride, inside, D, WIDTH)
             scores = _scores(
-                q, k, POSITION, cells, valid, top, left, H, W, scale, ROWS, COLUMNS, CONTENT, PRECISION
+                q, k, POSITION, cells, valid, top, left, H, W, scale, ROWS, COLUMNS, PRECISION, K is not None
             )
             weights = tl.exp2(scores - norm[:, None])
-            v = _load(V + start, keys, cell_stride, inside, D, WIDTH)
-            grad_weights = _spread(tl.dot(upstream, tl.trans(v), input_precision=PRECISION), GROUP)
+            v = _load(V, start, keys, cell_stride, inside, D, WIDTH)
+            grad_weights = _spread(tl.dot(upstream, tl.trans(v), input_precision=PRECISION), SHARED)
             grad_scores = weights * (grad_weights - delta[:, None])
             if POSITION is not None:
                 grid = tl.reshape(grad_scores, (QUERIES, ROWS, COLUMNS))
@@ -226,15 +227,14 @@ def _query_kernel(
                 # Added to by this program alone, one strip after the other: no atomics.
                 before = tl.load(places, mask=keep & (left > 0), other=0.0)
                 tl.store(places, before + tl.sum(grid, 2), mask=keep)
-            if CONTENT:
+            if K is not None:
                 grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision=PRECISION)
         if POSITION is not None:
             column = left + tl.arange(0, COLUMNS)
             places = GRAD_POSITION + cells[:, None] * (H + W) + H + column[None, :]
             tl.store(places, grad_columns, mask=valid[:, None] & (column < W)[None, :])
             tl.debug_barrier()  # before the next strip reads the sums by row
-    if CONTENT:
-        _store(GRAD_Q + dense, cells, heads * D, valid, grad_q * scale, D, WIDTH)
+    _store(GRAD_Q, dense, cells, heads * D, valid, grad_q * scale, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["H", "W", "heads"])
@@ -242,58 +242,43 @@ def _key_kernel(
     Q, K, V, POSITION, NORM, UPSTREAM, DELTA, GRAD_K, GRAD_V,
     image_stride, head_stride, cell_stride, H, W, heads, scale,
     QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-    GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one patch of keys and of its values."""
-    cells_in_map = H * W
-    head = tl.program_id(1).to(tl.int64)
-    image = head // heads
-    within = head % heads
-    start = image * image_stride + within * head_stride
-    dense = (image * cells_in_map * heads + within) * D
-    CONTENT: tl.constexpr = K is not None
+    head, start, dense, first, outputs = _heads(H, W, heads, image_stride, head_stride, D, GROUP)
     down = tl.cdiv(H, ROWS)
     top = tl.program_id(0) % down * ROWS
     left = tl.program_id(0) // down * COLUMNS
     keys, inside = _keys(top, left, H, W, ROWS, COLUMNS)
-    k = 0.0
-    if CONTENT:
-        k = _load(K + start, keys, cell_stride, inside, D, WIDTH)
-    v = _load(V + start, keys, cell_stride, inside, D, WIDTH)
-    outputs = cells_in_map
-    if GROUP == 4:
-        outputs = ((H + 1) // 2) * ((W + 1) // 2)
-    UPSTREAM += (image * outputs * heads + within) * D
+    k = _load(K, start, keys, cell_stride, inside, D, WIDTH)
+    v = _load(V, start, keys, cell_stride, inside, D, WIDTH)
     if POSITION is not None:
-        POSITION += head * cells_in_map * (H + W)
+        POSITION += head * H * W * (H + W)
     grad_k = tl.zeros((ROWS * COLUMNS, WIDTH), tl.float32)
     grad_v = tl.zeros((ROWS * COLUMNS, WIDTH), tl.float32)
-    for tile in range(0, tl.cdiv(outputs * GROUP, QUERIES)):
+    for tile in range(tl.cdiv(outputs * GROUP, QUERIES)):
         cells, valid = _queries(tile, H, W, QUERIES, GROUP)
-        q = 0.0
-        if CONTENT:
-            q = _load(Q + start, cells, cell_stride, valid, D, WIDTH)
-        norm = tl.load(NORM + head * cells_in_map + cells, mask=valid, other=0.0)
-        delta = tl.load(DELTA + head * cells_in_map + cells, mask=valid, other=0.0)
+        q = _load(Q, start, cells, cell_stride, valid, D, WIDTH)
+        norm = tl.load(NORM + head * H * W + cells, mask=valid, other=0.0)
+        delta = tl.load(DELTA + head * H * W + cells, mask=valid, other=0.0)
         scores = _scores(
-            q, k, POSITION, cells, valid, top, left, H, W, scale, ROWS, COLUMNS, CONTENT, PRECISION
+            q, k, POSITION, cells, valid, top, left, H, W, scale, ROWS, COLUMNS, PRECISION, K is not None
         )
         weights = tl.where(valid[:, None], tl.exp2(scores - norm[:, None]), 0.0)
-        windows = tile * (QUERIES // GROUP) + tl.arange(0, QUERIES // GROUP)
-        upstream = _load(UPSTREAM, windows, heads * D, windows < outputs, D, WIDTH)
-        pooled = tl.trans(_gather(weights, GROUP).to(upstream.dtype))
-        grad_v = tl.dot(pooled, upstream, grad_v, input_precision=PRECISION)
-        if CONTENT:
-            grad_weights = _spread(tl.dot(upstream, tl.trans(v), input_precision=PRECISION), GROUP)
+        windows = _outputs(tile, QUERIES, GROUP, SHARED)
+        upstream = _load(UPSTREAM, first, windows, heads * D, windows < outputs, D, WIDTH)
+        together = tl.trans(_gather(weights, SHARED).to(upstream.dtype))
+        grad_v = tl.dot(together, upstream, grad_v, input_precision=PRECISION)
+        if K is not None:
+            grad_weights = _spread(tl.dot(upstream, tl.trans(v), input_precision=PRECISION), SHARED)
             grad_scores = tl.trans((weights * (grad_weights - delta[:, None])).to(q.dtype))
             grad_k = tl.dot(grad_scores, q, grad_k, input_precision=PRECISION)
-    _store(GRAD_V + dense, keys, heads * D, inside, grad_v, D, WIDTH)
-    if CONTENT:
-        _store(GRAD_K + dense, keys, heads * D, inside, grad_k * scale, D, WIDTH)
+    _store(GRAD_V, dense, keys, heads * D, inside, grad_v, D, WIDTH)
+    _store(GRAD_K, dense, keys, heads * D, inside, grad_k * scale, D, WIDTH)
 
 
 class Tiles(NamedTuple):
-    """How one kernel is cut: queries and keys of a tile, and how the GPU runs it."""
+    """How a kernel is cut: queries and keys of a tile, and how a GPU runs it."""
 
     queries: int
     keys: int
@@ -301,17 +286,22 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-def choose_tiles(kernel: str, width: int, dtype: torch.dtype, pool: int, shared_memory: int) -> Tiles:
-    """Tiles that fit the registers and the shared memory of a GPU.
+def choose_tiles(kernel: Any, width: int, dtype: torch.dtype) -> Tiles:
+    """Tiles that fit 99 KiB of shared memory, in low precision without notable spills of registers.
+
+    They were chosen by compiling, not by measuring: powers of two, at least 16 queries and 16 keys.
 
     Args:
-        kernel: "forward", "query" or "key".
+        kernel: one of the three.
         width: d, rounded up to a power of two.
         dtype: of queries, keys and values.
-        pool: 1 or 2.
-        shared_memory: bytes that one block may use.
     """
-    return Tiles(64, 32, 4, 2)
+    wide = width > 128
+    if dtype == torch.float32:
+        return Tiles(16 if wide else 32, 16, 4, 1)
+    if kernel is _forward_kernel:
+        return Tiles(64 if wide else 128, 32, 8, 2)
+    return Tiles(64, 16, 8, 1) if wide else Tiles(64, 32, 8, 2)
 
 
 def patch(size: Size, keys: int) -> tuple[int, int]:
@@ -319,9 +309,9 @@ def patch(size: Size, keys: int) -> tuple[int, int]:
     height, width = size
     shapes = [(keys >> bit, 1 << bit) for bit in range(keys.bit_length())]
 
-    def cost(shape: tuple[int, int]) -> tuple[int, int]:
+    def cost(shape: tuple[int, int]) -> tuple[int, int, int]:
         rows, columns = shape
-        return -(-height // rows) * -(-width // columns), rows + columns
+        return -(-height // rows) * -(-width // columns), rows + columns, rows
 
     return min(shapes, key=cost)
 
@@ -335,10 +325,12 @@ def attend(
         RuntimeError: tensors that are not on a GPU.
         ValueError: a head width that is no multiple of 16 or above 256, or another precision.
     """
-    if v.device.type != "cuda" and not triton.knobs.runtime.interpret:
+    if v.device.type != "cuda" and not INTERPRETED:
         raise RuntimeError(f"implementation='triton' runs on GPUs only, the tensors are on {v.device.type}")
     if v.shape[-1] % 16 or v.shape[-1] > WIDEST:
-        raise ValueError(f"heads of width {v.shape[-1]}: the Triton kernel takes multiples of 16 up to {WIDEST}")
+        raise ValueError(
+            f"heads of width {v.shape[-1]}: the Triton kernel takes multiples of 16 up to {WIDEST}"
+        )
     dtypes = {x.dtype for x in (q, k, v) if x is not None}
     if len(dtypes) > 1 or v.dtype not in DTYPES:
         found = ", ".join(sorted(str(dtype) for dtype in dtypes))
@@ -353,9 +345,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, the output before the pool (empty without one) and the softmax's denominators."""
     out, full, norm = _empty_results(v, size, pool)
-    _launch(
-        _forward_kernel, (q, k, v, position), (out, full, norm), size, scale, pool
-    )
+    _launch(_forward_kernel, (q, k, v, position), (out, full, norm), size, scale, pool)
     return out, full, norm
 
 
@@ -409,15 +399,17 @@ def _launch(
     q, k, v, position = inputs
     height, width = size
     batch, heads, _, d = v.shape
-    name = {_forward_kernel: "forward", _query_kernel: "query", _key_kernel: "key"}[kernel]
     padded = triton.next_power_of_2(d)
-    tiles = choose_tiles(name, padded, v.dtype, pool, _shared_memory(v.device))
+    tiles = choose_tiles(kernel, padded, v.dtype)
     rows, columns = patch(size, tiles.keys)
     if kernel is _key_kernel:
         blocks = triton.cdiv(height, rows) * triton.cdiv(width, columns)
     else:
         blocks = triton.cdiv(triton.cdiv(height, pool) * triton.cdiv(width, pool) * pool**2, tiles.queries)
-    shared = torch.get_float32_matmul_precision() == "highest"
+    constants = {"GROUP": pool**2, "PRECISION": _precision()}
+    if kernel is not _forward_kernel:
+        # Products with the gradients of windows need 16 rows.
+        constants["SHARED"] = pool**2 if tiles.queries >= 16 * pool**2 else 1
     queries, keys, values = _alike(q, k, v)
     with torch.cuda.device_of(v):
         kernel[(blocks, batch * heads)](
@@ -436,8 +428,7 @@ def _launch(
             COLUMNS=columns,
             D=d,
             WIDTH=padded,
-            GROUP=pool**2,
-            PRECISION="tf32x3" if shared else "tf32",
+            **constants,
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
         )
@@ -452,11 +443,9 @@ def _alike(q: Tensor, k: Tensor | None, v: Tensor) -> tuple[Tensor | None, Tenso
     return q.contiguous(), k.contiguous(), v.contiguous()
 
 
-def _shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one block may use; those of an A100 where kernels are interpreted."""
-    if device.type != "cuda":
-        return 163 * 1024
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+def _precision() -> str:
+    """Of float32 products on tensor cores: three of TF32 unless the user allows one."""
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def _empty_results(v: Tensor, size: Size, pool: int) -> tuple[Tensor, Tensor, Tensor]:

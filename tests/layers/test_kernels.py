@@ -1,4 +1,6 @@
+import sys
 from collections.abc import Sequence
+from itertools import product
 
 import pytest
 import torch
@@ -9,10 +11,12 @@ from torch.nn.attention import flex_attention
 from torch.profiler import profile
 
 from botnet.layers import kernels
-from botnet.layers.kernels import IMPLEMENTATIONS, relative_attention
+from botnet.layers.kernels import IMPLEMENTATIONS, choose, relative_attention
 
 SIZE = (3, 5)
 TERMS = [(True, True), (True, False), (False, True)]
+# Those that compute on a CPU; for the Triton kernels see test_triton_kernel.py.
+HERE = [name for name in IMPLEMENTATIONS if name != "triton"]
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def plain(
 
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize(("content", "position"), TERMS)
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", HERE)
 @pytest.mark.usefixtures("tiny_tiles", "flex_gradients")
 def test_equals_the_formula(name: str, content: bool, position: bool, pool: int) -> None:
     tensors = draw(SIZE, content=content, position=position)
@@ -173,7 +177,7 @@ def test_flex_has_a_backward_pass_that_inductor_accepts() -> None:
 
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize(("content", "position"), TERMS)
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", HERE)
 @pytest.mark.usefixtures("tiny_tiles", "flex_gradients")
 def test_gradients(name: str, content: bool, position: bool, pool: int) -> None:
     size = (2, 3)
@@ -207,7 +211,7 @@ def test_implementations_agree(
     truth = relative_attention(*exact, size, 0.25, pool, "reference")
     upstream = torch.randn_like(truth)
     truths = [truth, *torch.autograd.grad(truth, exact, upstream)]
-    for name in IMPLEMENTATIONS:
+    for name in HERE:
         tensors = [t.detach().to(dtype).requires_grad_() for t in exact]
         out = relative_attention(*tensors, size, 0.25, pool, name)
         found = [out, *torch.autograd.grad(out, tensors, upstream.to(dtype))]
@@ -270,7 +274,8 @@ def test_forward_mode_is_right_or_refused(name: str | None, how: str) -> None:
         return relative_attention(*given, size, 0.3, 2, name)
 
     if name not in ("reference", None):
-        message = "tiled attention has no forward-mode derivative" if name == "tiled" else None
+        own = name in ("tiled", "triton")
+        message = f"{name} attention has no forward-mode derivative" if own else None
         with pytest.raises(RuntimeError, match=message):
             tangent(attend, tensors, tangents, how)
         return
@@ -302,3 +307,19 @@ def test_bad_input() -> None:
         relative_attention(q, k, v, p[..., 1:], SIZE, 0.3)
     with pytest.raises(ValueError, match="pool=3: expected 1 or 2"):
         relative_attention(q, k, v, p, SIZE, 0.3, pool=3)
+
+
+def test_triton_is_not_chosen_by_itself() -> None:
+    """Nothing has been measured on a GPU."""
+    for tokens, dtype, gradients in product(
+        (49, 1024, 4096, 6400), (torch.float32, torch.bfloat16), (False, True)
+    ):
+        assert choose((8, 4, tokens, 128), dtype, torch.device("cuda"), gradients) == "sdpa"
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "botnet.layers.triton_kernel", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    x = torch.randn(1, 1, 6, 16)
+    with pytest.raises(RuntimeError, match="implementation='triton' needs the package triton"):
+        relative_attention(x, x, x, None, (2, 3), 0.3, implementation="triton")
