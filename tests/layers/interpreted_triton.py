@@ -84,8 +84,8 @@ def test_several_tiles(size, pool, dtype, tolerance) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", [1, 2])
-@pytest.mark.parametrize("d", [64, 80, 128, 256])
-@pytest.mark.parametrize("size", [(16, 16), (17, 23), (1, 70)])
+@pytest.mark.parametrize("d", [80, 128, 256])
+@pytest.mark.parametrize("size", [(17, 9), (1, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_large_maps_and_wide_heads(size, d, pool, dtype) -> None:
     compare(draw(size, d, dtype), size, pool, 1e-6 if dtype == torch.float32 else 2e-3)

@@ -30,6 +30,8 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def interpret(*options: str) -> None:
     """Run the tests of `interpreted_triton.py` in a process that interprets the kernels."""
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
+        pytest.skip("the interpreter of Triton 3.5 fails with NumPy of today; known to work is that of 3.8")
     tests = Path(__file__).with_name("interpreted_triton.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(tests)],
