@@ -301,7 +301,7 @@ def choose_tiles(kernel: Any, width: int, dtype: torch.dtype) -> Tiles:
         return Tiles(16 if wide else 32, 16, 4, 1)
     if kernel is _forward_kernel:
         return Tiles(64 if wide else 128, 32, 8, 2)
-    return Tiles(64, 16, 8, 1) if wide else Tiles(64, 32, 8, 2)
+    return Tiles(32, 32, 8, 1) if wide else Tiles(64, 32, 8, 2)
 
 
 def patch(size: Size, keys: int) -> tuple[int, int]:
