@@ -4,7 +4,7 @@ BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
 .PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-oldest test-newest dist recipes-check overfit full-size \
-	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family
+	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family bench-export
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-step  Mask R-CNN's training step beside torchvision's, and BoT50's beside R50's"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
+	@echo "make bench-export   an exported detector beside the eager one: onnxruntime, torch.compile, OpenVINO"
 	@echo "make bench-family   the training step of every network of Figure 5 at its own image size"
 
 .venv/installed: pyproject.toml constraints.txt
@@ -108,3 +109,6 @@ bench-data: .venv/installed
 
 bench-family: .venv/installed
 	$(BIN)/python benchmarks/family.py
+
+bench-export: .venv/installed
+	$(BIN)/python benchmarks/export.py
