@@ -13,8 +13,13 @@ from botnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from botnet.classification.classifier import Classifier
+    from botnet.classification.image_classifier import ImageClassifier
     from botnet.detection.detector import Detector
     from botnet.training.checkpoint_file import TaskCheckpoint
+
+# Options of predict.
+FOR_DETECTORS = ("format", "images_json", "score", "truth", "tile")
+FOR_CLASSIFIERS = ("weights", "label_map", "crop", "size")
 
 logger = logging.getLogger(__name__)
 
@@ -115,21 +120,36 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Run ``predict`` with a detector or a classifier."""
-    from botnet.training.model_source import is_trained_here, open_checkpoint
-
     if options.pixel and not options.attention:
         raise ConfigError("--pixel is the query of --attention; give both")
     if options.block and not options.attention:
         raise ConfigError("--block is the block of --attention; give both")
-    pixel = tuple(options.pixel) if options.pixel else None
+    model = _open_model(options)
+    if model.task == "detection":
+        return _detect(options, cast("Detector", model))
+    return _classify(options, cast("ImageClassifier", model))
+
+
+def _open_model(options: argparse.Namespace) -> "Detector | ImageClassifier":
+    """The model of ``predict``: one that was trained here, or a classifier of timm by its name."""
+    from botnet.loading import load
+
+    if options.model.endswith(".onnx"):  # without PyTorch
+        model = load(options.model)
+        _refuse(options, FOR_CLASSIFIERS, f"is for classifiers in PyTorch, and {options.model} is exported")
+        if model.task == "classification":
+            _refuse(options, FOR_DETECTORS, f"is for detectors, and {options.model} is a classifier")
+        return model
+    from botnet.training.model_source import is_trained_here, open_checkpoint
+
     checkpoint = open_checkpoint(options.model) if is_trained_here(options.model) else None
-    if checkpoint is None or checkpoint.kind == "classifier":
-        for_detectors = ("format", "images_json", "score", "truth", "tile")
-        _refuse(options, for_detectors, f"is for detectors, and {options.model} is not a checkpoint of one")
-        return _classify(options, checkpoint or options.model, pixel)
-    for_classifiers = ("weights", "label_map", "crop", "size")
-    _refuse(options, for_classifiers, f"is for classifiers; {options.model} is a detector")
-    return _detect(options, checkpoint, pixel)
+    if checkpoint is not None and checkpoint.kind == "detector":
+        _refuse(options, FOR_CLASSIFIERS, f"is for classifiers; {options.model} is a detector")
+        return load(checkpoint, options.device)
+    _refuse(options, FOR_DETECTORS, f"is for detectors, and {options.model} is not a checkpoint of one")
+    from botnet.classification.image_classifier import TorchClassifier
+
+    return TorchClassifier(_open_classifier(options, checkpoint or options.model))
 
 
 def run_push(options: argparse.Namespace) -> int:
@@ -146,19 +166,17 @@ def run_push(options: argparse.Namespace) -> int:
     return 0
 
 
-def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tuple[int, int] | None) -> int:
+def _detect(options: argparse.Namespace, detector: "Detector") -> int:
     from botnet.detection.predict import predict, predict_coco
-    from botnet.loading import load
 
     if (options.format == "coco") != bool(options.images_json):
         raise ConfigError("--format coco and --images-json belong together: the list gives the images' ids")
     if options.format == "coco":
         _refuse(options, ("score", "truth", "attention"), "is for pictures, and --format coco draws none")
-        detector = cast("Detector", load(checkpoint, options.device))
         predict_coco(detector, options.images, options.output, options.images_json, tile=options.tile)
         return 0
     _, broken = predict(
-        cast("Detector", load(checkpoint, options.device)),
+        detector,
         options.images,
         options.output,
         recursive=options.recursive,
@@ -167,18 +185,18 @@ def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tu
         truth=options.truth,
         attention=options.attention,
         block=options.block,
-        pixel=pixel,
+        pixel=_pixel(options),
     )
     return _name_broken(broken)
 
 
-def _classify(
-    options: argparse.Namespace, model: "str | TaskCheckpoint", pixel: tuple[int, int] | None
-) -> int:
-    from botnet.classification.image_classifier import TorchClassifier
+def _pixel(options: argparse.Namespace) -> tuple[int, int] | None:
+    return tuple(options.pixel) if options.pixel else None
+
+
+def _classify(options: argparse.Namespace, classifier: "ImageClassifier") -> int:
     from botnet.classification.predict import classify, render
 
-    classifier = TorchClassifier(_open_classifier(options, model))
     records, broken = classify(
         classifier,
         options.images,
@@ -186,7 +204,7 @@ def _classify(
         recursive=options.recursive,
         attention=options.attention,
         block=options.block,
-        pixel=pixel,
+        pixel=_pixel(options),
     )
     show(render(records))
     left_out = f", {len(broken)} left out" if broken else ""

@@ -23,7 +23,8 @@ from botnet.deploy.verify import FULL, HALF, check_classifier, check_detector, c
 from botnet.detection import load_detector
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
 from botnet.errors import CheckpointError, ConfigError
-from botnet.training.checkpoint_file import PARTIAL, TaskCheckpoint, read_checkpoint
+from botnet.training.checkpoint_file import PARTIAL, TaskCheckpoint
+from botnet.training.model_source import open_checkpoint
 from botnet.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def export_onnx(
     The file gets its name when it is complete and, with ``verify``, equal to the eager network.
 
     Args:
-        source: folder of a run, of which the best checkpoint is taken, or a checkpoint.
+        source: a run, a checkpoint, a published folder or ``hf-hub:user/name``.
         output: new file.
         size: height and width of the images in pixels; by default the canvas of a detector, the evaluation
             size of a classifier.
@@ -67,13 +68,12 @@ def export_onnx(
         raise ConfigError(f"--size {size[0]} {size[1]}: give positive multiples of the stride, {STRIDE}")
     if images is not None and not images.is_dir():
         raise ConfigError(f"--images {images}: no such folder; give a folder of pictures")
-    path, run = find_checkpoint(Path(source))
-    checkpoint = read_checkpoint(path)
+    checkpoint = open_checkpoint(source)
     build = _detector if checkpoint.kind == "detector" else _classifier
     with _complete(output) as partial:
         check = build(checkpoint, partial, size, half)
         if verify:
-            paths, words = choose_pictures(run, images)
+            paths, words = choose_pictures(RunFolder(checkpoint.path.parent.parent), images)
             logger.info(f"comparing with the eager network on {words}: {HALF if half else FULL}")
             check(OnnxModel(partial), paths)
     return output
@@ -89,21 +89,6 @@ def check_output(output: Path) -> None:
         raise ConfigError(f"{output} exists; name another file by --output")
     if not output.parent.is_dir():
         raise ConfigError(f"--output {output}: give a file in a folder that exists")
-
-
-def find_checkpoint(source: Path) -> tuple[Path, RunFolder]:
-    """The checkpoint that a run or a file stands for, and the run.
-
-    Raises:
-        CheckpointError: the run has none.
-    """
-    if not source.is_dir():
-        return source, RunFolder(source.resolve().parents[1])
-    run = RunFolder(source)
-    found = run.best if run.best.is_file() else run.newest()
-    if found is None:
-        raise CheckpointError(f"{source} has no checkpoint; give a run of botnet fit or a checkpoint")
-    return found, run
 
 
 def _detector(checkpoint: TaskCheckpoint, output: Path, size: Size | None, half: bool) -> Check:

@@ -92,7 +92,7 @@ def check_detector(detector: RCNN, model: OnnxModel, paths: Sequence[Path], tole
         CheckpointError: they differ by more than the tolerance.
         DataError: a picture cannot be read.
     """
-    place = EvalTransform(min(model.size)).place
+    place = EvalTransform(model.size).place
     pictures = [load_placed(path, place(load_image(path).size[::-1])) for path in paths]
     pictures = pictures or synthetic(model.size)
     # Not compared: the anchors of an even picture have equal scores, and each runtime picks others of them.
@@ -105,7 +105,9 @@ def check_detector(detector: RCNN, model: OnnxModel, paths: Sequence[Path], tole
 
 def run_eager(detector: RCNN, pictures: Sequence[np.ndarray], size: tuple[int, int]) -> Found:
     """What the eager detector finds in pictures (h, w, 3) uint8."""
-    batch = torch.stack([to_canvas(picture, max(size))[:, : size[0], : size[1]] for picture in pictures])
+    batch = torch.stack(
+        [torch.from_numpy(to_canvas(picture, max(size)))[:, : size[0], : size[1]] for picture in pictures]
+    )
     with torch.inference_mode():
         found: list[dict[str, Tensor]] = detector(batch, valid=[picture.shape[:2] for picture in pictures])
     for detection in found:

@@ -14,7 +14,7 @@ from botnet.deploy.operators import pool_boxes, suppress
 from botnet.deploy.verify import FULL, compare, on_canvas, run_eager
 from botnet.detection import load_detector
 from botnet.errors import CheckpointError
-from tests.support.deploy import CANVAS, CLASSES, crowd_detector, noise, write_checkpoint
+from tests.support.deploy import CANVAS, CLASSES, noise
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -22,20 +22,6 @@ pytest.importorskip("onnxscript")
 
 SIZE = (CANVAS, CANVAS)
 BLANK = np.zeros((CANVAS, CANVAS, 3), np.uint8)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("export") / "best.ckpt", crowd_detector())
-
-
-@pytest.fixture(scope="session")
-def exported(checkpoint) -> Path:
-    """The detector of the checkpoint, written by the command and compared by it on synthetic pictures."""
-    output = checkpoint.with_name("model.onnx")
-    assert main(["export", str(checkpoint), "--output", str(output)]) == 0
-    assert not list(output.parent.glob("*.partial"))
-    return output
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +147,7 @@ def test_files_that_cannot_be_run_are_named(exported, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{run}"], "has no checkpoint"),
+        (["{run}"], "holds neither a run"),
         (["{run}/none.ckpt"], "no such checkpoint"),
         (["{run}", "--output", "{run}/there.onnx"], "exists; name another"),
         (["{run}", "--output", "{run}/no/model.onnx"], "in a folder that exists"),
