@@ -4,15 +4,16 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE
-from torch import Tensor
 
 from botnet.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What counts as an image in a folder. Pillow also registers formats that it can only write (PDF) or only
 # recognise (MPEG, HDF5), and EPS, which is a program.
@@ -130,6 +131,19 @@ def decode_image(path: Path, size: Size | None, wanted: Size | None) -> tuple[Im
     return image, (x, y, x + width, y + height)
 
 
+def image_size(path: Path) -> Size:
+    """(Height, width) in pixels of an image as it is shown, from its header.
+
+    Raises:
+        DataError: the file is missing, or not an image.
+    """
+    try:
+        with Image.open(path) as stored:
+            return _shown_size(stored, None)[0]
+    except Exception as error:  # as above
+        raise DataError(f"{path}: {_decoding_fault(error)}") from error
+
+
 def decode_stored(file: BinaryIO | Path, name: str) -> Image.Image:
     """Decode an image of any mode to RGB as it is stored: any EXIF orientation is ignored, as in timm.
 
@@ -229,7 +243,7 @@ def _size_fault(found: Size, size: Size) -> str:
 # ---- tensors
 
 
-def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def denormalise(image: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":
     """The pixels that a normalised image shows.
 
     Args:
@@ -239,5 +253,7 @@ def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     Returns:
         (3, H, W) uint8, on the CPU.
     """
+    import torch  # only here: reading and converting data sets needs no torch
+
     shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     return ((image.float().cpu() * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)
