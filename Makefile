@@ -24,6 +24,7 @@ help:
 	@echo "make bench-step  Mask R-CNN's training step beside torchvision's, and BoT50's beside R50's"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
+	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
 	@echo "make bench-family   the training step of every network of Figure 5 at its own image size"
 
 .venv/installed: pyproject.toml constraints.txt
@@ -105,6 +106,10 @@ bench-backbone: .venv/installed
 
 bench-data: .venv/installed
 	$(BIN)/python benchmarks/data.py $(COCO_BY)
+
+.PHONY: bench-paste
+bench-paste: .venv/installed
+	$(BIN)/python benchmarks/paste.py
 
 bench-family: .venv/installed
 	$(BIN)/python benchmarks/family.py

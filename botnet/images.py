@@ -1,4 +1,7 @@
-"""Image files: finding and decoding them, and the pixels that a normalised tensor shows."""
+"""Image files: finding and decoding them, and the pixels that a normalised tensor shows.
+
+The module loads without PyTorch.
+"""
 
 import functools
 import os

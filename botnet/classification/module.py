@@ -243,6 +243,7 @@ class ClassificationModule(TaskModule):
             for name in ("top1", "top5", "loss"):
                 self.log(f"val/{kind}_{name}", numbers[name], prog_bar=name == "top1", rank_zero_only=True)
         best = self.report["ema" if self.ema is not None else "model"]
+        self.log("val/loss", best["loss"], rank_zero_only=True)
         self.headline = {name: best[name] for name in ("top1", "top5")}
         self.log_dict({f"val/{name}": value for name, value in self.headline.items()}, sync_dist=True)
 

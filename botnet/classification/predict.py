@@ -14,11 +14,11 @@ from rich.text import Text
 from torch import Tensor
 
 from botnet.classification.classifier import Classifier
-from botnet.classification.readers import read_image
+from botnet.classification.images import read_image
 from botnet.errors import DataError
 from botnet.folders import check_unused, make_folder
 from botnet.images import check_some_left, denormalise, image_paths
-from botnet.visualize.attention import attention_picture, probe_attention
+from botnet.visualize.attention import attention_sheet, probe_attention
 
 Guess = TypedDict("Guess", {"class": str, "index": int, "score": float})
 
@@ -36,6 +36,7 @@ def classify(
     output: Path,
     *,
     attention: bool = False,
+    block: str | None = None,
     pixel: tuple[int, int] | None = None,
 ) -> tuple[list[Prediction], list[DataError]]:
     """Classify images one by one and write ``predictions.json``.
@@ -47,6 +48,7 @@ def classify(
         sources: image files, and folders of images, without their subfolders.
         output: new folder.
         attention: draw the attention of one query of each image in ``output/attention``.
+        block: name of the BoT block whose attention is drawn, or "all"; the first one by default.
         pixel: (x, y) of that query in each image's own pixels; by default the centre of the crop.
 
     Returns:
@@ -54,14 +56,14 @@ def classify(
         with ``class`` and ``index``. And the errors of the images that were left out.
 
     Raises:
-        ConfigError: the output folder is not empty. Nothing is written.
-        DataError: an image does not exist, none can be classified, or there is no attention to draw. Nothing
-            is written.
+        ConfigError: no such block, no attention to draw, or the output folder is not empty. Nothing is
+            written.
+        DataError: an image does not exist, or none can be classified. Nothing is written.
     """
     paths = image_paths(sources)
     check_unused(output)
     if attention:
-        with probe_attention(classifier.model):
+        with probe_attention(classifier.model, block):
             pass  # raises if the network has no attention
     predictions: list[Prediction] = []
     broken: list[DataError] = []
@@ -74,11 +76,11 @@ def classify(
             continue
         prepared = classifier.transform(image)
         if attention:
-            with probe_attention(classifier.model) as probe:
+            with probe_attention(classifier.model, block) as probes:
                 logits = _run(classifier, prepared)
             shown = denormalise(prepared, classifier.preparation["mean"], classifier.preparation["std"])
             make_folder(output / "attention")
-            attention_picture(shown, *probe.weights(y, x)).save(output / "attention" / f"{path.stem}.png")
+            attention_sheet(shown, probes, y, x).save(output / "attention" / f"{path.stem}.png")
         else:
             logits = _run(classifier, prepared)
         predictions.append({"file": str(path), "classes": _most_likely(logits, classifier.class_names)})

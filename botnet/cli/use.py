@@ -24,7 +24,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.add_argument("model", help="best.ckpt or last.ckpt of a run, or a classifier's name in timm")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     _add_classifier_options(predict.add_argument_group("classifiers"))
-    predict.add_argument("--attention", action="store_true", help="draw the attention of the first BoT block")
+    predict.add_argument("--attention", action="store_true", help="draw the attention of a BoT block")
+    predict.add_argument("--block", metavar="NAME", help="block of --attention, or all (the first)")
     predict.add_argument(
         "--pixel",
         type=int,
@@ -99,6 +100,8 @@ def run_predict(options: argparse.Namespace) -> int:
 
     if options.pixel and not options.attention:
         raise ConfigError("--pixel is the query of --attention; give both")
+    if options.block and not options.attention:
+        raise ConfigError("--block is the block of --attention; give both")
     pixel = tuple(options.pixel) if options.pixel else None
     checkpoint = read_checkpoint(options.model) if Path(options.model).is_file() else None
     if checkpoint is None or checkpoint.kind == "classifier":
@@ -126,6 +129,7 @@ def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tu
         score=0.5 if options.score is None else options.score,
         truth=options.truth,
         attention=options.attention,
+        block=options.block,
         pixel=pixel,
         device=options.device,
     )
@@ -139,7 +143,12 @@ def _classify(
 
     classifier = _open_classifier(options, model)
     records, broken = classify(
-        classifier, options.images, options.output, attention=options.attention, pixel=pixel
+        classifier,
+        options.images,
+        options.output,
+        attention=options.attention,
+        block=options.block,
+        pixel=pixel,
     )
     show(render(records))
     left_out = f", {len(broken)} left out" if broken else ""

@@ -81,7 +81,7 @@ class CocoDataset(Dataset[Any]):
         return image_name(self.instances.images[index])
 
     def _image(self, record: ImageRecord, placement: Placement, canvas: int) -> Tensor:
-        return load_on_canvas(self.folder / record["file_name"], placement, canvas)
+        return torch.from_numpy(load_on_canvas(self.folder / record["file_name"], placement, canvas))
 
 
 class TrainDataset(CocoDataset):
@@ -152,11 +152,21 @@ class TrainDataset(CocoDataset):
         record = self.instances.images[index]
         placement = self.transform.place((record["height"], record["width"]), rng)
         image = self._image(record, placement, self.transform.canvas)
-        objects = []
-        for annotation in self.instances.annotations_of(record["id"]):
-            if not annotation.get("iscrowd") and (placed := self._place(annotation, record, placement)):
-                objects.append(placed)
-        return Scene(image, placement.valid, objects), placement
+        return Scene(image, placement.valid, self._objects(record, placement)), placement
+
+    def target(self, index: int) -> TrainTarget:
+        """The target alone of an index in epoch 0, without objects of a second image."""
+        record = self.instances.images[index]
+        placement = self.transform.place((record["height"], record["width"]), generator(run_seed(), 0, index))
+        scene = Scene(torch.empty(0), placement.valid, self._objects(record, placement))
+        return self._target(scene, placement, record["id"])
+
+    def _objects(self, record: ImageRecord, placement: Placement) -> list[CanvasObject]:
+        return [
+            placed
+            for annotation in self.instances.annotations_of(record["id"])
+            if not annotation.get("iscrowd") and (placed := self._place(annotation, record, placement))
+        ]
 
     def _place(
         self, annotation: Annotation, record: ImageRecord, placement: Placement

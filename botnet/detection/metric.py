@@ -10,7 +10,7 @@ from hotcoco import StreamingEval
 from rich.table import Table
 from torchvision.ops import box_convert
 
-from botnet.detection.results import Result, Truth
+from botnet.detection.results import ResultRecord, Truth
 
 # The twelve numbers of COCO, in its order: name, what it averages over.
 COCO_NUMBERS = (
@@ -48,27 +48,26 @@ class CocoMetric:
 
     Args:
         class_names: of labels 1, 2, ...
+        category_ids: of the same classes in COCO's records.
         masks: score masks as well as boxes.
     """
 
-    def __init__(self, class_names: Sequence[str], masks: bool = True) -> None:
+    def __init__(self, class_names: Sequence[str], category_ids: Sequence[int], masks: bool = True) -> None:
         self.class_names = list(class_names)
+        self._labels = {category: label for label, category in enumerate(category_ids, 1)}
         categories = [{"id": label, "name": name} for label, name in enumerate(self.class_names, 1)]
         kinds = ("box", "mask") if masks else ("box",)
         self._evaluators = {kind: StreamingEval(categories, TASKS[kind]) for kind in kinds}
         self._images = self._objects = 0
 
-    def update(self, result: Result, truth: Truth) -> None:
+    def update(self, found: Sequence[ResultRecord], truth: Truth) -> None:
         """Add an image.
 
         Args:
-            result: of :func:`botnet.detection.postprocess.to_original`.
+            found: its detections, of :func:`botnet.detection.results.coco_results`.
             truth: of :func:`truth_of`.
         """
         self._images += 1
-        found = _records(result, self._images)
-        for record, score in zip(found, result["scores"].tolist(), strict=True):
-            record["score"] = score
         objects = _records(truth, self._images)
         for record, crowd, area in zip(
             objects, truth["iscrowd"].tolist(), truth["area"].tolist(), strict=True
@@ -78,7 +77,11 @@ class CocoMetric:
         for kind, evaluator in self._evaluators.items():
             # With its box, a mask would be counted as small, medium or large by the box's area.
             drop = "segmentation" if kind == "box" else "bbox"
-            detections = [{key: value for key, value in record.items() if key != drop} for record in found]
+            detections = [
+                {key: value for key, value in record.items() if key != drop}
+                | {"image_id": self._images, "category_id": self._labels[record["category_id"]]}
+                for record in found
+            ]
             evaluator.update([{"id": self._images}], objects, detections)
 
     def report(self) -> dict[str, dict[str, Any]]:
@@ -105,14 +108,14 @@ class CocoMetric:
         return table
 
 
-def _records(objects: Result | Truth, image_id: int) -> list[dict[str, Any]]:
-    """COCO's records of one image's objects or detections."""
-    boxes = box_convert(objects["boxes"], "xyxy", "xywh").tolist()
+def _records(truth: Truth, image_id: int) -> list[dict[str, Any]]:
+    """COCO's records of one image's objects."""
+    boxes = box_convert(truth["boxes"], "xyxy", "xywh").tolist()
     records: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": label, "bbox": box}
-        for box, label in zip(boxes, objects["labels"].tolist(), strict=True)
+        for box, label in zip(boxes, truth["labels"].tolist(), strict=True)
     ]
-    for record, mask in zip(records, objects.get("masks", ()), strict=False):
+    for record, mask in zip(records, truth.get("masks", ()), strict=False):
         record["segmentation"] = mask
     return records
 

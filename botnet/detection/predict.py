@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from rich.progress import track
+from supervision import Detections
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from botnet.detection.check import image_problems
 from botnet.detection.checkpoint import load_detector
@@ -19,14 +19,14 @@ from botnet.detection.placement import Placement
 from botnet.detection.postprocess import to_original
 from botnet.detection.rcnn import RCNN
 from botnet.detection.records import ImageRecord
-from botnet.detection.results import Result, ResultRecord, coco_results, write_results
+from botnet.detection.results import Objects, ResultRecord, coco_results, true_detections, write_results
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, load_on_canvas
 from botnet.devices import pick_device
 from botnet.errors import DataError
 from botnet.folders import check_unused, make_folder
 from botnet.images import check_some_left, denormalise, image_paths, load_image
 from botnet.training.checkpoint_file import TaskCheckpoint
-from botnet.visualize.attention import AttentionProbe, attention_picture, probe_attention
+from botnet.visualize.attention import AttentionProbe, attention_sheet, probe_attention
 from botnet.visualize.detections import beside_truth, draw
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def predict(
     score: float = 0.5,
     truth: Path | None = None,
     attention: bool = False,
+    block: str | None = None,
     pixel: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> tuple[list[PredictedRecord], list[DataError]]:
@@ -62,6 +63,7 @@ def predict(
         truth: instances file. Images with a record in it (:func:`image_ids`) are drawn beside their ground
             truth, and their EXIF orientation is applied or not as the size in the record requires.
         attention: draw the attention of one query of each image in ``output/attention``.
+        block: name of the BoT block whose attention is drawn, or "all"; the first one by default.
         pixel: (x, y) of that query in each image's own pixels; by default the centre of the image.
         device: "auto" takes an accelerator if there is one.
 
@@ -71,9 +73,9 @@ def predict(
 
     Raises:
         CheckpointError: the checkpoint cannot be read. Nothing is written.
-        ConfigError: no such device, or the output folder is not empty. Nothing is written.
-        DataError: an image does not exist, none can be predicted, or there is no attention to draw. Nothing
+        ConfigError: no such device or block, no attention to draw, or the output folder is not empty. Nothing
             is written.
+        DataError: an image does not exist, or none can be predicted. Nothing is written.
     """
     paths = image_paths(sources)
     check_unused(output)
@@ -84,7 +86,7 @@ def predict(
         logger.warning(f"{truth} does not know {unknown} of the {len(paths)} images")
     detector = detector.to(pick_device(device))
     if attention:
-        with probe_attention(detector):
+        with probe_attention(detector, block):
             pass  # raises if the detector has no attention
     records: list[PredictedRecord] = []
     broken: list[DataError] = []
@@ -94,22 +96,21 @@ def predict(
             size = (shown.height, shown.width)
             query = _query(path, size, pixel if attention else None)
             image, placement = _prepare(path, size, metadata["canvas"])
-            with probe_attention(detector) if attention else nullcontext() as probe:
-                result = _detect(detector, image, placement)
-            original = pil_to_tensor(shown)
-            picture = draw(original, result, metadata["class_names"], score)
+            with probe_attention(detector, block) if attention else nullcontext() as probes:
+                found = _detect(detector, image, placement, metadata["class_names"])
+            picture = draw(shown, found, score)
             if instances and known:
-                picture = _beside_truth(original, picture, instances, image_id, score)
+                picture = _beside_truth(shown, picture, instances, image_id, score)
         except DataError as error:
             broken.append(error)
             continue
         make_folder(output)
         picture.save(output / f"{path.stem}.png")
-        if probe:
+        if probes:
             make_folder(output / "attention")
-            sheet = _draw_attention(probe, image, placement, query)
+            sheet = _draw_attention(probes, image, placement, query)
             sheet.save(output / "attention" / f"{path.stem}.png")
-        for record in coco_results(result, image_id, metadata["category_ids"]):
+        for record in coco_results(found, image_id, metadata["category_ids"]):
             records.append({**record, "file_name": path.name})
     check_some_left(broken, len(paths))
     files = write_results(output, records)
@@ -159,8 +160,9 @@ def predict_coco(
     detector = detector.to(pick_device(device))
     records: list[ResultRecord] = []
     for image, path in track(list(zip(images, paths, strict=True)), "predicting"):
-        result = _detect(detector, *_prepare(path, (image["height"], image["width"]), metadata["canvas"]))
-        records += coco_results(result, image["id"], metadata["category_ids"])
+        prepared = _prepare(path, (image["height"], image["width"]), metadata["canvas"])
+        found = _detect(detector, *prepared, metadata["class_names"])
+        records += coco_results(found, image["id"], metadata["category_ids"])
     make_folder(output)
     files = write_results(output, records)
     print(f"{len(images)} images, {len(records)} detections")
@@ -188,15 +190,15 @@ def _print_results(files: dict[str, Path]) -> None:
 def _prepare(path: Path, size: tuple[int, int], canvas: int) -> tuple[Tensor, Placement]:
     """An image of ``size`` (height, width) on the canvas, as the detector takes it."""
     placement = EvalTransform(canvas).place(size)
-    return load_on_canvas(path, placement, canvas), placement
+    return torch.from_numpy(load_on_canvas(path, placement, canvas)), placement
 
 
-def _detect(detector: RCNN, image: Tensor, placement: Placement) -> Result:
+def _detect(detector: RCNN, image: Tensor, placement: Placement, class_names: Sequence[str]) -> Detections:
     """The detections in one prepared image, in its original pixels."""
     device = next(detector.parameters()).device
     with torch.inference_mode():
         (detection,) = detector(image[None].to(device), valid=[placement.valid])
-    return to_original(detection, placement.scale, placement.size)
+    return to_original(detection, placement.scale, placement.size, class_names)
 
 
 def _query(path: Path, size: tuple[int, int], pixel: tuple[int, int] | None) -> tuple[int, int]:
@@ -209,24 +211,25 @@ def _query(path: Path, size: tuple[int, int], pixel: tuple[int, int] | None) -> 
 
 
 def _draw_attention(
-    probe: AttentionProbe, image: Tensor, placement: Placement, query: tuple[int, int]
+    probes: Sequence[AttentionProbe], image: Tensor, placement: Placement, query: tuple[int, int]
 ) -> Image.Image:
     """The attention of a query (x, y) in original pixels, on the canvas that the detector was given."""
     (scale_y, scale_x), (height, width) = placement.scale, image.shape[-2:]
     x, y = (query[0] + 0.5) * scale_x / width, (query[1] + 0.5) * scale_y / height
-    return attention_picture(denormalise(image, IMAGENET_MEAN, IMAGENET_STD), *probe.weights(y, x))
+    return attention_sheet(denormalise(image, IMAGENET_MEAN, IMAGENET_STD), probes, y, x)
 
 
 def _beside_truth(
-    image: Tensor, picture: Image.Image, instances: CocoInstances, image_id: int, score: float
+    image: Image.Image, picture: Image.Image, instances: CocoInstances, image_id: int, score: float
 ) -> Image.Image:
     """The ground truth of an image, and to its right the picture of its predictions."""
     annotations = instances.annotations_of(image_id)
     x, y, w, h = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).view(-1, 4).unbind(1)
-    truth = {
+    labels = [instances.category_ids.index(a["category_id"]) + 1 for a in annotations]
+    truth: Objects = {
         "boxes": torch.stack([x, y, x + w, y + h], dim=1),
-        "labels": [instances.category_ids.index(a["category_id"]) + 1 for a in annotations],
+        "labels": torch.tensor(labels, dtype=torch.int64),
         "masks": [instances.mask_of(annotation) for annotation in annotations],
     }
-    left = draw(image, truth, instances.class_names, score)
+    left = draw(image, true_detections(truth, instances.class_names, (image.height, image.width)))
     return beside_truth(left, picture, score)

@@ -163,7 +163,7 @@ class RCNN(nn.Module):
         images: Tensor,
         targets: list[dict[str, Tensor]] | None = None,
         valid: Sequence[tuple[int, int]] | None = None,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int | torch.Generator] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training mode, detections in evaluation mode.
 
@@ -172,8 +172,8 @@ class RCNN(nn.Module):
             targets: training only, one dictionary per image: ``boxes`` ``(n, 4)`` xyxy float32 canvas
                 pixels, ``labels`` ``(n,)`` int64 from 1, ``masks`` ``(n, H, W)`` uint8 for Mask R-CNN.
             valid: ``(height, width)`` of each image's unpadded region; the whole canvas by default.
-            seeds: training only, one per image: seeds of the sampling of anchors and RoIs; by default
-                torch's global generator is used.
+            seeds: training only, one per image: seeds of the sampling of anchors and RoIs, or generators; by
+                default torch's global generator is used.
 
         Returns:
             In training the losses ``rpn_score``, ``rpn_box``, ``class``, ``box`` and ``mask``, whose
@@ -191,7 +191,12 @@ class RCNN(nn.Module):
         canvas = (images.shape[-2], images.shape[-1])
         sizes = [(int(h), int(w)) for h, w in valid] if valid is not None else [canvas] * len(images)
         generators = (
-            [torch.Generator(images.device).manual_seed(seed) for seed in seeds]
+            [
+                seed
+                if isinstance(seed, torch.Generator)
+                else torch.Generator(images.device).manual_seed(seed)
+                for seed in seeds
+            ]
             if seeds
             else [None] * len(images)
         )

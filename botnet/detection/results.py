@@ -3,31 +3,31 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
+import numpy as np
 from torch import Tensor
-from torchvision.ops import box_convert
 
-from botnet.masks import Rle
+from botnet.masks import Rle, from_coco, to_coco
+
+if TYPE_CHECKING:
+    from supervision import Detections
+    from supervision.detection.compact_mask import CompactMask
 
 
-class Result(TypedDict):
-    """Detections of one image: boxes (n, 4) xyxy original pixels, scores (n,), labels (n,) from 1, masks."""
+class Objects(TypedDict):
+    """Objects of one image: boxes (n, 4) xyxy original pixels, labels (n,) from 1, masks."""
 
     boxes: Tensor
-    scores: Tensor
     labels: Tensor
     masks: NotRequired[list[Rle]]
 
 
-class Truth(TypedDict):
-    """Objects of one image: boxes (n, 4) xyxy original pixels, labels (n,) from 1, crowds, areas, masks."""
+class Truth(Objects):
+    """Objects of one image as they are scored: also crowds and areas."""
 
-    boxes: Tensor
-    labels: Tensor
     iscrowd: Tensor
     area: Tensor
-    masks: NotRequired[list[Rle]]
 
 
 class ResultRecord(TypedDict):
@@ -40,22 +40,46 @@ class ResultRecord(TypedDict):
     segmentation: NotRequired[Rle]
 
 
-def coco_results(result: Result, image_id: int, category_ids: Sequence[int]) -> list[ResultRecord]:
-    """One image's result in COCO's results format.
+def coco_results(detections: "Detections", image_id: int, category_ids: Sequence[int]) -> list[ResultRecord]:
+    """One image's detections in COCO's results format.
 
     Args:
-        result: in original pixels.
+        detections: of :func:`botnet.detection.postprocess.to_original`.
         image_id: of the instances file.
-        category_ids: of labels 1, 2, ...
+        category_ids: of classes 0, 1, ...
     """
-    boxes = box_convert(result["boxes"], "xyxy", "xywh").tolist()
+    assert detections.class_id is not None
+    assert detections.confidence is not None
+    boxes = np.array(detections.xyxy, np.float32)
+    boxes[:, 2:] -= boxes[:, :2]
+    found = zip(boxes.tolist(), detections.confidence.tolist(), detections.class_id.tolist(), strict=True)
     records: list[ResultRecord] = [
-        {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
-        for box, score, label in zip(boxes, result["scores"].tolist(), result["labels"].tolist(), strict=True)
+        {"image_id": image_id, "category_id": category_ids[index], "bbox": box, "score": score}
+        for box, score, index in found
     ]
-    for record, mask in zip(records, result.get("masks", ()), strict=False):
-        record["segmentation"] = mask
+    if detections.mask is not None:
+        for record, mask in zip(records, to_coco(cast("CompactMask", detections.mask)), strict=True):
+            record["segmentation"] = mask
     return records
+
+
+def true_detections(truth: Objects, class_names: Sequence[str], size: tuple[int, int]) -> "Detections":
+    """One image's objects in the form of detections, without confidence, to be drawn.
+
+    Args:
+        truth: of the image.
+        class_names: of labels 1, 2, ...
+        size: (height, width) of the image.
+    """
+    from supervision import Detections  # takes half a second to import
+
+    labels = truth["labels"].cpu().numpy()
+    return Detections(
+        xyxy=truth["boxes"].cpu().numpy(),
+        mask=from_coco(truth["masks"], *size) if "masks" in truth else None,
+        class_id=labels - 1,
+        data={"class_name": np.array(class_names)[labels - 1]},
+    )
 
 
 def write_results(folder: Path, records: Sequence[ResultRecord]) -> dict[str, Path]:

@@ -38,8 +38,8 @@ def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Te
     """The mask head's target for each box: its object's mask on a ``size x size`` grid.
 
     The mask is sampled bilinearly at the centres of the grid's cells, pixel ``i`` covering
-    ``[i, i + 1)``, and thresholded at one half (as in [tpu]; ``paste_mask`` is the inverse). Only the sampled
-    pixels are touched, so a canvas full of masks is never converted to float.
+    ``[i, i + 1)``, and thresholded at one half (as in [tpu]; ``paste_masks`` is the inverse). Only the
+    sampled pixels are touched, so a canvas full of masks is never converted to float.
 
     Args:
         masks: ``(objects, H, W)``, 0 or 1.

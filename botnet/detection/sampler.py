@@ -30,8 +30,9 @@ class Sampler(BalancedPositiveNegativeSampler):
         max_positive = int(self.positive_fraction * self.batch_size_per_image)
         for candidates, limit in ((labels >= 1, max_positive), (labels == 0, self.batch_size_per_image)):
             found = torch.where(candidates)[0]
-            order = torch.randperm(len(found), generator=generator, device=labels.device)
-            drawn = found[order[: min(limit, left)]]
+            device = labels.device if generator is None else generator.device
+            order = torch.randperm(len(found), generator=generator, device=device)[: min(limit, left)]
+            drawn = found[order.to(found.device)]
             left -= len(drawn)
             masks.append(torch.zeros_like(candidates).index_fill_(0, drawn, True))
         return masks[0], masks[1]

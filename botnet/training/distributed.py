@@ -1,6 +1,8 @@
 """What the devices of a run exchange. With one device, nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,8 +16,21 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
 def _several() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _alone.get()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, this device computes as if there were no others."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def batch_mean(sums: Tensor, counts: Tensor) -> Tensor:

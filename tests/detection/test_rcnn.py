@@ -10,7 +10,6 @@ from torchvision.models.detection.image_list import ImageList
 
 import botnet  # noqa: F401  (registers the networks)
 from botnet.detection import faster_rcnn, mask_rcnn
-from botnet.detection.postprocess import paste_mask
 from botnet.detection.rcnn import RCNN
 from botnet.detection.roi_heads import RoIAlign, mask_targets, roi_losses
 from botnet.detection.rpn import AnchorMatcher, Anchors
@@ -64,27 +63,6 @@ def test_mask_targets_sample_the_cells_centres():
                 value = bilinear(mask, y, x)
                 if abs(value - 0.5) > 1e-4:  # an exact half may round either way
                     assert found[index, row, column] == float(value > 0.5)
-
-
-def test_pasting_undoes_the_mask_targets():
-    y, x = torch.meshgrid(torch.arange(60.0), torch.arange(80.0), indexing="ij")
-    disc = (y - 30) ** 2 + (x - 41) ** 2 < 22**2
-    generator = torch.Generator().manual_seed(4)
-    drifts = []
-    for _ in range(50):
-        box = torch.tensor([18.0, 7.0, 64.0, 54.0]) + 2 * torch.rand(4, generator=generator) - 1
-        grid = mask_targets(disc[None].to(torch.uint8), box[None], torch.tensor([0]), 28)[0]
-        pasted = paste_mask(grid, box, 60, 80)
-        assert (pasted & disc).sum() / (pasted | disc).sum() > 0.93
-        drifts.append([values[pasted].mean() - values[disc].mean() for values in (x, y)])
-    # No drift in any direction: half a pixel of it would be a tenth of a small object.
-    assert torch.tensor(drifts).mean(0).abs().max() < 0.05
-
-
-def test_pasting_a_box_beyond_the_image_or_without_area():
-    full = torch.ones(28, 28)
-    assert paste_mask(full, torch.tensor([-5.0, -5.0, 3.0, 2.0]), 10, 10).sum() == 3 * 2
-    assert paste_mask(full, torch.tensor([4.0, 4.0, 4.0, 4.0]), 10, 10).sum() == 0
 
 
 def huber(error, delta):

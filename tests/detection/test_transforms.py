@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.ops import box_iou
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.ops import box_iou, clip_boxes_to_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from botnet.detection.coco import CocoInstances
 from botnet.detection.copy_paste import Scene, copy_paste
 from botnet.detection.datasets import EvalDataset, TrainDataset
-from botnet.detection.placement import CanvasObject, Placement, canvas_object, load_placed
+from botnet.detection.placement import CanvasObject, Placement, canvas_object, load_placed, original_boxes
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform, to_canvas
 from botnet.errors import ConfigError
 from botnet.images import denormalise, load_image
@@ -176,9 +177,23 @@ def test_decoding_at_reduced_size_changes_pixels_little(coco_by):
     assert np.mean([(difference > 32).mean() for difference in differences]) < 0.01
 
 
+def test_boxes_go_back_to_the_image_as_by_torch():
+    boxes = torch.rand(200, 4, generator=torch.Generator().manual_seed(3)) * 1200 - 100
+    for size in ((480, 640), (997, 313), (2, 3)):
+        scale = EvalTransform(1024).place(size).scale
+        expected = clip_boxes_to_image(boxes / torch.tensor([scale[1], scale[0]] * 2), size)
+        found = original_boxes(boxes.numpy(), scale, size)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_normalisation_is_imagenets():
+    assert (IMAGENET_MEAN, IMAGENET_STD) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
 def test_the_normalisation_is_that_of_imagenet():
     """The numbers that every ImageNet backbone of timm and torchvision was trained with."""
-    image = to_canvas(np.full((4, 6, 3), 255, np.uint8), 8)
+    image = torch.from_numpy(to_canvas(np.full((4, 6, 3), 255, np.uint8), 8))
     assert image.shape == (3, 8, 8)
     assert image[None].is_contiguous(memory_format=torch.channels_last)
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
@@ -189,9 +204,9 @@ def test_the_normalisation_is_that_of_imagenet():
 
 def test_denormalising_restores_the_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    shown = denormalise(to_canvas(pixels, 40), IMAGENET_MEAN, IMAGENET_STD)
+    shown = denormalise(torch.from_numpy(to_canvas(pixels, 40)), IMAGENET_MEAN, IMAGENET_STD)
     assert np.array_equal(shown[:, :, :30].permute(1, 2, 0), pixels)
-    mirrored = denormalise(to_canvas(pixels[:, ::-1], 40), IMAGENET_MEAN, IMAGENET_STD)
+    mirrored = denormalise(torch.from_numpy(to_canvas(pixels[:, ::-1], 40)), IMAGENET_MEAN, IMAGENET_STD)
     assert np.array_equal(mirrored[:, :, :30].flip(2), shown[:, :, :30])
 
 
