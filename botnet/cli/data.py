@@ -1,4 +1,4 @@
-"""``botnet make-digits``, ``make-images``, ``check-data``, ``convert`` and ``split``."""
+"""``botnet make-digits``, ``make-images``, ``check-data``, ``convert``, ``split`` and ``browse-data``."""
 
 import argparse
 from pathlib import Path
@@ -49,6 +49,15 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     split.add_argument("--images", type=Path, help="their folder: equal files stay on one side")
     split.add_argument("--output", type=Path, help="folder of the new files (that of INSTANCES.json)")
     split.set_defaults(run=run_split)
+
+    browse = commands.add_parser("browse-data", description="draw what training sees of a data set")
+    browse.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="INSTANCES.json IMAGES/ OUT/; OUT/ with --config"
+    )
+    browse.add_argument("--config", type=Path, metavar="RECIPE", help="take data and settings of a recipe")
+    browse.add_argument("--canvas", type=int, help="side in pixels (1024), without --config")
+    browse.add_argument("--samples", type=int, default=16, help="images to draw (16)")
+    browse.set_defaults(run=run_browse_data)
 
 
 def run_make_digits(options: argparse.Namespace) -> int:
@@ -148,4 +157,23 @@ def run_split(options: argparse.Namespace) -> int:
     one_sided = [name for name, n in made.objects["train"].items() if not (n and made.objects["val"][name])]
     if one_sided:
         print(f"classes that are not on both sides: {', '.join(one_sided)}")
+    return 0
+
+
+def run_browse_data(options: argparse.Namespace) -> int:
+    """Run ``browse-data``."""
+    if len(options.paths) != (1 if options.config else 3) or (options.config and options.canvas):
+        raise ConfigError("give INSTANCES.json IMAGES/ OUT/, perhaps with --canvas; or --config RECIPE OUT/")
+    if options.samples < 1 or (options.canvas is not None and options.canvas < 1):
+        raise ConfigError("--samples and --canvas need a number from 1")
+    from botnet.detection.browse import advice_lines, browse_data, plain_data, recipe_data
+
+    if options.config:
+        data = recipe_data(options.config).train_set
+    else:
+        instances, images, _ = options.paths
+        data = plain_data(instances, images, options.canvas or 1024)
+    out = options.paths[-1]
+    print("\n".join(advice_lines(browse_data(data, out, options.samples), data.transform.canvas)))
+    print(f"{out / 'index.html'}: written")
     return 0
