@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from botnet.detection.coco import read_instances
-from botnet.detection.records import checked_annotations, refusal, table_problems
+from botnet.detection.coco import CocoInstances
 from botnet.errors import ConfigError, DataError
 
 Group = tuple[list[int], dict[int, int]]  # ids of images with the same content; their objects by category
@@ -54,9 +53,8 @@ def split_instances(
         ConfigError: ``val`` leaves a side empty, or a file exists already.
         DataError: a broken record, or a missing image.
     """
-    data = read_instances(instances)
-    for problem in table_problems(data):
-        raise refusal(instances, problem)
+    CocoInstances(instances)  # refuses broken records
+    data = json.loads(instances.read_bytes())
     folder = instances.parent if output is None else output
     files = {side: folder / f"{side}.json" for side in ("train", "val")}
     for path in files.values():
@@ -78,12 +76,8 @@ def split_instances(
 def _groups(data: dict[str, Any], instances: Path, folder: Path | None) -> list[Group]:
     """The images in the order of their file names, those of the same content together."""
     objects: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    for annotation, problems in checked_annotations(data):
-        for problem in problems:
-            if problem.severity == "error":
-                raise refusal(instances, problem)
-        if annotation:
-            objects[annotation["image_id"]][annotation["category_id"]] += 1
+    for annotation in data["annotations"]:
+        objects[annotation["image_id"]][annotation["category_id"]] += 1
     groups: dict[Any, Group] = {}
     for image in sorted(data["images"], key=lambda image: (image["file_name"], image["id"])):
         # The same file in two records is the same content, too.
