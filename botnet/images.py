@@ -5,7 +5,7 @@ The module loads without PyTorch.
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -35,34 +35,73 @@ def image_extensions() -> tuple[str, ...]:
     return tuple(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
-def image_paths(sources: Sequence[Path]) -> list[Path]:
-    """The images among files and folders, each with a stem of its own.
+def files_below(folder: Path, endings: Collection[str]) -> list[Path]:
+    """Files in a folder and its subfolders, links followed, in the order of their paths.
 
     Args:
-        sources: image files, and folders of images, without their subfolders.
+        folder: the folder.
+        endings: extensions in lower case, such as ``.jpg``.
 
     Raises:
-        DataError: a source does not exist, a folder has no images, or two files have the same stem.
+        DataError: the folder cannot be read, symbolic links form a circle, or a link leads nowhere.
     """
-    paths: list[Path] = []
+    found: list[Path] = []
+    _visit(folder, endings, (), found)
+    return found
+
+
+def _visit(
+    folder: Path, endings: Collection[str], above: tuple[tuple[int, int], ...], found: list[Path]
+) -> None:
+    try:
+        status = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); give a folder") from error
+    own = status.st_dev, status.st_ino
+    if own in above:
+        raise DataError(f"{folder} is a symbolic link to a folder that holds it; remove the link")
+    for entry in entries:
+        path = folder / entry.name
+        if os.path.isdir(path):
+            _visit(path, endings, (*above, own), found)
+        elif path.suffix.lower() in endings and not entry.name.startswith("."):
+            if not os.path.isfile(path):
+                raise DataError(f"{path} is a symbolic link to nothing; remove or correct it")
+            found.append(path)
+
+
+def image_paths(sources: Sequence[Path]) -> dict[Path, str]:
+    """The images among files and folders, each with a name of its own.
+
+    Args:
+        sources: image files, and folders of images, with their subfolders.
+
+    Returns:
+        For each image the name of what is made of it: its path in its folder, without the extension.
+
+    Raises:
+        DataError: a source does not exist, a folder has no images, symbolic links form a circle, or two files
+            have the same name.
+    """
+    names: dict[Path, str] = {}
     for source in sources:
         if source.is_dir():
-            files = (path for path in source.iterdir() if not path.is_dir())
-            found = sorted(path for path in files if path.suffix.lower() in image_extensions())
+            found = files_below(source, image_extensions())
             if not found:
                 raise DataError(f"{source} holds no image; name a folder with images, or the images")
-            paths += found
+            names |= {path: path.relative_to(source).with_suffix("").as_posix() for path in found}
         elif source.is_file():
-            paths.append(source)
+            names[source] = source.stem
         else:
             raise DataError(f"{source}: no such image or folder")
-    stems: dict[str, Path] = {}
-    for path in paths:
-        if (other := stems.setdefault(path.stem, path)) != path:
+    paths: dict[str, Path] = {}
+    for path, name in names.items():
+        if (other := paths.setdefault(name, path)) != path:
             raise DataError(
                 f"{path} and {other} would be drawn into the same file; predict them in separate runs"
             )
-    return list(stems.values())
+    return names
 
 
 def check_some_left(broken: Sequence[DataError], images: int) -> None:

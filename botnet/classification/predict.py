@@ -45,7 +45,7 @@ def classify(
 
     Args:
         classifier: from :func:`botnet.classification.classifier.open_classifier`.
-        sources: image files, and folders of images, without their subfolders.
+        sources: image files, and folders of images, with their subfolders.
         output: new folder.
         attention: draw the attention of one query of each image in ``output/attention``.
         block: name of the BoT block whose attention is drawn, or "all"; the first one by default.
@@ -79,8 +79,9 @@ def classify(
             with probe_attention(classifier.model, block) as probes:
                 logits = _run(classifier, prepared)
             shown = denormalise(prepared, classifier.preparation["mean"], classifier.preparation["std"])
-            make_folder(output / "attention")
-            attention_sheet(shown, probes, y, x).save(output / "attention" / f"{path.stem}.png")
+            sheet = output / "attention" / f"{paths[path]}.png"
+            make_folder(sheet.parent)
+            attention_sheet(shown, probes, y, x).save(sheet)
         else:
             logits = _run(classifier, prepared)
         predictions.append({"file": str(path), "classes": _most_likely(logits, classifier.class_names)})

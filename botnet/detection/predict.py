@@ -56,7 +56,7 @@ def predict(
 
     Args:
         checkpoint: of ``botnet fit``, or its path; it holds the detector, its classes and its canvas.
-        sources: image files, and folders of images, without their subfolders.
+        sources: image files, and folders of images, with their subfolders.
         output: new folder, for one picture per image and ``results_bbox.json`` and ``results_segm.json`` with
             all detections, also those below ``score``.
         score: lowest score that is drawn.
@@ -77,7 +77,8 @@ def predict(
             is written.
         DataError: an image does not exist, or none can be predicted. Nothing is written.
     """
-    paths = image_paths(sources)
+    names = image_paths(sources)
+    paths = list(names)
     check_unused(output)
     detector, metadata = load_detector(checkpoint)
     instances = CocoInstances(truth) if truth else None
@@ -104,14 +105,15 @@ def predict(
         except DataError as error:
             broken.append(error)
             continue
-        make_folder(output)
-        picture.save(output / f"{path.stem}.png")
+        drawing = output / f"{names[path]}.png"
+        make_folder(drawing.parent)
+        picture.save(drawing)
         if probes:
-            make_folder(output / "attention")
-            sheet = _draw_attention(probes, image, placement, query)
-            sheet.save(output / "attention" / f"{path.stem}.png")
+            sheet_file = output / "attention" / f"{names[path]}.png"
+            make_folder(sheet_file.parent)
+            _draw_attention(probes, image, placement, query).save(sheet_file)
         for record in coco_results(found, image_id, metadata["category_ids"]):
-            records.append({**record, "file_name": path.name})
+            records.append({**record, "file_name": f"{names[path]}{path.suffix}"})
     check_some_left(broken, len(paths))
     files = write_results(output, records)
     left_out = f", {len(broken)} left out" if broken else ""

@@ -1,50 +1,13 @@
-"""Files of a data set: finding, reading and placing them."""
+"""Files of a data set: reading and placing them."""
 
 import os
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 
 from botnet.errors import DataError
 
 # The names that a split may have in a layout.
 SPLITS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
-
-
-def files_below(folder: Path, endings: Collection[str]) -> list[Path]:
-    """Files in a folder and its subfolders, links followed, in the order of their paths.
-
-    Args:
-        folder: the folder.
-        endings: extensions in lower case, such as ``.jpg``.
-
-    Raises:
-        DataError: the folder cannot be read, symbolic links form a circle, or a link leads nowhere.
-    """
-    found: list[Path] = []
-    _visit(folder, endings, (), found)
-    return found
-
-
-def _visit(
-    folder: Path, endings: Collection[str], above: tuple[tuple[int, int], ...], found: list[Path]
-) -> None:
-    try:
-        status = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror}); give a folder") from error
-    own = status.st_dev, status.st_ino
-    if own in above:
-        raise DataError(f"{folder} is a symbolic link to a folder that holds it; remove the link")
-    for entry in entries:
-        path = folder / entry.name
-        if os.path.isdir(path):
-            _visit(path, endings, (*above, own), found)
-        elif path.suffix.lower() in endings and not entry.name.startswith("."):
-            if not os.path.isfile(path):
-                raise DataError(f"{path} is a symbolic link to nothing; remove or correct it")
-            found.append(path)
 
 
 def read_text(path: Path) -> str:

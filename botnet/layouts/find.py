@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from botnet.errors import DataError
+from botnet.images import files_below
 from botnet.layouts.cache import cached_instances
-from botnet.layouts.files import SPLITS, files_below, read_text
+from botnet.layouts.files import SPLITS, read_text
 from botnet.layouts.labelme import LabelmeSet, labelme_files
 from botnet.layouts.samples import Annotated
 from botnet.layouts.voc import LISTS, VocSet

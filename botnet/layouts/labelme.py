@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from botnet.errors import DataError
-from botnet.images import image_size
-from botnet.layouts.files import SPLITS, files_below, read_text, relative_name
+from botnet.images import files_below, image_size
+from botnet.layouts.files import SPLITS, read_text, relative_name
 from botnet.layouts.samples import Losses, Object, Sample, extent
 from botnet.masks import Segmentation, decode_mask, encode_mask, mask_box
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from botnet.errors import DataError
-from botnet.images import image_extensions
-from botnet.layouts.files import SPLITS, files_below, read_text, relative_name
+from botnet.images import files_below, image_extensions
+from botnet.layouts.files import SPLITS, read_text, relative_name
 from botnet.layouts.samples import Losses, Object, Sample
 
 LISTS = Path("ImageSets", "Main")

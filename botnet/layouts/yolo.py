@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from botnet.errors import DataError, first_few
-from botnet.images import image_extensions, image_size
-from botnet.layouts.files import SPLITS, files_below, place, read_text, relative_name
+from botnet.images import files_below, image_extensions, image_size
+from botnet.layouts.files import SPLITS, place, read_text, relative_name
 from botnet.layouts.outlines import one_polygon
 from botnet.layouts.samples import Losses, Object, Sample, extent
 

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from botnet.errors import DataError
-from botnet.layouts.files import files_below, place, relative_name
+from botnet.images import files_below
+from botnet.layouts.files import place, relative_name
 from tests.support.layouts import write_image
 
 
