@@ -30,7 +30,8 @@ def test_help_lists_the_commands_in_groups(capsys):
     assert {name: [line.split()[0] for line in lines.splitlines()] for name, lines in groups.items()} == {
         "train": ["fit", "validate"],
         "use": ["predict", "evaluate", "push"],
-        "data": ["make-digits", "make-images", "check-data"],
+        "deploy": ["export"],
+        "data": ["make-digits", "make-images", "check-data", "convert", "split", "browse-data"],
         "paper": ["reproduce", "report", "info"],
     }
 
