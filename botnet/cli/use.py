@@ -1,4 +1,4 @@
-"""``botnet predict``, ``evaluate`` and ``push``."""
+"""``botnet predict`` and ``evaluate``."""
 
 import argparse
 import json
@@ -76,16 +76,6 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     evaluate.set_defaults(run=run_evaluate)
 
-    push = commands.add_parser("push", description="publish a trained model on the Hugging Face hub")
-    push.add_argument("model", metavar="RUN", help="a run, or a checkpoint")
-    push.add_argument("name", nargs="?", metavar="USER/NAME", help="on the hub")
-    push.add_argument(
-        "--license", required=True, help="of the model, as the hub names it: apache-2.0, mit, ..."
-    )
-    push.add_argument("--private", action="store_true", help="if the repository is new")
-    push.add_argument("--output", type=Path, help="write to this new folder, instead of the hub")
-    push.set_defaults(run=run_push)
-
 
 def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument("--weights", type=Path, help="file of tensors, for a name (those that timm fetches)")
@@ -150,20 +140,6 @@ def _open_model(options: argparse.Namespace) -> "Detector | ImageClassifier":
     from botnet.classification.image_classifier import TorchClassifier
 
     return TorchClassifier(_open_classifier(options, checkpoint or options.model))
-
-
-def run_push(options: argparse.Namespace) -> int:
-    """Run ``push``: publish a model on the hub, or write the same files to a folder."""
-    from botnet.deploy.hub import push, save_published
-
-    if (options.name is None) == (options.output is None):
-        raise ConfigError("give either USER/NAME, or --output FOLDER")
-    if options.output:
-        save_published(options.model, options.output, options.license)
-        print(f"{options.output}: written")
-    else:
-        print(push(options.model, options.name, options.license, private=options.private))
-    return 0
 
 
 def _detect(options: argparse.Namespace, detector: "Detector") -> int:

@@ -165,11 +165,11 @@ def _objects(instances: CocoInstances) -> tuple[np.ndarray, np.ndarray, np.ndarr
     boxes, longer, per_image = [], [], []
     classes: Counter[int] = Counter()
     for image in instances.images:
-        found = [a for a in instances.annotations_of(image["id"]) if not a.get("iscrowd")]
-        boxes += [annotation["bbox"][2:] for annotation in found]
-        longer += [max(image["height"], image["width"])] * len(found)
+        found = [a for a in instances.annotations_of(image.id) if not a.iscrowd]
+        boxes += [annotation.bbox[2:] for annotation in found]
+        longer += [max(image.height, image.width)] * len(found)
         per_image.append(len(found))
-        classes.update(annotation["category_id"] for annotation in found)
+        classes.update(annotation.category_id for annotation in found)
     names = zip(instances.category_ids, instances.class_names, strict=True)
     counts = {name: classes[category] for category, name in names}
     return np.array(boxes, float).reshape(-1, 2), np.array(longer, float), np.array(per_image), counts

@@ -93,9 +93,9 @@ def _classes(files: CocoFiles) -> tuple[list[str], bool]:
     """The class names of an instances file, and whether any object has a mask."""
     instances = CocoInstances(files.instances)
     return instances.class_names, any(
-        annotation["segmentation"] is not None
+        annotation.segmentation is not None
         for image in instances.images
-        for annotation in instances.annotations_of(image["id"])
+        for annotation in instances.annotations_of(image.id)
     )
 
 
@@ -106,19 +106,19 @@ def _samples(files: CocoFiles, losses: Losses) -> Iterator[Sample]:
         losses[f"left out or trimmed, as in training: {kind}"] += count
     label = {category: index for index, category in enumerate(instances.category_ids)}
     for image in instances.images:
-        name = PurePosixPath(image["file_name"])
+        name = PurePosixPath(image.file_name)
         file = files.images / name
         if name.is_absolute() or ".." in name.parts:
             raise DataError(f"{files.instances}: {name}: the file name leaves its folder; move the image")
         if not file.is_file():
             raise DataError(f"{files.instances}: {file}: no such image; restore it or remove its record")
         objects = []
-        for annotation in instances.annotations_of(image["id"]):
-            segmentation = annotation["segmentation"]
+        for annotation in instances.annotations_of(image.id):
+            segmentation = annotation.segmentation
             if segmentation == []:
                 losses["objects without a usable polygon, left out"] += 1
                 continue
-            x, y, w, h = annotation["bbox"]
-            crowd = bool(annotation.get("iscrowd"))
-            objects.append(Object(label[annotation["category_id"]], (x, y, w, h), segmentation, crowd))
-        yield Sample(file, str(name), image["height"], image["width"], objects)
+            x, y, w, h = annotation.bbox
+            crowd = bool(annotation.iscrowd)
+            objects.append(Object(label[annotation.category_id], (x, y, w, h), segmentation, crowd))
+        yield Sample(file, str(name), image.height, image.width, objects)

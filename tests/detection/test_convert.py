@@ -29,9 +29,9 @@ def objects(path):
     file = CocoInstances(path)
     names = dict(zip(file.category_ids, file.class_names, strict=True))
     return {
-        (image["file_name"], image["height"], image["width"]): [
-            (names[a["category_id"]], a["bbox"], file.mask_of(a), a.get("iscrowd", 0), a["segmentation"])
-            for a in file.annotations_of(image["id"])
+        (image.file_name, image.height, image.width): [
+            (names[a.category_id], list(a.bbox), file.mask_of(a), a.iscrowd, a.segmentation)
+            for a in file.annotations_of(image.id)
         ]
         for image in file.images
     }
