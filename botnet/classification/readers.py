@@ -9,6 +9,7 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
+from botnet.arguments import Reader, checked
 from botnet.classification.shards import ShardReader
 from botnet.errors import ConfigError, DataError, first_few
 from botnet.images import decode_stored, image_extensions
@@ -16,7 +17,6 @@ from botnet.images import decode_stored, image_extensions
 # Ratio of length to width above which an image is a strip. Its short side enlarged to the network's size
 # would take gigabytes, and neither a centre crop nor a random crop sees more than its middle.
 STRIP = 16
-READERS = "folder, tar, wds or hfds/NAME"
 
 
 class ImageReader(Protocol):
@@ -37,7 +37,8 @@ class FolderReader(ReaderImageFolder):
     left_out = 0
 
 
-def open_reader(source: Path, reader: str = "folder") -> ImageReader:
+@checked
+def open_reader(source: Path, reader: Reader = "folder") -> ImageReader:
     """Open the images of one split.
 
     Args:
@@ -52,7 +53,7 @@ def open_reader(source: Path, reader: str = "folder") -> ImageReader:
     kind, _, name = reader.partition("/")
     if kind == "hfds" and name:
         opened: ImageReader = _open_hugging_face(name, str(source))
-    elif reader in ("folder", "tar", "wds"):
+    else:
         if not source.exists():
             raise DataError(f"{source}: no such file or folder; give the path of the images ({reader})")
         if kind == "folder":
@@ -61,8 +62,6 @@ def open_reader(source: Path, reader: str = "folder") -> ImageReader:
             opened = _open_tar(source)
         else:
             opened = ShardReader(source)
-    else:
-        raise ConfigError(f"no reader {reader!r}; images can be read by {READERS}")
     names = class_names(opened)
     if len(names) < 2:
         raise DataError(

@@ -7,8 +7,8 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from botnet.arguments import Part, Side, Span, checked
 from botnet.detection.placement import Placement, load_placed
-from botnet.errors import ConfigError
 
 IMAGENET_MEAN: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # of RGB in [0, 1]
 IMAGENET_STD: tuple[float, ...] = IMAGENET_DEFAULT_STD
@@ -27,15 +27,11 @@ class TrainTransform:
         flip: probability of the flip.
 
     Raises:
-        ConfigError: arguments out of range.
+        ConfigError: a number out of its range.
     """
 
-    def __init__(self, canvas: int, jitter: tuple[float, float] = (0.1, 2.0), flip: float = 0.5) -> None:
-        if canvas < 1 or not 0 < jitter[0] <= jitter[1] or not 0 <= flip <= 1:
-            raise ConfigError(
-                f"canvas {canvas}, jitter {jitter}, flip {flip}: give a canvas of 1 pixel or more, "
-                "0 < minimum <= maximum jitter, and a probability from 0 to 1"
-            )
+    @checked
+    def __init__(self, canvas: Side, jitter: Span = (0.1, 2.0), flip: Part = 0.5) -> None:
         self.canvas, self.jitter, self.flip = canvas, jitter, flip
 
     def place(self, size: tuple[int, int], rng: torch.Generator) -> Placement:
@@ -53,9 +49,13 @@ class EvalTransform:
 
     Args:
         canvas: side of the square in pixels, that of training.
+
+    Raises:
+        ConfigError: no side has so many pixels.
     """
 
-    def __init__(self, canvas: int) -> None:
+    @checked
+    def __init__(self, canvas: Side) -> None:
         self.canvas = canvas
 
     def place(self, size: tuple[int, int]) -> Placement:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
 from botnet import __version__
+from botnet.arguments import Count, CountOrZero, Part, PartBelowOne, PositiveFactor, Workers, checked
 from botnet.errors import ConfigError, first_few
 from botnet.layers import MHSA2d
 from botnet.training.checkpoint_file import FORMAT, check_format
@@ -36,12 +37,13 @@ class TaskDataModule(L.LightningDataModule):
     Args:
         batch_size: images a step on each device.
         val_batch_size: images at once in validation.
-        num_workers: processes that prepare images.
+        num_workers: processes that prepare images; default: as many as the machine has cores for each device,
+            at most 16.
         skip_broken: different training images on each device that may be unreadable, and are replaced by
             others; 0: the first ends the run.
 
     Raises:
-        ConfigError: a batch size below 1.
+        ConfigError: a number out of its range.
 
     Attributes:
         train_set: indexed by (epoch, index).
@@ -51,10 +53,15 @@ class TaskDataModule(L.LightningDataModule):
     train_set: Samples
     val_set: Samples
 
-    def __init__(self, batch_size: int, val_batch_size: int, num_workers: int, skip_broken: int = 0) -> None:
+    @checked
+    def __init__(
+        self,
+        batch_size: Count,
+        val_batch_size: Count,
+        num_workers: Workers | None = None,
+        skip_broken: CountOrZero = 0,
+    ) -> None:
         super().__init__()
-        if min(batch_size, val_batch_size) < 1:
-            raise ConfigError(f"no batch has {min(batch_size, val_batch_size)} images; raise it to 1 or more")
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.num_workers, self.skip_broken = num_workers, skip_broken
 
@@ -132,8 +139,13 @@ class TaskModule(L.LightningModule):
     metric_max: float
     schedule_settings: tuple[str, ...]
 
+    @checked
     def __init__(
-        self, learning_rate: float, momentum: float, weight_decay: float, init_from: Path | None
+        self,
+        learning_rate: PositiveFactor,
+        momentum: PartBelowOne,
+        weight_decay: Part,
+        init_from: Path | None,
     ) -> None:
         super().__init__()
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay

@@ -182,7 +182,9 @@ def test_a_sampler_of_the_trainer_is_refused():
         next(iter(loader))
 
 
-@pytest.mark.parametrize(("batch", "workers", "message"), [(0, 0, "no batch has 0"), (2, -1, "-1 workers")])
+@pytest.mark.parametrize(
+    ("batch", "workers", "message"), [(0, 0, "batch_size: 0"), (2, -1, "num_workers: -1")]
+)
 def test_impossible_batches_and_workers_are_refused(batch, workers, message):
     with pytest.raises(ConfigError, match=message):
         make_loader(Numbers(4), batch, workers, default_collate, train=False)
