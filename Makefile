@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-oldest recipes-check overfit full-size \
-	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family
+.PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-oldest test-newest dist recipes-check overfit full-size \
+	proof-ddp proof-survival bench-attention bench-backbone bench-data bench-step bench-family bench-scale
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -14,6 +14,8 @@ help:
 	@echo "make test        lint, types, tests, and the wheel in an empty environment"
 	@echo "make test-fast   the tests without those marked long, in a minute or two"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
+	@echo "make test-newest  the tests with the newest releases that pyproject.toml allows, in .venv-newest"
+	@echo "make dist        the sdist and the wheel, in dist/"
 	@echo "make recipes-check  every recipe builds, trains a step and evaluates (COCO_BY=folder of COCO photographs)"
 	@echo "make overfit     overfit four photographs (COCO_BY as above)"
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images evaluated (COCO_BY as above)"
@@ -22,6 +24,8 @@ help:
 	@echo "make bench-step  Mask R-CNN's training step beside torchvision's, and BoT50's beside R50's"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
+	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
+	@echo "make bench-scale reading, workers and scoring at the size of COCO, listing at that of ImageNet (COCO_BY as above)"
 	@echo "make bench-family   the training step of every network of Figure 5 at its own image size"
 
 .venv/installed: pyproject.toml constraints.txt
@@ -59,6 +63,20 @@ test-fast: .venv/installed
 		--editable '.[demo,test]'
 	touch $@
 
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --editable '.[demo,test]'
+	touch $@
+
+test-newest: .venv-newest/installed
+	OMP_WAIT_POLICY=PASSIVE .venv-newest/bin/python -m pytest
+
+dist: .venv/installed
+	rm -rf dist
+	$(BIN)/pip install --quiet 'twine>=6.1'
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
 test-oldest: .venv-oldest/installed
 	OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest
 
@@ -90,5 +108,12 @@ bench-backbone: .venv/installed
 bench-data: .venv/installed
 	$(BIN)/python benchmarks/data.py $(COCO_BY)
 
+.PHONY: bench-paste
+bench-paste: .venv/installed
+	$(BIN)/python benchmarks/paste.py
+
 bench-family: .venv/installed
 	$(BIN)/python benchmarks/family.py
+
+bench-scale: .venv/installed
+	$(BIN)/python benchmarks/scale.py $(COCO_BY)

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# Pages that the sdist carries.
+CARRIED = ("CHANGELOG.md", "CITATION.cff", "SECURITY.md")
 # A command, and what it prints.
 COMMANDS = (
     ("--help", "check-data"),
@@ -41,13 +44,17 @@ def main() -> None:
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build the wheel from a copy, which gets the build's files in place of the clone."""
+    """Build the sdist, and the wheel from it, in a copy of the clone, which stays as it is."""
     copy = folder / "source"
     shutil.copytree(ROOT / "botnet", copy / "botnet", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", *CARRIED):
         shutil.copy(ROOT / name, copy)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    run([*pip, "--wheel-dir", str(folder), str(copy)], folder)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(copy)]
+    run(build, folder)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= set(CARRIED), f"not in the sdist: {set(CARRIED) - names}"
     (wheel,) = folder.glob("*.whl")
     return wheel
 

@@ -29,7 +29,7 @@ def test_help_lists_the_commands_in_groups(capsys):
     groups = dict(re.findall(r"^(\w+):\n((?:    .*\n)+)", capsys.readouterr().out, flags=re.MULTILINE))
     assert {name: [line.split()[0] for line in lines.splitlines()] for name, lines in groups.items()} == {
         "train": ["fit", "validate"],
-        "use": ["predict", "evaluate"],
+        "use": ["predict", "evaluate", "push"],
         "data": ["make-digits", "make-images", "check-data"],
         "paper": ["reproduce", "report", "info"],
     }
@@ -62,7 +62,7 @@ def test_a_missing_extra_is_named(module, monkeypatch, capsys):
 
     monkeypatch.setattr("botnet.cli.data.run_make_digits", load)
     assert main(["make-digits", "digits"]) == 2
-    assert "pip install 'botnet[demo]'" in capsys.readouterr().err
+    assert "pip install 'bottleneck-transformers[demo]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

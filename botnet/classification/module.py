@@ -175,7 +175,7 @@ class ClassificationModule(TaskModule):
             images, target = self.mix(images, target)
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
 
     def schedule(self, total: int) -> Callable[[int], float]:
@@ -255,6 +255,7 @@ class ClassificationModule(TaskModule):
             for name in ("top1", "top5", "loss"):
                 self.log(f"val/{kind}_{name}", numbers[name], prog_bar=name == "top1", rank_zero_only=True)
         best = self.report["ema" if self.ema is not None else "model"]
+        self.log("val/loss", best["loss"], rank_zero_only=True)
         self.headline = {name: best[name] for name in ("top1", "top5")}
         self.log_dict({f"val/{name}": value for name, value in self.headline.items()}, sync_dist=True)
 

@@ -5,18 +5,13 @@ import posixpath
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from botnet.arguments import Reader, checked
 from botnet.classification.shards import ShardReader
 from botnet.errors import ConfigError, DataError, first_few
-from botnet.images import decode_stored, image_extensions
-
-# Ratio of length to width above which an image is a strip. Its short side enlarged to the network's size
-# would take gigabytes, and neither a centre crop nor a random crop sees more than its middle.
-STRIP = 16
+from botnet.images import image_extensions
 
 
 class ImageReader(Protocol):
@@ -148,24 +143,3 @@ def class_names(reader: ImageReader) -> list[str]:
     # timm's tar reader has another name for it.
     index = opened.class_to_idx if hasattr(opened, "class_to_idx") else opened.class_name_to_idx
     return [str(name) for name in sorted(index, key=index.__getitem__)]
-
-
-def read_image(file: BinaryIO | Path, name: str) -> Image.Image:
-    """Decode an image of any mode to RGB as it is stored; of a strip, only the middle is kept.
-
-    A strip is an image whose sides have a ratio above 16.
-
-    Args:
-        file: an open file, or its path.
-        name: of the image in errors.
-
-    Raises:
-        DataError: as in :func:`botnet.images.decode_stored`.
-    """
-    image = decode_stored(file, name)
-    longest = STRIP * min(image.size)
-    if max(image.size) > longest:
-        width, height = (min(side, longest) for side in image.size)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    return image

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        remedy = f"pip install 'botnet[{EXTRAS[package]}]'"
+        remedy = f"pip install 'bottleneck-transformers[{EXTRAS[package]}]'"
         print(f"botnet: {package} is not installed, which this command needs: {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

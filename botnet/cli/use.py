@@ -1,4 +1,4 @@
-"""``botnet predict`` and ``botnet evaluate``."""
+"""``botnet predict``, ``evaluate`` and ``push``."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from botnet.arguments import COUNT, FROM_ZERO, PART, POSITIVE_PART, READER, SIDE, WORKERS
 from botnet.cli.tables import show
@@ -14,18 +14,28 @@ from botnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from botnet.classification.classifier import Classifier
+    from botnet.detection.detector import Detector
     from botnet.training.checkpoint_file import TaskCheckpoint
 
 logger = logging.getLogger(__name__)
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add both commands."""
+    """Add the commands that use a trained model."""
     predict = commands.add_parser("predict", description="find objects in images, or classify them")
-    predict.add_argument("model", help="best.ckpt or last.ckpt of a run, or a classifier's name in timm")
+    predict.add_argument(
+        "model", help="a run, a checkpoint, hf-hub:user/name, or a classifier's name in timm"
+    )
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+    predict.add_argument("--recursive", action="store_true", help="take images in subfolders, too")
+    predict.add_argument(
+        "--tile",
+        type=int,
+        help="find objects in tiles of this side in pixels (in the whole image)",
+    )
     _add_classifier_options(predict.add_argument_group("classifiers"))
-    predict.add_argument("--attention", action="store_true", help="draw the attention of the first BoT block")
+    predict.add_argument("--attention", action="store_true", help="draw the attention of a BoT block")
+    predict.add_argument("--block", metavar="NAME", help="block of --attention, or all (the first)")
     predict.add_argument(
         "--pixel",
         type=FROM_ZERO,
@@ -50,7 +60,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.set_defaults(run=run_predict)
 
     evaluate = commands.add_parser("evaluate", description="accuracy of a classifier on class folders")
-    evaluate.add_argument("model", help="a name in timm, or a checkpoint")
+    evaluate.add_argument("model", help="a run, a checkpoint, hf-hub:user/name, or a name in timm")
     evaluate.add_argument("--data", type=Path, required=True, help="folder of class folders")
     _add_classifier_options(evaluate)
     evaluate.add_argument(
@@ -65,6 +75,16 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--output", type=Path, default=Path("validation.json"), help="report of every class (validation.json)"
     )
     evaluate.set_defaults(run=run_evaluate)
+
+    push = commands.add_parser("push", description="publish a trained model on the Hugging Face hub")
+    push.add_argument("model", metavar="RUN", help="a run, or a checkpoint")
+    push.add_argument("name", nargs="?", metavar="USER/NAME", help="on the hub")
+    push.add_argument(
+        "--license", required=True, help="of the model, as the hub names it: apache-2.0, mit, ..."
+    )
+    push.add_argument("--private", action="store_true", help="if the repository is new")
+    push.add_argument("--output", type=Path, help="write to this new folder, instead of the hub")
+    push.set_defaults(run=run_push)
 
 
 def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
@@ -100,14 +120,16 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Run ``predict`` with a detector or a classifier."""
-    from botnet.training.checkpoint_file import read_checkpoint
+    from botnet.training.model_source import is_trained_here, open_checkpoint
 
     if options.pixel and not options.attention:
         raise ConfigError("--pixel is the query of --attention; give both")
+    if options.block and not options.attention:
+        raise ConfigError("--block is the block of --attention; give both")
     pixel = tuple(options.pixel) if options.pixel else None
-    checkpoint = read_checkpoint(options.model) if Path(options.model).is_file() else None
+    checkpoint = open_checkpoint(options.model) if is_trained_here(options.model) else None
     if checkpoint is None or checkpoint.kind == "classifier":
-        for_detectors = ("format", "images_json", "score", "truth")
+        for_detectors = ("format", "images_json", "score", "truth", "tile")
         _refuse(options, for_detectors, f"is for detectors, and {options.model} is not a checkpoint of one")
         return _classify(options, checkpoint or options.model, pixel)
     for_classifiers = ("weights", "label_map", "crop", "size")
@@ -115,24 +137,42 @@ def run_predict(options: argparse.Namespace) -> int:
     return _detect(options, checkpoint, pixel)
 
 
+def run_push(options: argparse.Namespace) -> int:
+    """Run ``push``: publish a model on the hub, or write the same files to a folder."""
+    from botnet.deploy.hub import push, save_published
+
+    if (options.name is None) == (options.output is None):
+        raise ConfigError("give either USER/NAME, or --output FOLDER")
+    if options.output:
+        save_published(options.model, options.output, options.license)
+        print(f"{options.output}: written")
+    else:
+        print(push(options.model, options.name, options.license, private=options.private))
+    return 0
+
+
 def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tuple[int, int] | None) -> int:
     from botnet.detection.predict import predict, predict_coco
+    from botnet.loading import load
 
     if (options.format == "coco") != bool(options.images_json):
         raise ConfigError("--format coco and --images-json belong together: the list gives the images' ids")
     if options.format == "coco":
         _refuse(options, ("score", "truth", "attention"), "is for pictures, and --format coco draws none")
-        predict_coco(checkpoint, options.images, options.output, options.images_json, device=options.device)
+        detector = cast("Detector", load(checkpoint, options.device))
+        predict_coco(detector, options.images, options.output, options.images_json, tile=options.tile)
         return 0
     _, broken = predict(
-        checkpoint,
+        cast("Detector", load(checkpoint, options.device)),
         options.images,
         options.output,
+        recursive=options.recursive,
+        tile=options.tile,
         score=0.5 if options.score is None else options.score,
         truth=options.truth,
         attention=options.attention,
+        block=options.block,
         pixel=pixel,
-        device=options.device,
     )
     return _name_broken(broken)
 
@@ -140,11 +180,18 @@ def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tu
 def _classify(
     options: argparse.Namespace, model: "str | TaskCheckpoint", pixel: tuple[int, int] | None
 ) -> int:
+    from botnet.classification.image_classifier import TorchClassifier
     from botnet.classification.predict import classify, render
 
-    classifier = _open_classifier(options, model)
+    classifier = TorchClassifier(_open_classifier(options, model))
     records, broken = classify(
-        classifier, options.images, options.output, attention=options.attention, pixel=pixel
+        classifier,
+        options.images,
+        options.output,
+        recursive=options.recursive,
+        attention=options.attention,
+        block=options.block,
+        pixel=pixel,
     )
     show(render(records))
     left_out = f", {len(broken)} left out" if broken else ""

@@ -170,7 +170,7 @@ def _load_photographs(split: str) -> list[Image.Image]:
 
 
 def _missing(package: str) -> ImportError:
-    message = f"make-digits takes its images from {package}: pip install 'botnet[demo]'"
+    message = f"make-digits takes its images from {package}: pip install 'bottleneck-transformers[demo]'"
     return ImportError(message, name=package)
 
 

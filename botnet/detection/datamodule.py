@@ -32,6 +32,8 @@ class CocoDataModule(TaskDataModule):
             Copy-Paste); 0 in the paper.
         skip_broken: different training images on each device that may be unreadable, and are replaced by
             others; 0: the first ends the run.
+        cache: keep the packed records of large instances files in the user's cache folder, from where all
+            processes of the machine map them.
 
     Raises:
         DataError: a file is missing or broken, or the two files differ in their categories.
@@ -57,11 +59,12 @@ class CocoDataModule(TaskDataModule):
         masks: bool = True,
         copy_paste: Part = 0.0,
         skip_broken: CountOrZero = 0,
+        cache: bool = True,
     ) -> None:
         super().__init__(batch_size, val_batch_size, num_workers, skip_broken)
         self.canvas, self.masks = canvas, masks
-        self.train_instances = CocoInstances(train_instances)
-        self.val_instances = CocoInstances(val_instances)
+        self.train_instances = CocoInstances(train_instances, cache)
+        self.val_instances = CocoInstances(val_instances, cache)
         if self.val_instances.class_names != self.train_instances.class_names:
             raise DataError(
                 f"{val_instances} and {train_instances} do not have the same categories: "

@@ -18,6 +18,13 @@ from torchvision.models.detection.image_list import ImageList
 
 from botnet.arguments import Count, Layers, Part, PositiveFactor, PositivePart, Range, Side, Width, checked
 from botnet.detection.fpn import FPN
+from botnet.detection.inputs import (
+    check_images,
+    check_targets,
+    check_values,
+    image_sizes,
+    input_channels,
+)
 from botnet.detection.roi_heads import RoIHeads, build_box_branch, build_mask_branch
 from botnet.detection.rpn import build_rpn
 from botnet.detection.sampler import Sampler
@@ -118,6 +125,7 @@ class RCNN(nn.Module):
         self.backbone = feature_backbone(backbone, canvas) if isinstance(backbone, str) else backbone
         if weights is not None:
             load_resnet(self.backbone, weights)
+        self.in_channels = input_channels(self.backbone)
         channels, strides = feature_maps(self.backbone)
         self.fpn = FPN(channels, fpn_channels)
         self.rpn = build_rpn(
@@ -166,7 +174,7 @@ class RCNN(nn.Module):
         images: Tensor,
         targets: list[dict[str, Tensor]] | None = None,
         valid: Sequence[tuple[int, int]] | None = None,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int | torch.Generator] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training mode, detections in evaluation mode.
 
@@ -175,8 +183,8 @@ class RCNN(nn.Module):
             targets: training only, one dictionary per image: ``boxes`` ``(n, 4)`` xyxy float32 canvas
                 pixels, ``labels`` ``(n,)`` int64 from 1, ``masks`` ``(n, H, W)`` uint8 for Mask R-CNN.
             valid: ``(height, width)`` of each image's unpadded region; the whole canvas by default.
-            seeds: training only, one per image: seeds of the sampling of anchors and RoIs; by default
-                torch's global generator is used.
+            seeds: training only, one per image: seeds of the sampling of anchors and RoIs, or generators; by
+                default torch's global generator is used.
 
         Returns:
             In training the losses ``rpn_score``, ``rpn_box``, ``class``, ``box`` and ``mask``, whose
@@ -185,23 +193,28 @@ class RCNN(nn.Module):
             probabilities (:func:`botnet.detection.postprocess.to_original` brings them to the image).
 
         Raises:
-            ValueError: training without targets, or images that are not a batch of canvases.
+            ValueError: training without targets; images, targets, sizes or seeds that cannot be used, with
+                the image and the object. While the detector is traced, values are not checked.
         """
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            raise ValueError("images must be one batch (B, 3, H, W) of canvases")
-        if self.training and targets is None:
-            raise ValueError("in training mode the detector needs targets; call .eval() to detect")
-        canvas = (images.shape[-2], images.shape[-1])
-        sizes = [(int(h), int(w)) for h, w in valid] if valid is not None else [canvas] * len(images)
+        check_images(images, self.in_channels)
+        sizes = image_sizes(valid, images)
+        given = self._training_targets(images, targets)
+        if seeds and len(seeds) != len(images):
+            raise ValueError(f"{len(seeds)} seeds for {len(images)} images; give one per image")
+        check_values(images, given, self.num_classes)
         generators = (
-            [torch.Generator(images.device).manual_seed(seed) for seed in seeds]
+            [
+                seed
+                if isinstance(seed, torch.Generator)
+                else torch.Generator(images.device).manual_seed(seed)
+                for seed in seeds
+            ]
             if seeds
             else [None] * len(images)
         )
         # torchvision's parts pass nothing but labels to their samplers.
         self.rpn.fg_bg_sampler.generators = self.roi_heads.fg_bg_sampler.generators = generators
         features = self.fpn(self.backbone(images))
-        given = targets if self.training else None
         proposals, rpn_losses = self.rpn(ImageList(images, sizes), features, given)
         detections, roi_losses = self.roi_heads(features, proposals, sizes, given)
         if not self.training:
@@ -211,6 +224,17 @@ class RCNN(nn.Module):
             "rpn_box": rpn_losses["loss_rpn_box_reg"],
             **roi_losses,
         }
+
+    def _training_targets(
+        self, images: Tensor, targets: list[dict[str, Tensor]] | None
+    ) -> list[dict[str, Tensor]] | None:
+        """The targets, their form checked; None in evaluation."""
+        if not self.training:
+            return None
+        if targets is None:
+            raise ValueError("in training mode the detector needs targets; call .eval() to detect")
+        check_targets(targets, images, self.has_masks)
+        return targets
 
 
 def mask_rcnn(backbone: str | nn.Module, num_classes: int, **options: Any) -> RCNN:

@@ -1,17 +1,21 @@
-"""Placing and normalising images for training and evaluation (paper, Section 4.2)."""
+"""Placing and normalising images for training and evaluation (paper, Section 4.2).
+
+The module loads without PyTorch; only training's random placements need it.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor
 
 from botnet.arguments import Part, Side, Span, checked
 from botnet.detection.placement import Placement, load_placed
 
-IMAGENET_MEAN: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # of RGB in [0, 1]
-IMAGENET_STD: tuple[float, ...] = IMAGENET_DEFAULT_STD
+if TYPE_CHECKING:
+    import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TrainTransform:
@@ -34,8 +38,10 @@ class TrainTransform:
     def __init__(self, canvas: Side, jitter: Span = (0.1, 2.0), flip: Part = 0.5) -> None:
         self.canvas, self.jitter, self.flip = canvas, jitter, flip
 
-    def place(self, size: tuple[int, int], rng: torch.Generator) -> Placement:
+    def place(self, size: tuple[int, int], rng: "torch.Generator") -> Placement:
         """A random placement of an image of ``size`` (height, width) in pixels."""
+        import torch
+
         draw = torch.rand(4, generator=rng).tolist()
         jitter = self.jitter[0] + draw[0] * (self.jitter[1] - self.jitter[0])
         resized = _resized(size, jitter * self.canvas)
@@ -70,7 +76,7 @@ def _resized(size: tuple[int, int], longer: float) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def to_canvas(pixels: np.ndarray, canvas: int) -> Tensor:
+def to_canvas(pixels: np.ndarray, canvas: int) -> np.ndarray:
     """Pixels (h, w, 3) uint8 as the network takes them: normalised, then padded with zeros.
 
     Normalised by ImageNet's mean and standard deviation before padding, as in tensorflow/tpu.
@@ -87,10 +93,10 @@ def to_canvas(pixels: np.ndarray, canvas: int) -> Tensor:
     rows = image.reshape(canvas, 3 * canvas)[:height, : 3 * width]
     np.multiply(pixels.reshape(height, 3 * width), factor, out=rows)
     np.subtract(rows, shift, out=rows)
-    return torch.from_numpy(image).permute(2, 0, 1)
+    return image.transpose(2, 0, 1)
 
 
-def load_on_canvas(path: Path, placement: Placement, canvas: int) -> Tensor:
+def load_on_canvas(path: Path, placement: Placement, canvas: int) -> np.ndarray:
     """An image file as the network takes it: decoded, placed, normalised and padded.
 
     Args:

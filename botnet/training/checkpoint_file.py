@@ -104,7 +104,8 @@ def check_format(contents: Any, source: str | Path) -> None:
     if isinstance(metadata, dict) and metadata.get("format", 0) > FORMAT:
         raise CheckpointError(
             f"{source} was written by botnet {metadata.get('version')} in format {metadata['format']}; "
-            f"botnet {__version__} reads up to format {FORMAT}: upgrade with pip install --upgrade botnet"
+            f"botnet {__version__} reads up to format {FORMAT}: "
+            "upgrade with pip install --upgrade bottleneck-transformers"
         )
 
 

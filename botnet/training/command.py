@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, Namespace, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -21,7 +21,7 @@ from botnet.training.checkpoints import BestCheckpoint, LastCheckpoint
 from botnet.training.finite_loss import FiniteLoss
 from botnet.training.global_batch import GlobalBatch
 from botnet.training.options import check_options
-from botnet.training.progress import LineProgress
+from botnet.training.progress import BarProgress, LineProgress
 from botnet.training.recipes import with_bases
 from botnet.training.run_end import FinalValidation
 from botnet.training.run_folder import RunFolder, starting_checkpoint
@@ -198,7 +198,7 @@ class TrainingCLI(LightningCLI):
             StepSeed(),
             FiniteLoss(),
             FinalValidation(),
-            RichProgressBar() if Console().is_terminal else LineProgress(),
+            BarProgress() if Console().is_terminal else LineProgress(),
         ]
         if checkpointing:
             callbacks += [

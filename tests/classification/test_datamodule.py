@@ -10,7 +10,7 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 
 from botnet.classification import ImageDataModule
-from botnet.classification.readers import read_image
+from botnet.classification.images import read_image
 from botnet.errors import ConfigError, DataError
 from botnet.training.seeding import generator
 from tests.support.classification import CLASSES, write_images

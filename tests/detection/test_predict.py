@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from botnet.cli import main
-from botnet.detection import predict
 from botnet.detection.checkpoint import load_detector
+from botnet.detection.detector import TorchDetector
 from botnet.detection.image_files import image_ids
+from botnet.detection.predict import predict
+from botnet.detection.records import ImageRecord
 from botnet.errors import DataError
 from tests.support.classification import picture
 from tests.support.detection import write_detector
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.long
 
 
 def records_of(**ids):
-    return [{"id": image_id, "file_name": name} for name, image_id in ids.items()]
+    return [ImageRecord(image_id, name, 1, 1) for name, image_id in ids.items()]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +121,8 @@ def test_attention_costs_no_second_pass_of_the_network(detector, folder, tmp_pat
     network, metadata = load_detector(detector)
     network.backbone.register_forward_hook(lambda *_: passes.append(None))
     open_file = Image.open
-    monkeypatch.setattr(predict, "load_detector", lambda _: (network, metadata))
     monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or open_file(path))
-    predict.predict(detector, [folder / "a.png"], tmp_path / "out", attention=True, device="cpu")
+    predict(TorchDetector(network, **metadata), [folder / "a.png"], tmp_path / "out", attention=True)
     assert (tmp_path / "out" / "attention" / "a.png").is_file()
     assert (len(passes), len(opened)) == (1, 2)
 

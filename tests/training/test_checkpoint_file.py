@@ -22,7 +22,7 @@ def test_older_and_present_formats_are_read(metadata, tmp_path):
 
 def test_a_newer_format_is_refused(tmp_path):
     path = write(tmp_path / "x.ckpt", format=FORMAT + 1, version="9.9")
-    message = rf"x\.ckpt was written by botnet 9\.9 in format {FORMAT + 1}.*pip install --upgrade botnet"
+    message = rf"x\.ckpt was written by botnet 9\.9 in format {FORMAT + 1}.*--upgrade bottleneck-transformers"
     for read in (read_checkpoint, read_file):
         with pytest.raises(CheckpointError, match=message):
             read(path)
@@ -37,7 +37,7 @@ def test_a_run_writes_its_format_and_does_not_resume_from_a_newer_one(tmp_path, 
     contents["botnet"]["format"] += 1
     torch.save(contents, last)
     assert fit(recipe, "--ckpt_path", "last") == 2
-    assert "pip install --upgrade botnet" in capsys.readouterr().err
+    assert "pip install --upgrade bottleneck-transformers" in capsys.readouterr().err
 
 
 def test_other_files_are_refused_as_checkpoints(tmp_path):

@@ -1,0 +1,1 @@
+"""Trained models outside of a run: on the Hugging Face hub."""
