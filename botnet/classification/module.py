@@ -143,6 +143,11 @@ class ClassificationModule(TaskModule):
         if self.compiles:
             self.model.compile()  # in place: the names of its parameters stay
 
+    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]] | None:
+        """The network and the shape of a batch; None where ``torch.compile`` chooses what is kept."""
+        size = self.spec["image_size"]
+        return None if self.compiles else (self.model, (self.data.batch_size, 3, size, size))
+
     # ---- training
 
     def on_fit_start(self) -> None:

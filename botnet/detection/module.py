@@ -99,6 +99,10 @@ class DetectionModule(TaskModule):
             raise ConfigError(f"a detector is trained on a CocoDataModule, not on {type(data).__name__}")
         return data
 
+    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]]:
+        """The backbone, and the shape of a batch."""
+        return self.detector.backbone, (self.data.batch_size, 3, self.data.canvas, self.data.canvas)
+
     # ---- training
 
     def on_fit_start(self) -> None:

@@ -22,6 +22,7 @@ from botnet.errors import ConfigError, first_few
 from botnet.layers import MHSA2d
 from botnet.training.checkpoint_file import FORMAT, check_format
 from botnet.training.loader import Loader, Samples, make_loader
+from botnet.training.memory import step_bytes, total_memory
 from botnet.training.run_folder import EvaluationFolder, RunFolder
 from botnet.visualize.curves import plot_curves
 
@@ -227,6 +228,27 @@ class TaskModule(L.LightningModule):
                 f"{len(data.val_set)} validation images are fewer than {trainer.world_size} devices; each "
                 "needs one"
             )
+        if stage == "fit":
+            self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Refuse a batch that cannot fit, whatever else is in memory."""
+        device, batch = self.trainer.strategy.root_device, self.training_batch()
+        available = total_memory(device)
+        if available is None or batch is None:
+            return
+        network, images = batch
+        needed = step_bytes(network, images, half="16" in str(self.trainer.precision))
+        if needed > available:
+            raise ConfigError(
+                f"a training step of {images[0]} images of {images[2]} x {images[3]} pixels takes "
+                f"{needed / 1e9:.3g} GB at least, and {device} has {available / 1e9:.3g} GB; lower "
+                "data.batch_size, or the size of the images"
+            )
+
+    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]] | None:
+        """What sees the images, and the shape of a batch; None where they are not known."""
+        return None
 
     # The next two hooks come after a checkpoint was read.
 

@@ -11,7 +11,14 @@ import torch
 from torch.utils.data import SequentialSampler, default_collate
 
 from botnet.errors import CheckpointError, ConfigError, DataError
-from botnet.training.loader import EpochSampler, EvalSampler, Loader, SkipBrokenDataset, make_loader
+from botnet.training.loader import (
+    EpochSampler,
+    EvalSampler,
+    Loader,
+    SkipBrokenDataset,
+    default_workers,
+    make_loader,
+)
 from botnet.training.seeding import generator
 from tests.support.tiny import Numbers
 
@@ -180,6 +187,19 @@ def test_a_sampler_of_the_trainer_is_refused():
     loader = Loader(Numbers(8), batch_size=2, sampler=SequentialSampler(range(8)), first_batch=lambda: 0)
     with pytest.raises(ConfigError, match="use_distributed_sampler=False"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    ("cores", "devices", "workers"), [(1, 1, 1), (2, 1, 2), (2, 8, 1), (8, 2, 4), (96, 1, 16), (96, 8, 12)]
+)
+def test_the_cores_of_a_machine_are_shared_out(cores, devices, workers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert default_workers(devices) == workers
+
+
+def test_by_default_there_are_no_more_workers_than_torch_suggests(recwarn):
+    make_loader(Numbers(8), 2, None, default_collate, train=False)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(
