@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from botnet.errors import ConfigError
+from botnet.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -27,4 +27,5 @@ def pick_device(name: str) -> "torch.device":
         torch.empty(1, device=device).cpu()  # fails without a driver, or for a device that holds no data
         return device
     except (RuntimeError, AssertionError, ImportError) as error:  # the latter two from a build without it
-        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        hint = nearest(name, ("auto", "cpu", "cuda", "mps", "xpu"))
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}{hint}") from error

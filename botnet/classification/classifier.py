@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import nn
 
+from botnet.arguments import PositivePart, Side, checked
 from botnet.classification.checkpoint import load_classifier
 from botnet.devices import pick_device
 from botnet.errors import CheckpointError, ConfigError, DataError
@@ -50,13 +51,14 @@ class Classifier:
         return create_transform(**self.preparation)
 
 
+@checked
 def open_classifier(
     model: str | TaskCheckpoint,
     weights: Path | None = None,
     *,
     label_map: Path | None = None,
-    crop: float | None = None,
-    size: int | None = None,
+    crop: PositivePart | None = None,
+    size: Side | None = None,
     device: str = "auto",
 ) -> Classifier:
     """Load a classifier for evaluation.
@@ -77,10 +79,6 @@ def open_classifier(
         CheckpointError: the weights are missing, broken, hold code or are of another network.
         DataError: the label map cannot be read, or does not fit the network.
     """
-    if crop is not None and not 0 < crop <= 1:
-        raise ConfigError(f"--crop {crop}: give the part of the short side to keep, above 0 and up to 1")
-    if size is not None and size < 1:
-        raise ConfigError(f"--size {size}: give a positive number of pixels")
     if isinstance(model, str) and is_trained_here(model):
         model = open_checkpoint(model)
     name = str(model.path) if isinstance(model, TaskCheckpoint) else model

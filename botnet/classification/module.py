@@ -16,6 +16,17 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
+from botnet.arguments import (
+    Count,
+    CountOrZero,
+    Duration,
+    Factor,
+    Part,
+    PartBelowOne,
+    PositiveFactor,
+    Side,
+    checked,
+)
 from botnet.classification.checkpoint import create_classifier, start_from
 from botnet.classification.datamodule import ImageDataModule
 from botnet.classification.metric import Accuracy, accuracy_table
@@ -60,25 +71,26 @@ class ClassificationModule(TaskModule):
     monitor = "val/top1"  # of the average of the weights where there is one, else of the network
     schedule_settings = ("warmup_epochs",)
 
+    @checked
     def __init__(
         self,
         model: str,
-        num_classes: int,
-        image_size: int,
+        num_classes: Count,
+        image_size: Side,
         model_kwargs: dict[str, Any] | None = None,
         init_from: Path | None = None,
-        learning_rate: float = 0.4,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        warmup_epochs: float = 5.0,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        ema_decay: float | None = None,
+        learning_rate: PositiveFactor = 0.4,
+        momentum: PartBelowOne = 0.9,
+        weight_decay: Part = 1e-4,
+        warmup_epochs: Duration = 5.0,
+        label_smoothing: Part = 0.0,
+        mixup: Factor = 0.0,
+        cutmix: Factor = 0.0,
+        drop_rate: PartBelowOne = 0.0,
+        drop_path_rate: PartBelowOne = 0.0,
+        ema_decay: Part | None = None,
         compile: bool = False,
-        pictures: int = 16,
+        pictures: CountOrZero = 16,
     ) -> None:
         super().__init__(learning_rate, momentum, weight_decay, init_from)
         options = dict(model_kwargs or {})
@@ -130,6 +142,11 @@ class ClassificationModule(TaskModule):
             )
         if self.compiles:
             self.model.compile()  # in place: the names of its parameters stay
+
+    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]] | None:
+        """The network and the shape of a batch; None where ``torch.compile`` chooses what is kept."""
+        size = self.spec["image_size"]
+        return None if self.compiles else (self.model, (self.data.batch_size, 3, size, size))
 
     # ---- training
 

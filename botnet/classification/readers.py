@@ -8,11 +8,10 @@ from typing import Any, BinaryIO, Protocol
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
+from botnet.arguments import Reader, checked
 from botnet.classification.shards import ShardReader
 from botnet.errors import ConfigError, DataError, first_few
 from botnet.images import image_extensions
-
-READERS = "folder, tar, wds or hfds/NAME"
 
 
 class ImageReader(Protocol):
@@ -33,7 +32,8 @@ class FolderReader(ReaderImageFolder):
     left_out = 0
 
 
-def open_reader(source: Path, reader: str = "folder") -> ImageReader:
+@checked
+def open_reader(source: Path, reader: Reader = "folder") -> ImageReader:
     """Open the images of one split.
 
     Args:
@@ -48,7 +48,7 @@ def open_reader(source: Path, reader: str = "folder") -> ImageReader:
     kind, _, name = reader.partition("/")
     if kind == "hfds" and name:
         opened: ImageReader = _open_hugging_face(name, str(source))
-    elif reader in ("folder", "tar", "wds"):
+    else:
         if not source.exists():
             raise DataError(f"{source}: no such file or folder; give the path of the images ({reader})")
         if kind == "folder":
@@ -57,8 +57,6 @@ def open_reader(source: Path, reader: str = "folder") -> ImageReader:
             opened = _open_tar(source)
         else:
             opened = ShardReader(source)
-    else:
-        raise ConfigError(f"no reader {reader!r}; images can be read by {READERS}")
     names = class_names(opened)
     if len(names) < 2:
         raise DataError(

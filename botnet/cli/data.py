@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from botnet.arguments import COUNT, DIGITS_SIDE, SEED
 from botnet.cli.tables import show
 from botnet.errors import ConfigError
 
@@ -15,16 +16,18 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "make-digits", description="make a small COCO-format data set of handwritten digits"
     )
     digits.add_argument("directory", type=Path, help="new folder")
-    digits.add_argument("--train", type=int, default=1750, help="training images (1750)")
-    digits.add_argument("--val", type=int, default=200, help="validation images (200)")
-    digits.add_argument("--size", type=int, default=320, help="longer side of the images in pixels (320)")
-    digits.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
+    digits.add_argument("--train", type=COUNT, default=1750, help="training images (1750)")
+    digits.add_argument("--val", type=COUNT, default=200, help="validation images (200)")
+    digits.add_argument(
+        "--size", type=DIGITS_SIDE, default=320, help="longer side of the images in pixels (320)"
+    )
+    digits.add_argument("--seed", type=SEED, default=0, help="of every random choice (0)")
     digits.set_defaults(run=run_make_digits)
 
     images = commands.add_parser("make-images", description="write Fashion-MNIST as class folders")
     images.add_argument("directory", type=Path, help="new folder")
-    images.add_argument("--train", type=int, default=60_000, help="training images (60000)")
-    images.add_argument("--val", type=int, default=10_000, help="validation images (10000)")
+    images.add_argument("--train", type=COUNT, default=60_000, help="training images (60000)")
+    images.add_argument("--val", type=COUNT, default=10_000, help="validation images (10000)")
     images.add_argument("--source", type=Path, help="folder of the four files of Fashion-MNIST")
     images.set_defaults(run=run_make_images)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from botnet.arguments import COUNT, FROM_ZERO, PART, POSITIVE_PART, READER, SIDE, WORKERS
 from botnet.cli.tables import show
 from botnet.errors import ConfigError, DataError
 
@@ -42,7 +43,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.add_argument("--block", metavar="NAME", help="block of --attention, or all (the first)")
     predict.add_argument(
         "--pixel",
-        type=int,
+        type=FROM_ZERO,
         nargs=2,
         metavar=("X", "Y"),
         help="query of --attention, in each image's pixels (the centre)",
@@ -58,7 +59,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="for --format coco: instances or image_info file that lists the images",
     )
     predict.add_argument("--output", type=Path, default=Path("predictions"), help="new folder (predictions)")
-    predict.add_argument("--score", type=float, help="lowest score that is drawn (0.5)")
+    predict.add_argument("--score", type=PART, help="lowest score that is drawn (0.5)")
     predict.add_argument("--truth", type=Path, help="instances file, drawn beside the predictions")
     predict.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
     predict.set_defaults(run=run_predict)
@@ -67,9 +68,13 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     evaluate.add_argument("model", help="a run, a checkpoint, hf-hub:user/name, or a name in timm")
     evaluate.add_argument("--data", type=Path, required=True, help="folder of class folders")
     _add_classifier_options(evaluate)
-    evaluate.add_argument("--reader", default="folder", help="folder, tar, wds or hfds/NAME (folder)")
-    evaluate.add_argument("--batch-size", type=int, default=64, help="images in a batch (64)")
-    evaluate.add_argument("--workers", type=int, default=4, help="processes that prepare images (4)")
+    evaluate.add_argument(
+        "--reader", type=READER, default="folder", help="folder, tar, wds or hfds/NAME (folder)"
+    )
+    evaluate.add_argument("--batch-size", type=COUNT, default=64, help="images in a batch (64)")
+    evaluate.add_argument(
+        "--workers", type=WORKERS, help="processes that prepare images (as many as the machine has cores)"
+    )
     evaluate.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
     evaluate.add_argument(
         "--output", type=Path, default=Path("validation.json"), help="report of every class (validation.json)"
@@ -81,9 +86,9 @@ def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument("--weights", type=Path, help="file of tensors, for a name (those that timm fetches)")
     parser.add_argument("--label-map", type=Path, help="JSON or text: the class of each output")
     parser.add_argument(
-        "--crop", type=float, help="part of the short side inside the centre crop (the network's own)"
+        "--crop", type=POSITIVE_PART, help="part of the short side inside the centre crop (the network's own)"
     )
-    parser.add_argument("--size", type=int, help="side in pixels of the network's input (its own)")
+    parser.add_argument("--size", type=SIDE, help="side in pixels of the network's input (its own)")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:

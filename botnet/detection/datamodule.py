@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from botnet.arguments import Count, CountOrZero, Part, Side, Span, Workers, checked
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import EvalDataset, TrainDataset, collate
 from botnet.detection.transforms import EvalTransform, TrainTransform
@@ -29,7 +30,8 @@ class CocoDataModule(TaskDataModule):
         flip: probability of a horizontal flip.
         batch_size: images a step on each device.
         val_batch_size: images at once in validation.
-        num_workers: processes that prepare images.
+        num_workers: processes that prepare images; default: as many as the machine has cores for each device,
+            at most 16.
         masks: read masks; False for Faster R-CNN on files without any.
         copy_paste: probability that objects of a second image are pasted into a training image (Simple
             Copy-Paste); 0 in the paper.
@@ -43,28 +45,29 @@ class CocoDataModule(TaskDataModule):
     Raises:
         DataError: a file is missing or broken, the root has no known layout, or the two files differ in
             their categories.
-        ConfigError: an instances file without its folder, neither files nor a root, a batch without images,
-            or one with more than the training images.
+        ConfigError: an instances file without its folder, neither files nor a root, a number out of range,
+            or a batch of more than the training images.
     """
 
     train_set: TrainDataset
     val_set: EvalDataset
 
+    @checked
     def __init__(
         self,
         train_instances: Path | None = None,
         train_images: Path | None = None,
         val_instances: Path | None = None,
         val_images: Path | None = None,
-        canvas: int = 1024,
-        jitter: tuple[float, float] = (0.1, 2.0),
-        flip: float = 0.5,
-        batch_size: int = 2,
-        val_batch_size: int = 2,
-        num_workers: int = 2,
+        canvas: Side = 1024,
+        jitter: Span = (0.1, 2.0),
+        flip: Part = 0.5,
+        batch_size: Count = 2,
+        val_batch_size: Count = 2,
+        num_workers: Workers | None = None,
         masks: bool = True,
-        copy_paste: float = 0.0,
-        skip_broken: int = 0,
+        copy_paste: Part = 0.0,
+        skip_broken: CountOrZero = 0,
         cache: bool = True,
         root: Path | None = None,
     ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
+from botnet.arguments import Part, checked
 from botnet.detection.check import folder_problems
 from botnet.detection.coco import CocoInstances
 from botnet.detection.copy_paste import Scene, copy_paste
@@ -109,19 +110,19 @@ class TrainDataset(CocoDataset):
         ConfigError: ``copy_paste`` is not a probability, or is used without masks.
     """
 
+    @checked
     def __init__(
         self,
         instances: CocoInstances | Path,
         images: Path,
         transform: TrainTransform,
         masks: bool = True,
-        copy_paste: float = 0.0,
+        copy_paste: Part = 0.0,
     ) -> None:
         super().__init__(instances, images, masks)
-        if not 0 <= copy_paste <= 1 or (copy_paste and not masks):
+        if copy_paste and not masks:
             raise ConfigError(
-                f"copy_paste {copy_paste} with masks {masks}: it is a probability, and objects are pasted by "
-                "their masks; change one of them"
+                f"copy_paste {copy_paste} without masks: objects are pasted by them; change one of the two"
             )
         self.transform, self.copy_paste = transform, copy_paste
         self.known_broken = torch.zeros(len(self), dtype=torch.bool)  # images that must not be pasted

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -11,6 +11,7 @@ from rich.console import Console
 from supervision import Detections
 from torch import Tensor, nn
 
+from botnet.arguments import PART, CountOrZero, Factor, Part, PartBelowOne, PositiveFactor, checked
 from botnet.detection.checkpoint import initialise
 from botnet.detection.datamodule import CocoDataModule
 from botnet.detection.datasets import EvalTarget
@@ -56,16 +57,17 @@ class DetectionModule(TaskModule):
     monitor = "val/AP"  # of masks, or of boxes where there are none
     schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at")
 
+    @checked
     def __init__(
         self,
         detector: RCNN,
-        learning_rate: float = 0.08,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        warmup_steps: int = 500,
-        warmup_learning_rate: float = 0.0067,
-        decay_at: Sequence[float] = (2 / 3, 8 / 9),
-        pictures: int = 8,
+        learning_rate: PositiveFactor = 0.08,
+        momentum: PartBelowOne = 0.9,
+        weight_decay: Part = 1e-4,
+        warmup_steps: CountOrZero = 500,
+        warmup_learning_rate: Factor = 0.0067,
+        decay_at: Annotated[Sequence[float], PART] = (2 / 3, 8 / 9),
+        pictures: CountOrZero = 8,
         init_from: Path | None = None,
     ) -> None:
         super().__init__(learning_rate, momentum, weight_decay, init_from)
@@ -96,6 +98,10 @@ class DetectionModule(TaskModule):
         if not isinstance(data, CocoDataModule):
             raise ConfigError(f"a detector is trained on a CocoDataModule, not on {type(data).__name__}")
         return data
+
+    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]]:
+        """The backbone, and the shape of a batch."""
+        return self.detector.backbone, (self.data.batch_size, 3, self.data.canvas, self.data.canvas)
 
     # ---- training
 

@@ -9,13 +9,14 @@ docs/fidelity.md lists every setting, its source and where it stands.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from botnet.arguments import Count, Layers, Part, PositiveFactor, PositivePart, Range, Side, Width, checked
 from botnet.detection.fpn import FPN
 from botnet.detection.inputs import (
     check_images,
@@ -30,6 +31,9 @@ from botnet.detection.sampler import Sampler
 from botnet.errors import ConfigError
 from botnet.models.weights import load_resnet
 from botnet.models.zoo import no_network
+
+# A quarter of the RoIs at most is positive: of fewer than four, none would be.
+Samples = Annotated[int, Range(int, 4)]
 
 
 class RCNN(nn.Module):
@@ -77,37 +81,38 @@ class RCNN(nn.Module):
             the backbone was passed as a module and cannot be named.
 
     Raises:
-        ConfigError: ``num_classes`` below 1, a backbone that does not give four maps from stride 4 on, or
+        ConfigError: a number out of its range, a backbone that does not give four maps from stride 4 on, or
             one whose c2 cannot be found to be frozen.
     """
 
+    @checked
     def __init__(
         self,
         backbone: str | nn.Module,
-        num_classes: int,
+        num_classes: Count,
         *,
         masks: bool = True,
         weights: str | None = None,
-        canvas: int = 1024,
-        fpn_channels: int = 256,
-        anchor_scale: float = 8.0,
-        rpn_std: float = 0.01,
-        rpn_samples: int = 256,
-        rpn_pre_nms: int = 2000,
-        rpn_post_nms: int = 1000,
-        rpn_pre_nms_eval: int = 1000,
-        rpn_post_nms_eval: int = 1000,
-        roi_samples: int = 512,
-        roi_canonical_size: int = 224,
-        box_channels: int = 1024,
-        mask_channels: int = 256,
-        mask_convs: int = 4,
+        canvas: Side = 1024,
+        fpn_channels: Width = 256,
+        anchor_scale: PositiveFactor = 8.0,
+        rpn_std: PositivePart = 0.01,
+        rpn_samples: Samples = 256,
+        rpn_pre_nms: Count = 2000,
+        rpn_post_nms: Count = 1000,
+        rpn_pre_nms_eval: Count = 1000,
+        rpn_post_nms_eval: Count = 1000,
+        roi_samples: Samples = 512,
+        roi_canonical_size: Side = 224,
+        box_channels: Width = 1024,
+        mask_channels: Width = 256,
+        mask_convs: Layers = 4,
         freeze_c2: bool = False,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
-        bn_momentum: float = 0.1,
-        bn_eps: float = 1e-5,
+        score_threshold: Part = 0.05,
+        nms_threshold: Part = 0.5,
+        max_detections: Count = 100,
+        bn_momentum: PositivePart = 0.1,
+        bn_eps: PositivePart = 1e-5,
     ) -> None:
         # locals() holds the arguments and nothing else only here, before the first assignment. A checkpoint
         # of the detector has its weights, so none need to be fetched for it.
@@ -115,8 +120,6 @@ class RCNN(nn.Module):
             name: value for name, value in locals().items() if name not in ("self", "__class__", "weights")
         }
         super().__init__()
-        if num_classes < 1:
-            raise ConfigError(f"num_classes counts the object classes without background, got {num_classes}")
         self.num_classes = num_classes
         self.spec: dict[str, Any] | None = spec if isinstance(backbone, str) else None
         self.backbone = feature_backbone(backbone, canvas) if isinstance(backbone, str) else backbone

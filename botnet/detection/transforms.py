@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from botnet.arguments import Part, Side, Span, checked
 from botnet.detection.placement import Placement, load_placed
-from botnet.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -31,15 +31,11 @@ class TrainTransform:
         flip: probability of the flip.
 
     Raises:
-        ConfigError: arguments out of range.
+        ConfigError: a number out of its range.
     """
 
-    def __init__(self, canvas: int, jitter: tuple[float, float] = (0.1, 2.0), flip: float = 0.5) -> None:
-        if canvas < 1 or not 0 < jitter[0] <= jitter[1] or not 0 <= flip <= 1:
-            raise ConfigError(
-                f"canvas {canvas}, jitter {jitter}, flip {flip}: give a canvas of 1 pixel or more, "
-                "0 < minimum <= maximum jitter, and a probability from 0 to 1"
-            )
+    @checked
+    def __init__(self, canvas: Side, jitter: Span = (0.1, 2.0), flip: Part = 0.5) -> None:
         self.canvas, self.jitter, self.flip = canvas, jitter, flip
 
     def place(self, size: tuple[int, int], rng: "torch.Generator") -> Placement:
@@ -59,9 +55,13 @@ class EvalTransform:
 
     Args:
         canvas: side of the square in pixels, that of training; or height and width.
+
+    Raises:
+        ConfigError: no side has so many pixels.
     """
 
-    def __init__(self, canvas: int | tuple[int, int]) -> None:
+    @checked
+    def __init__(self, canvas: Side | tuple[Side, Side]) -> None:
         self.size = (canvas, canvas) if isinstance(canvas, int) else canvas
         self.canvas = max(self.size)
 

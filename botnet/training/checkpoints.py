@@ -14,7 +14,7 @@ from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from botnet.errors import ConfigError
+from botnet.arguments import Duration, checked
 from botnet.training.checkpoint_file import copy_file
 from botnet.training.distributed import Greatest, greatest
 from botnet.training.run_end import run_ends, step_is_complete, validates_next
@@ -48,11 +48,8 @@ class LastCheckpoint(Checkpoint):
         ConfigError: negative minutes.
     """
 
-    def __init__(self, path: Path, minutes: float = 10.0) -> None:
-        if minutes < 0:
-            raise ConfigError(
-                f"--save_minutes {minutes:g}: give the minutes between two checkpoints, 0 or more"
-            )
+    @checked
+    def __init__(self, path: Path, minutes: Duration = 10.0) -> None:
         self.path, self.minutes = Path(path), minutes
         self.saved_at = 0.0
         self.saved_step = -1

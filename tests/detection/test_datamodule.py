@@ -65,7 +65,7 @@ def test_copy_paste_brings_more_objects(digits):
 
 @pytest.mark.parametrize("name", ["batch_size", "val_batch_size"])
 def test_a_batch_of_nothing_is_refused(digits, name):
-    with pytest.raises(ConfigError, match="no batch has 0 images"):
+    with pytest.raises(ConfigError, match="batch_size: 0 is not allowed"):
         module(digits, **{name: 0})
 
 

@@ -138,7 +138,7 @@ def test_a_broken_pasted_image_is_replaced_and_marked(made, log_to_stderr, capfd
 
 def test_copy_paste_needs_masks_and_a_probability(made):
     for arguments in ({"copy_paste": 1.5}, {"copy_paste": 0.5, "masks": False}):
-        with pytest.raises(ConfigError, match="it is a probability"):
+        with pytest.raises(ConfigError, match="copy_paste"):
             made.dataset(train=True, **arguments)
 
 

@@ -404,7 +404,7 @@ def test_imagenet_weights_reach_all_but_the_attention(tmp_path):
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="without background, got 0"):
+    with pytest.raises(ValueError, match="num_classes: 0 is not allowed"):
         mask_rcnn("botnet_tiny", 0)
     shallow = timm.create_model("resnet18", features_only=True, out_indices=(2, 3, 4))
     with pytest.raises(ValueError, match=r"four maps from stride 4 on.*\[8, 16, 32\]"):

@@ -125,7 +125,7 @@ def test_a_batch_that_the_devices_cannot_make_up_is_refused(images, count, each)
 
 @pytest.mark.parametrize("images", [0, -4])
 def test_a_batch_without_images_is_refused(images):
-    with pytest.raises(ConfigError, match=f"--global_batch {images}"):
+    with pytest.raises(ConfigError, match=f"images: {images} is not allowed"):
         GlobalBatch(images)
 
 
