@@ -66,9 +66,7 @@ def measure(
     """Seconds per round of both ways over all images, where ours spends them, and peak bytes."""
     dataset = train_set(folder, canvas, jitter)
     records = dataset.instances.images
-    chosen = [i for i, record in enumerate(records) if dataset.instances.annotations_of(record["id"])][
-        :images
-    ]
+    chosen = [i for i, record in enumerate(records) if dataset.instances.annotations_of(record.id)][:images]
     reference = Reference(folder, canvas)
 
     def ours() -> None:
@@ -77,7 +75,7 @@ def measure(
 
     def theirs() -> None:
         for index in chosen:
-            size = records[index]["height"], records[index]["width"]
+            size = records[index].height, records[index].width
             placed = dataset.transform.place(size, generator(run_seed(), 0, index))
             reference(index, max(placed.resized) / canvas)
 

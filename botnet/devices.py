@@ -1,11 +1,14 @@
 """Choosing a device."""
 
-import torch
+from typing import TYPE_CHECKING
 
-from botnet.errors import ConfigError
+from botnet.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str) -> "torch.device":
     """A device by its name.
 
     Args:
@@ -14,6 +17,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: no device has that name, or it cannot be used here.
     """
+    import torch
+
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator else torch.device("cpu")
@@ -22,4 +27,5 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device).cpu()  # fails without a driver, or for a device that holds no data
         return device
     except (RuntimeError, AssertionError, ImportError) as error:  # the latter two from a build without it
-        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        hint = nearest(name, ("auto", "cpu", "cuda", "mps", "xpu"))
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}{hint}") from error

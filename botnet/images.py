@@ -1,18 +1,22 @@
-"""Image files: finding and decoding them, and the pixels that a normalised tensor shows."""
+"""Image files: finding and decoding them, and the pixels that a normalised tensor shows.
+
+The module loads without PyTorch.
+"""
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE
-from torch import Tensor
 
 from botnet.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What counts as an image in a folder. Pillow also registers formats that it can only write (PDF) or only
 # recognise (MPEG, HDF5), and EPS, which is a program.
@@ -31,34 +35,78 @@ def image_extensions() -> tuple[str, ...]:
     return tuple(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
-def image_paths(sources: Sequence[Path]) -> list[Path]:
-    """The images among files and folders, each with a stem of its own.
+def image_files(sources: Sequence[Path], recursive: bool = False) -> dict[str, Path]:
+    """The images among files and folders, by their path below the source without suffix.
 
     Args:
-        sources: image files, and folders of images, without their subfolders.
+        sources: image files, and folders of images.
+        recursive: take the images in subfolders, too, links followed.
 
     Raises:
-        DataError: a source does not exist, a folder has no images, or two files have the same stem.
+        DataError: a source does not exist, a folder has no images, symbolic links form a circle, or two files
+            have the same name.
     """
-    paths: list[Path] = []
+    files: dict[str, Path] = {}
     for source in sources:
         if source.is_dir():
-            files = (path for path in source.iterdir() if not path.is_dir())
-            found = sorted(path for path in files if path.suffix.lower() in image_extensions())
+            found = files_below(source, image_extensions(), recursive)
             if not found:
-                raise DataError(f"{source} holds no image; name a folder with images, or the images")
-            paths += found
+                deeper = "" if recursive else ", without its subfolders (--recursive takes them, too)"
+                raise DataError(f"{source} holds no image{deeper}; name a folder with images, or the images")
         elif source.is_file():
-            paths.append(source)
+            found = [source]
         else:
             raise DataError(f"{source}: no such image or folder")
-    stems: dict[str, Path] = {}
-    for path in paths:
-        if (other := stems.setdefault(path.stem, path)) != path:
-            raise DataError(
-                f"{path} and {other} would be drawn into the same file; predict them in separate runs"
-            )
-    return list(stems.values())
+        root = source if source.is_dir() else source.parent
+        for path in found:
+            name = path.relative_to(root).with_suffix("").as_posix()
+            if (other := files.setdefault(name, path)) != path:
+                raise DataError(
+                    f"{path} and {other} would be drawn into the same file; predict them in separate runs"
+                )
+    return files
+
+
+def files_below(folder: Path, endings: Collection[str], recursive: bool = True) -> list[Path]:
+    """Files in a folder and perhaps its subfolders, links followed, in the order of their paths.
+
+    Args:
+        folder: the folder.
+        endings: extensions in lower case, such as ``.jpg``.
+        recursive: search the subfolders, too.
+
+    Raises:
+        DataError: the folder cannot be read, symbolic links form a circle, or a link leads nowhere.
+    """
+    found: list[Path] = []
+    _visit(folder, endings, recursive, (), found)
+    return found
+
+
+def _visit(
+    folder: Path,
+    endings: Collection[str],
+    recursive: bool,
+    above: tuple[tuple[int, int], ...],
+    found: list[Path],
+) -> None:
+    try:
+        status = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); give a folder") from error
+    own = status.st_dev, status.st_ino
+    if own in above:
+        raise DataError(f"{folder} is a symbolic link to a folder that holds it; remove the link")
+    for entry in entries:
+        path = folder / entry.name
+        if os.path.isdir(path):
+            if recursive:
+                _visit(path, endings, recursive, (*above, own), found)
+        elif path.suffix.lower() in endings and not entry.name.startswith("."):
+            if not os.path.isfile(path):
+                raise DataError(f"{path} is a symbolic link to nothing; remove or correct it")
+            found.append(path)
 
 
 def check_some_left(broken: Sequence[DataError], images: int) -> None:
@@ -128,6 +176,55 @@ def decode_image(path: Path, size: Size | None, wanted: Size | None) -> tuple[Im
     x = image.width - width if orientation in (2, 3, 6, 7) else 0.0
     y = image.height - height if orientation in (3, 4, 7, 8) else 0.0
     return image, (x, y, x + width, y + height)
+
+
+def as_image(
+    image: "str | os.PathLike[str] | Image.Image | np.ndarray | Tensor", upright: bool = True
+) -> Image.Image:
+    """An image in memory or in a file, in RGB.
+
+    Args:
+        image: a path, a Pillow image of any mode, an array (H, W, 3) uint8 RGB, or a tensor (3, H, W), uint8
+            or floating-point from 0 to 1.
+        upright: turn a Pillow image as its EXIF orientation says; a file always is.
+
+    Raises:
+        DataError: the file cannot be read, or the array or tensor is of another shape, type or range.
+    """
+    if isinstance(image, str | os.PathLike):
+        return load_image(Path(image))
+    if isinstance(image, Image.Image):
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
+            return _upright(image, orientation)
+        except Exception as error:  # as below: Pillow decodes late
+            raise DataError(_decoding_fault(error)) from error
+    array = image if isinstance(image, np.ndarray) else np.moveaxis(image.detach().cpu().numpy(), 0, -1)
+    if not isinstance(image, np.ndarray) and array.dtype.kind == "f":
+        if not ((array >= 0) & (array <= 1)).all():
+            raise DataError("a tensor with values outside of [0, 1]; give RGB from 0 to 1, not normalised")
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise DataError(
+            f"an image of shape {tuple(image.shape)} and type {image.dtype}; give an array (H, W, 3) or a "
+            "tensor (3, H, W) of uint8 RGB"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def image_size(path: Path) -> Size:
+    """(Height, width) in pixels of an image file as :func:`load_image` decodes it; only its header is read.
+
+    Raises:
+        DataError: the file is missing or is not an image.
+    """
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such image; restore the file or remove its record")
+    try:
+        with Image.open(path) as stored:
+            return _shown_size(stored, None)[0]
+    except Exception as error:  # as above
+        raise DataError(f"{path}: {_decoding_fault(error)}") from error
 
 
 def decode_stored(file: BinaryIO | Path, name: str) -> Image.Image:
@@ -229,7 +326,7 @@ def _size_fault(found: Size, size: Size) -> str:
 # ---- tensors
 
 
-def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def denormalise(image: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":
     """The pixels that a normalised image shows.
 
     Args:
@@ -239,5 +336,7 @@ def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     Returns:
         (3, H, W) uint8, on the CPU.
     """
+    import torch  # only here: reading and converting data sets needs no torch
+
     shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     return ((image.float().cpu() * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from botnet.classification.readers import read_image
+from botnet.classification.images import read_image
 from botnet.detection.placement import load_placed
 from botnet.detection.transforms import EvalTransform
 from botnet.errors import DataError

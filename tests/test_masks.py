@@ -7,18 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as reference
+from supervision.detection.compact_mask import CompactMask
 
 from botnet.detection.coco import CocoInstances
-from botnet.masks import compress_mask, decode_mask, encode_mask, mask_area, mask_box
+from botnet.masks import compact_masks, compress_mask, decode_mask, encode_mask, mask_area, mask_box, to_rles
 
 
 def test_masks_are_those_of_pycocotools_in_every_encoding(coco_by):
     for split in ("train", "val"):
         instances = CocoInstances(coco_by / f"instances_{split}.json")
         for image in instances.images:
-            size = image["height"], image["width"]
-            for annotation in instances.annotations_of(image["id"]):
-                segmentation = annotation["segmentation"]
+            size = image.height, image.width
+            for annotation in instances.annotations_of(image.id):
+                segmentation = annotation.segmentation
                 encoded = reference.frPyObjects(segmentation, *size)
                 whole = reference.merge(encoded) if isinstance(encoded, list) else encoded
                 expected = reference.decode(whole)
@@ -107,3 +108,54 @@ def test_any_text_is_a_mask_or_a_value_error(counts):
         return
     assert mask.shape == (3, 4)
     assert mask.sum() == mask_area({"size": [3, 4], "counts": counts})
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 5), st.integers(0, 2**32), st.floats(0, 1))
+def test_masks_to_supervision_and_back(height, width, count, seed, share):
+    random = np.random.default_rng(seed)
+    pixels = random.random((count, height, width)) < share
+    rles = [encode_mask(mask) for mask in pixels]
+    masks = compact_masks(rles, height, width)
+    np.testing.assert_array_equal(masks.to_dense(), pixels)
+    np.testing.assert_array_equal(masks.area, pixels.sum(axis=(1, 2)))
+    for (x1, y1, x2, y2), mask in zip(masks.bbox_xyxy.tolist(), pixels, strict=True):
+        assert mask[y1 : y2 + 1, x1 : x2 + 1].sum() == mask.sum()
+        assert not mask.any() or (y2 - y1, x2 - x1) == tuple(np.ptp(np.nonzero(mask), axis=1))
+    assert to_rles(masks) == rles
+    # Crops of any size, and run lengths as supervision makes them.
+    boxes = np.sort(random.integers(-3, 15, (count, 2, 2)), axis=1).reshape(count, 4)
+    crops = CompactMask.from_dense(pixels, boxes, (height, width))
+    assert to_rles(crops) == [encode_mask(mask) for mask in crops.to_dense()]
+
+
+def test_large_run_lengths_to_supervision_and_back(coco_by):
+    for image, annotations in zip(*from_file(coco_by), strict=True):
+        size = image["height"], image["width"]
+        rles = [compress_mask(annotation["segmentation"], *size) for annotation in annotations]
+        masks = compact_masks([annotation["segmentation"] for annotation in annotations], *size)
+        assert to_rles(masks) == rles
+        for mask, rle in zip(masks, rles, strict=True):
+            np.testing.assert_array_equal(mask, decode_mask(rle, *size))
+
+
+def from_file(folder):
+    instances = CocoInstances(folder / "instances_val.json")
+    return instances.images, [instances.annotations_of(image["id"]) for image in instances.images]
+
+
+def test_a_mask_without_pixels_is_one_pixel_outside():
+    masks = compact_masks([encode_mask(np.zeros((4, 5))), []], 4, 5)
+    assert masks.bbox_xyxy.tolist() == [[0, 0, 0, 0]] * 2
+    assert masks.area.tolist() == [0, 0]
+    assert compact_masks([], 4, 5).shape == (0, 4, 5)
+    assert to_rles(compact_masks([], 4, 5)) == []
+
+
+def test_zero_run_lengths_of_another_writer():
+    masks = CompactMask([np.int32([2, 0, 3, 4, 0, 3])], np.int32([[4, 3]]), np.int32([[1, 2]]), (7, 6))
+    assert to_rles(masks) == [encode_mask(masks[0])]
+
+
+def test_run_lengths_that_do_not_fit_are_no_mask():
+    with pytest.raises(ValueError, match="size"):
+        compact_masks([encode_mask(np.ones((4, 5)))], 5, 4)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from botnet.errors import CheckpointError, ConfigError, first_few
 from botnet.models.weights import read_weights
 from botnet.models.zoo import NETWORKS, no_network
-from botnet.training.checkpoint_file import TaskCheckpoint, read_checkpoint
+from botnet.training.checkpoint_file import TaskCheckpoint
+from botnet.training.model_source import open_checkpoint
 
 
 def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: Any) -> nn.Module:
@@ -68,7 +69,7 @@ def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:
 def _read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     """The network's tensors in a file, and its class names if it is a checkpoint."""
     try:
-        checkpoint = read_checkpoint(path).expect("classifier")
+        checkpoint = open_checkpoint(path).expect("classifier")
         return _network_state(checkpoint.contents["state_dict"]), checkpoint.metadata["class_names"]
     except CheckpointError:  # not a checkpoint that names its classes
         return _network_state(read_weights(path)), None
@@ -126,7 +127,7 @@ def load_classifier(source: str | Path | TaskCheckpoint) -> tuple[nn.Module, dic
     """A trained classifier from a checkpoint of ``botnet fit``, read as data.
 
     Args:
-        source: ``last.ckpt`` or ``best.ckpt`` of a run, or such a checkpoint from :func:`read_checkpoint`.
+        source: of :func:`open_checkpoint`, or the checkpoint that it returns.
 
     Returns:
         The network in evaluation mode, with the average of its weights where the run had one; and of its data
@@ -136,7 +137,7 @@ def load_classifier(source: str | Path | TaskCheckpoint) -> tuple[nn.Module, dic
     Raises:
         CheckpointError: the file cannot be read, or holds no classifier.
     """
-    checkpoint = source if isinstance(source, TaskCheckpoint) else read_checkpoint(source)
+    checkpoint = source if isinstance(source, TaskCheckpoint) else open_checkpoint(source)
     model = create_classifier(**checkpoint.expect("classifier").spec)
     _load(model, _network_state(checkpoint.contents["state_dict"]), checkpoint.path)
     return model.eval(), {key: checkpoint.metadata[key] for key in ("class_names", "evaluation")}

@@ -13,12 +13,14 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import nn
 
+from botnet.arguments import PositivePart, Side, checked
 from botnet.classification.checkpoint import load_classifier
 from botnet.devices import pick_device
 from botnet.errors import CheckpointError, ConfigError, DataError
 from botnet.models import read_weights
 from botnet.models.zoo import no_network
-from botnet.training.checkpoint_file import TaskCheckpoint, read_checkpoint
+from botnet.training.checkpoint_file import TaskCheckpoint
+from botnet.training.model_source import is_trained_here, open_checkpoint
 
 HUBS = ("hf-hub:", "local-dir:")  # what timm takes in place of a name
 
@@ -49,19 +51,21 @@ class Classifier:
         return create_transform(**self.preparation)
 
 
+@checked
 def open_classifier(
     model: str | TaskCheckpoint,
     weights: Path | None = None,
     *,
     label_map: Path | None = None,
-    crop: float | None = None,
-    size: int | None = None,
+    crop: PositivePart | None = None,
+    size: Side | None = None,
     device: str = "auto",
 ) -> Classifier:
     """Load a classifier for evaluation.
 
     Args:
-        model: a checkpoint of ``botnet fit`` or its path, or a name that timm knows, this project's included.
+        model: a source of :func:`open_checkpoint` or the checkpoint that it returns, or a name that timm
+            knows, this project's included.
         weights: .safetensors, or a .pth of tensors, for a name; by default those that timm downloads.
         label_map: JSON or text, see :func:`read_label_map`; by default that of the checkpoint or of ImageNet.
         crop: part of the short side inside the centre crop; by default that of the checkpoint, else the one
@@ -75,12 +79,8 @@ def open_classifier(
         CheckpointError: the weights are missing, broken, hold code or are of another network.
         DataError: the label map cannot be read, or does not fit the network.
     """
-    if crop is not None and not 0 < crop <= 1:
-        raise ConfigError(f"--crop {crop}: give the part of the short side to keep, above 0 and up to 1")
-    if size is not None and size < 1:
-        raise ConfigError(f"--size {size}: give a positive number of pixels")
-    if isinstance(model, str) and Path(model).is_file():
-        model = read_checkpoint(model)
+    if isinstance(model, str) and is_trained_here(model):
+        model = open_checkpoint(model)
     name = str(model.path) if isinstance(model, TaskCheckpoint) else model
     if weights is not None and (isinstance(model, TaskCheckpoint) or model.startswith(HUBS)):
         raise ConfigError(f"{name} has its own weights; leave out --weights {weights}")

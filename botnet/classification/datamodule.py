@@ -1,10 +1,26 @@
 """Labelled images for training and evaluation (paper, Section 4.7)."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
+from botnet.arguments import (
+    PART,
+    POSITIVE_PART,
+    Count,
+    CountOrZero,
+    Factor,
+    Interpolation,
+    Part,
+    PositivePart,
+    Range,
+    Reader,
+    Side,
+    Span,
+    Workers,
+    checked,
+)
 from botnet.classification.datasets import ImageSet, eval_transform
 from botnet.classification.readers import class_names, open_reader
 from botnet.errors import ConfigError, DataError, first_few
@@ -34,7 +50,8 @@ class ImageDataModule(TaskDataModule):
         mean, std: of the network's input, in RGB; ImageNet's by default.
         batch_size: images a step on each device.
         val_batch_size: images at once in validation.
-        num_workers: processes that prepare images.
+        num_workers: processes that prepare images; default: as many as the machine has cores for each device,
+            at most 16.
         skip_broken: different training images that may be unreadable, on each device, and are replaced by
             others; 0: the first ends the run.
 
@@ -46,26 +63,27 @@ class ImageDataModule(TaskDataModule):
     train_set: ImageSet
     val_set: ImageSet
 
+    @checked
     def __init__(
         self,
         train: Path,
         val: Path,
-        reader: str = "folder",
-        image_size: int = 224,
-        crop_pct: float = 0.875,
-        interpolation: str = "bicubic",
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
+        reader: Reader = "folder",
+        image_size: Side = 224,
+        crop_pct: PositivePart = 0.875,
+        interpolation: Interpolation = "bicubic",
+        scale: Annotated[tuple[float, float], Range(float, 0, 1, above=True, rising=True)] = (0.08, 1.0),
+        ratio: Span = (3 / 4, 4 / 3),
+        flip: Part = 0.5,
         rand_augment: str | None = None,
-        color_jitter: float = 0.0,
-        random_erasing: float = 0.0,
-        mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
-        std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
-        batch_size: int = 64,
-        val_batch_size: int = 64,
-        num_workers: int = 4,
-        skip_broken: int = 0,
+        color_jitter: Factor = 0.0,
+        random_erasing: Part = 0.0,
+        mean: Annotated[tuple[float, float, float], PART] = IMAGENET_DEFAULT_MEAN,
+        std: Annotated[tuple[float, float, float], POSITIVE_PART] = IMAGENET_DEFAULT_STD,
+        batch_size: Count = 64,
+        val_batch_size: Count = 64,
+        num_workers: Workers | None = None,
+        skip_broken: CountOrZero = 0,
     ) -> None:
         super().__init__(batch_size, val_batch_size, num_workers, skip_broken)
         # How an image is prepared for the network in evaluation; saved in checkpoints.
@@ -118,6 +136,5 @@ def _training_transform(image_size: int, **options: Any) -> Any:
         return create_transform(image_size, is_training=True, re_mode="pixel", **options)
     except (AssertionError, KeyError) as error:
         raise ConfigError(
-            f"rand_augment {options['auto_augment']!r}, interpolation {options['interpolation']!r}: timm "
-            f"does not know both ({error}); give for instance rand-m10-n2 and bicubic"
+            f"rand_augment: {options['auto_augment']!r} is unknown to timm ({error}); try rand-m10-n2"
         ) from error

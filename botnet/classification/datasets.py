@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import Compose
 
-from botnet.classification.readers import ImageReader, read_image
+from botnet.classification.images import EvalTransform, read_image
+from botnet.classification.readers import ImageReader
 from botnet.errors import DataError
 from botnet.training.seeding import Key, generator, run_seed, seeded
 
@@ -72,14 +74,10 @@ def eval_transform(
     """timm's evaluation transform: resize, centre crop and normalise.
 
     Args:
-        image_size: side in pixels of the result.
-        crop_pct: the short side is resized to ``image_size / crop_pct``.
-        interpolation: of the resize, in timm's words.
-        mean, std: for the normalisation, of RGB in [0, 1].
+        image_size, crop_pct, interpolation, mean, std: as in
+            :class:`botnet.classification.images.EvalTransform`, which does it without torch.
 
     Returns:
         A function from an image to a tensor (3, image_size, image_size).
     """
-    return create_transform(
-        image_size, crop_pct=crop_pct, interpolation=interpolation, mean=tuple(mean), std=tuple(std)
-    )
+    return Compose([EvalTransform(image_size, crop_pct, interpolation, mean, std), torch.from_numpy])

@@ -15,6 +15,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from botnet.arguments import Count, Reader, Workers, checked
 from botnet.classification.classifier import Classifier
 from botnet.classification.datasets import ImageSet
 from botnet.classification.readers import class_names, open_reader
@@ -61,13 +62,14 @@ class Report(AmongPresent):
     classes: list[ClassReport]
 
 
+@checked
 def validate(
     classifier: Classifier,
     data: Path,
     *,
-    reader: str = "folder",
-    batch_size: int = 64,
-    num_workers: int = 4,
+    reader: Reader = "folder",
+    batch_size: Count = 64,
+    num_workers: Workers | None = None,
 ) -> Report:
     """Measure a classifier on labelled images, each used once.
 
@@ -76,7 +78,7 @@ def validate(
         data: images in class folders, or the source of another reader.
         reader: as in :func:`botnet.classification.readers.open_reader`.
         batch_size: images in a batch.
-        num_workers: processes that prepare images.
+        num_workers: processes that prepare images; default: :func:`botnet.training.loader.default_workers`.
 
     Returns:
         ``top1`` and ``top5`` in per cent over all outputs of the network; where the data have fewer classes
@@ -84,6 +86,7 @@ def validate(
         of ``images``, ``images_per_second``, the settings, and under ``classes`` the numbers of each class.
 
     Raises:
+        ConfigError: a number out of its range.
         DataError: no images, an empty class folder, one that stands for no output of the network, or an
             image that cannot be read.
     """

@@ -16,6 +16,17 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
+from botnet.arguments import (
+    Count,
+    CountOrZero,
+    Duration,
+    Factor,
+    Part,
+    PartBelowOne,
+    PositiveFactor,
+    Side,
+    checked,
+)
 from botnet.classification.checkpoint import create_classifier, start_from
 from botnet.classification.datamodule import ImageDataModule
 from botnet.classification.metric import Accuracy, accuracy_table
@@ -60,25 +71,26 @@ class ClassificationModule(TaskModule):
     monitor = "val/top1"  # of the average of the weights where there is one, else of the network
     schedule_settings = ("warmup_epochs",)
 
+    @checked
     def __init__(
         self,
         model: str,
-        num_classes: int,
-        image_size: int,
+        num_classes: Count,
+        image_size: Side,
         model_kwargs: dict[str, Any] | None = None,
         init_from: Path | None = None,
-        learning_rate: float = 0.4,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        warmup_epochs: float = 5.0,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        ema_decay: float | None = None,
+        learning_rate: PositiveFactor = 0.4,
+        momentum: PartBelowOne = 0.9,
+        weight_decay: Part = 1e-4,
+        warmup_epochs: Duration = 5.0,
+        label_smoothing: Part = 0.0,
+        mixup: Factor = 0.0,
+        cutmix: Factor = 0.0,
+        drop_rate: PartBelowOne = 0.0,
+        drop_path_rate: PartBelowOne = 0.0,
+        ema_decay: Part | None = None,
         compile: bool = False,
-        pictures: int = 16,
+        pictures: CountOrZero = 16,
     ) -> None:
         super().__init__(learning_rate, momentum, weight_decay, init_from)
         options = dict(model_kwargs or {})
@@ -131,6 +143,11 @@ class ClassificationModule(TaskModule):
         if self.compiles:
             self.model.compile()  # in place: the names of its parameters stay
 
+    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]] | None:
+        """The network and the shape of a batch; None where ``torch.compile`` chooses what is kept."""
+        size = self.spec["image_size"]
+        return None if self.compiles else (self.model, (self.data.batch_size, 3, size, size))
+
     # ---- training
 
     def on_fit_start(self) -> None:
@@ -163,7 +180,7 @@ class ClassificationModule(TaskModule):
             images, target = self.mix(images, target)
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
 
     def schedule(self, total: int) -> Callable[[int], float]:
@@ -243,6 +260,7 @@ class ClassificationModule(TaskModule):
             for name in ("top1", "top5", "loss"):
                 self.log(f"val/{kind}_{name}", numbers[name], prog_bar=name == "top1", rank_zero_only=True)
         best = self.report["ema" if self.ema is not None else "model"]
+        self.log("val/loss", best["loss"], rank_zero_only=True)
         self.headline = {name: best[name] for name in ("top1", "top5")}
         self.log_dict({f"val/{name}": value for name, value in self.headline.items()}, sync_dist=True)
 

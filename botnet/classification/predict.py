@@ -1,24 +1,30 @@
-"""Classifying image files, with pictures of a BoTNet's attention: ``botnet predict`` with a classifier."""
+"""Classifying image files, with pictures of a BoTNet's attention: ``botnet predict`` with a classifier.
+
+The module loads without PyTorch.
+"""
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import torch
 from PIL import Image
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
-from botnet.classification.classifier import Classifier
-from botnet.classification.readers import read_image
-from botnet.errors import DataError
+from botnet.classification.image_classifier import ImageClassifier, TorchClassifier
+from botnet.classification.images import read_image
+from botnet.errors import ConfigError, DataError
 from botnet.folders import check_unused, make_folder
-from botnet.images import check_some_left, denormalise, image_paths
-from botnet.visualize.attention import attention_picture, probe_attention
+from botnet.images import check_some_left, denormalise, image_files
+
+if TYPE_CHECKING:
+    from supervision import Classifications
+
+    from botnet.visualize.attention import AttentionProbe
 
 Guess = TypedDict("Guess", {"class": str, "index": int, "score": float})
 
@@ -31,11 +37,13 @@ class Prediction(TypedDict):
 
 
 def classify(
-    classifier: Classifier,
+    classifier: ImageClassifier,
     sources: Sequence[Path],
     output: Path,
     *,
+    recursive: bool = False,
     attention: bool = False,
+    block: str | None = None,
     pixel: tuple[int, int] | None = None,
 ) -> tuple[list[Prediction], list[DataError]]:
     """Classify images one by one and write ``predictions.json``.
@@ -43,10 +51,12 @@ def classify(
     An image that cannot be read, or whose ``pixel`` is outside the centre crop, is left out.
 
     Args:
-        classifier: from :func:`botnet.classification.classifier.open_classifier`.
-        sources: image files, and folders of images, without their subfolders.
+        classifier: of :func:`botnet.load`.
+        sources: image files, and folders of images.
         output: new folder.
+        recursive: take the images in subfolders, too.
         attention: draw the attention of one query of each image in ``output/attention``.
+        block: name of the BoT block whose attention is drawn, or "all"; the first one by default.
         pixel: (x, y) of that query in each image's own pixels; by default the centre of the crop.
 
     Returns:
@@ -54,52 +64,68 @@ def classify(
         with ``class`` and ``index``. And the errors of the images that were left out.
 
     Raises:
-        ConfigError: the output folder is not empty. Nothing is written.
-        DataError: an image does not exist, none can be classified, or there is no attention to draw. Nothing
-            is written.
+        ConfigError: no such block, no attention to draw, or the output folder is not empty. Nothing is
+            written.
+        DataError: an image does not exist, or none can be classified. Nothing is written.
     """
-    paths = image_paths(sources)
+    files = image_files(sources, recursive)
     check_unused(output)
-    if attention:
-        with probe_attention(classifier.model):
-            pass  # raises if the network has no attention
+    with _probes(classifier, block) if attention else nullcontext():
+        pass  # raises if the network has no attention
     predictions: list[Prediction] = []
     broken: list[DataError] = []
-    for path in track(paths, f"classifying with {escape(classifier.name)}"):
+    for name, path in track(files.items(), f"classifying with {escape(classifier.name)}", len(files)):
         try:
-            image = read_image(path, str(path))
-            y, x = _place_in_crop(path, image, pixel, classifier.preparation) if pixel else (0.5, 0.5)
+            with _probes(classifier, block) if attention else nullcontext() as probes:
+                found = classifier.predict(path)
+            if probes:
+                _draw_attention(classifier, path, probes, pixel, output / "attention" / f"{name}.png")
         except DataError as error:
             broken.append(error)
             continue
-        prepared = classifier.transform(image)
-        if attention:
-            with probe_attention(classifier.model) as probe:
-                logits = _run(classifier, prepared)
-            shown = denormalise(prepared, classifier.preparation["mean"], classifier.preparation["std"])
-            make_folder(output / "attention")
-            attention_picture(shown, *probe.weights(y, x)).save(output / "attention" / f"{path.stem}.png")
-        else:
-            logits = _run(classifier, prepared)
-        predictions.append({"file": str(path), "classes": _most_likely(logits, classifier.class_names)})
-    check_some_left(broken, len(paths))
+        predictions.append({"file": str(path), "classes": _most_likely(found, classifier.class_names)})
+    check_some_left(broken, len(files))
     make_folder(output)
     (output / "predictions.json").write_text(json.dumps(predictions, indent=1))
     return predictions, broken
 
 
-@torch.inference_mode()
-def _run(classifier: Classifier, prepared: Tensor) -> Tensor:
-    """Logits of one image, on the CPU."""
-    return classifier.model(prepared[None].to(classifier.device))[0].float().cpu()
-
-
-def _most_likely(logits: Tensor, class_names: Sequence[str]) -> list[Guess]:
-    scores, indices = logits.softmax(-1).topk(min(5, len(logits)))
+def _most_likely(found: "Classifications", class_names: Sequence[str]) -> list[Guess]:
+    assert found.confidence is not None
+    scores, indices = found.confidence[:5].tolist(), found.class_id[:5].tolist()
     return [
         {"class": class_names[index], "index": index, "score": score}
-        for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
+        for score, index in zip(scores, indices, strict=True)
     ]
+
+
+def _probes(classifier: ImageClassifier, block: str | None) -> "AbstractContextManager[list[AttentionProbe]]":
+    """Probes of the attention in a classifier that PyTorch runs."""
+    if not isinstance(classifier, TorchClassifier):
+        raise ConfigError("an exported model does not show its attention; give the run or its checkpoint")
+    from botnet.visualize.attention import probe_attention
+
+    return probe_attention(classifier.network, block)
+
+
+def _draw_attention(
+    classifier: ImageClassifier,
+    path: Path,
+    probes: "Sequence[AttentionProbe]",
+    pixel: tuple[int, int] | None,
+    output: Path,
+) -> None:
+    """Draw the attention of the pixel, or of the centre of the crop."""
+    import torch
+
+    from botnet.visualize.attention import attention_sheet
+
+    assert isinstance(classifier, TorchClassifier)
+    preparation, image = classifier.preparation, read_image(path, str(path))
+    y, x = _place_in_crop(path, image, pixel, preparation) if pixel else (0.5, 0.5)
+    shown = denormalise(torch.from_numpy(classifier.prepare(image)), preparation["mean"], preparation["std"])
+    make_folder(output.parent)
+    attention_sheet(shown, probes, y, x).save(output)
 
 
 def _place_in_crop(

@@ -5,18 +5,13 @@ import posixpath
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
+from botnet.arguments import Reader, checked
 from botnet.classification.shards import ShardReader
 from botnet.errors import ConfigError, DataError, first_few
-from botnet.images import decode_stored, image_extensions
-
-# Ratio of length to width above which an image is a strip. Its short side enlarged to the network's size
-# would take gigabytes, and neither a centre crop nor a random crop sees more than its middle.
-STRIP = 16
-READERS = "folder, tar, wds or hfds/NAME"
+from botnet.images import image_extensions
 
 
 class ImageReader(Protocol):
@@ -37,7 +32,8 @@ class FolderReader(ReaderImageFolder):
     left_out = 0
 
 
-def open_reader(source: Path, reader: str = "folder") -> ImageReader:
+@checked
+def open_reader(source: Path, reader: Reader = "folder") -> ImageReader:
     """Open the images of one split.
 
     Args:
@@ -52,7 +48,7 @@ def open_reader(source: Path, reader: str = "folder") -> ImageReader:
     kind, _, name = reader.partition("/")
     if kind == "hfds" and name:
         opened: ImageReader = _open_hugging_face(name, str(source))
-    elif reader in ("folder", "tar", "wds"):
+    else:
         if not source.exists():
             raise DataError(f"{source}: no such file or folder; give the path of the images ({reader})")
         if kind == "folder":
@@ -61,8 +57,6 @@ def open_reader(source: Path, reader: str = "folder") -> ImageReader:
             opened = _open_tar(source)
         else:
             opened = ShardReader(source)
-    else:
-        raise ConfigError(f"no reader {reader!r}; images can be read by {READERS}")
     names = class_names(opened)
     if len(names) < 2:
         raise DataError(
@@ -149,24 +143,3 @@ def class_names(reader: ImageReader) -> list[str]:
     # timm's tar reader has another name for it.
     index = opened.class_to_idx if hasattr(opened, "class_to_idx") else opened.class_name_to_idx
     return [str(name) for name in sorted(index, key=index.__getitem__)]
-
-
-def read_image(file: BinaryIO | Path, name: str) -> Image.Image:
-    """Decode an image of any mode to RGB as it is stored; of a strip, only the middle is kept.
-
-    A strip is an image whose sides have a ratio above 16.
-
-    Args:
-        file: an open file, or its path.
-        name: of the image in errors.
-
-    Raises:
-        DataError: as in :func:`botnet.images.decode_stored`.
-    """
-    image = decode_stored(file, name)
-    longest = STRIP * min(image.size)
-    if max(image.size) > longest:
-        width, height = (min(side, longest) for side in image.size)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    return image

@@ -2,15 +2,24 @@
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from botnet import __version__
-from botnet.cli import data, paper, train, use
-from botnet.errors import BotnetError
+from botnet.cli import data, deploy, paper, train, use
+from botnet.errors import BotnetError, ConfigError, nearest
 
 # Packages that only an extra of this project installs.
-EXTRAS = {"mlxtend": "demo", "skimage": "demo", "sklearn": "demo"}
+EXTRAS = {
+    "mlxtend": "demo",
+    "skimage": "demo",
+    "sklearn": "demo",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,13 +57,30 @@ def _run(arguments: list[str]) -> int:
     parser = _parser()
     options, further = parser.parse_known_args(arguments)
     if further and options.run is not paper.run_reproduce:  # which passes them on to fit
-        parser.parse_args(arguments)  # refuses them
+        options.parser.error(f"unrecognized arguments: {' '.join(further)}")
     options.further = further
     return int(options.run(options))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong option in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command.
+
+        Raises:
+            ConfigError: always.
+        """
+        hint = ""
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            hint = nearest(choice[1], re.findall(r"[\w-]+", choice[2]))
+        elif unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+            hint = nearest(unknown[1], self._option_string_actions)
+        raise ConfigError(f"{message.removeprefix('argument ')}{hint} ({self.prog} --help)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="botnet",
         usage="botnet [-h] [--version] COMMAND ...",
         description="Bottleneck Transformers for Visual Recognition (Srinivas et al., CVPR 2021)",
@@ -63,12 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"botnet {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="botnet", help=argparse.SUPPRESS)
     lines = []
-    for module in (train, use, data, paper):
+    for module in (train, use, deploy, data, paper):
         before = set(commands.choices)
         module.add_commands(commands)
         lines.append(f"\n{module.__name__.rpartition('.')[2]}:")
         for name, command in commands.choices.items():
             if name not in before:
+                command.set_defaults(parser=command)
                 lines.append(f"    {name:<12} {command.description}")
     parser.epilog = "\n".join(lines)
     return parser

@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from botnet.arguments import SIDE
 from botnet.cli.tables import show
 from botnet.cli.train import run_lightning
 from botnet.errors import ConfigError
@@ -44,7 +45,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "info", description="count a network's parameters and multiply-adds, stage by stage"
     )
     counts.add_argument("name", nargs="?", help="a ResNet-like network of timm or of this project")
-    counts.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the image in pixels")
+    counts.add_argument("--size", type=SIDE, nargs=2, metavar=("H", "W"), help="of the image in pixels")
     counts.add_argument("--paper", action="store_true", help="every count of the paper beside ours")
     counts.set_defaults(run=run_info)
 

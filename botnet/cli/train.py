@@ -34,6 +34,7 @@ def run_lightning(arguments: list[str]) -> int:
 
     from botnet.training.command import TrainingCLI
     from botnet.training.option_errors import explain
+    from botnet.training.recipes import name_recipe
 
     try:
         TrainingCLI(arguments)
@@ -41,7 +42,7 @@ def run_lightning(arguments: list[str]) -> int:
         print(f"botnet: {stop or 'stopped by SIGTERM'}", file=sys.stderr)
         return 143
     except argparse.ArgumentError as error:
-        raise ConfigError(explain(str(error))) from error
+        raise ConfigError(name_recipe(explain(str(error)), arguments)) from error
     except MisconfigurationException as error:  # such as an accelerator that is not there
         raise ConfigError(" ".join(str(error).split())) from error
     except OSError as error:
@@ -55,7 +56,13 @@ def run_lightning(arguments: list[str]) -> int:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, BotnetError):
             cause = cause.__cause__ or cause.__context__
+        if cause is None and "val_check_interval" in str(
+            error
+        ):  # Lightning's, of more batches than an epoch has
+            raise ConfigError(f"--trainer.val_check_interval: {' '.join(str(error).split())}") from error
         if cause is None:
             raise
+        if isinstance(cause, ConfigError):
+            raise ConfigError(name_recipe(str(cause), arguments)) from cause
         raise cause from None
     return 0

@@ -1,4 +1,4 @@
-"""``botnet predict`` and ``botnet evaluate``."""
+"""``botnet predict`` and ``evaluate``."""
 
 import argparse
 import json
@@ -6,28 +6,44 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from botnet.arguments import COUNT, FROM_ZERO, PART, POSITIVE_PART, READER, SIDE, WORKERS
 from botnet.cli.tables import show
 from botnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from botnet.classification.classifier import Classifier
+    from botnet.classification.image_classifier import ImageClassifier
+    from botnet.detection.detector import Detector
     from botnet.training.checkpoint_file import TaskCheckpoint
+
+# Options of predict.
+FOR_DETECTORS = ("format", "images_json", "score", "truth", "tile")
+FOR_CLASSIFIERS = ("weights", "label_map", "crop", "size")
 
 logger = logging.getLogger(__name__)
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add both commands."""
+    """Add the commands that use a trained model."""
     predict = commands.add_parser("predict", description="find objects in images, or classify them")
-    predict.add_argument("model", help="best.ckpt or last.ckpt of a run, or a classifier's name in timm")
+    predict.add_argument(
+        "model", help="a run, a checkpoint, hf-hub:user/name, or a classifier's name in timm"
+    )
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+    predict.add_argument("--recursive", action="store_true", help="take images in subfolders, too")
+    predict.add_argument(
+        "--tile",
+        type=int,
+        help="find objects in tiles of this side in pixels (in the whole image)",
+    )
     _add_classifier_options(predict.add_argument_group("classifiers"))
-    predict.add_argument("--attention", action="store_true", help="draw the attention of the first BoT block")
+    predict.add_argument("--attention", action="store_true", help="draw the attention of a BoT block")
+    predict.add_argument("--block", metavar="NAME", help="block of --attention, or all (the first)")
     predict.add_argument(
         "--pixel",
-        type=int,
+        type=FROM_ZERO,
         nargs=2,
         metavar=("X", "Y"),
         help="query of --attention, in each image's pixels (the centre)",
@@ -43,18 +59,22 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="for --format coco: instances or image_info file that lists the images",
     )
     predict.add_argument("--output", type=Path, default=Path("predictions"), help="new folder (predictions)")
-    predict.add_argument("--score", type=float, help="lowest score that is drawn (0.5)")
+    predict.add_argument("--score", type=PART, help="lowest score that is drawn (0.5)")
     predict.add_argument("--truth", type=Path, help="instances file, drawn beside the predictions")
     predict.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
     predict.set_defaults(run=run_predict)
 
     evaluate = commands.add_parser("evaluate", description="accuracy of a classifier on class folders")
-    evaluate.add_argument("model", help="a name in timm, or a checkpoint")
+    evaluate.add_argument("model", help="a run, a checkpoint, hf-hub:user/name, or a name in timm")
     evaluate.add_argument("--data", type=Path, required=True, help="folder of class folders")
     _add_classifier_options(evaluate)
-    evaluate.add_argument("--reader", default="folder", help="folder, tar, wds or hfds/NAME (folder)")
-    evaluate.add_argument("--batch-size", type=int, default=64, help="images in a batch (64)")
-    evaluate.add_argument("--workers", type=int, default=4, help="processes that prepare images (4)")
+    evaluate.add_argument(
+        "--reader", type=READER, default="folder", help="folder, tar, wds or hfds/NAME (folder)"
+    )
+    evaluate.add_argument("--batch-size", type=COUNT, default=64, help="images in a batch (64)")
+    evaluate.add_argument(
+        "--workers", type=WORKERS, help="processes that prepare images (as many as the machine has cores)"
+    )
     evaluate.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
     evaluate.add_argument(
         "--output", type=Path, default=Path("validation.json"), help="report of every class (validation.json)"
@@ -66,9 +86,9 @@ def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument("--weights", type=Path, help="file of tensors, for a name (those that timm fetches)")
     parser.add_argument("--label-map", type=Path, help="JSON or text: the class of each output")
     parser.add_argument(
-        "--crop", type=float, help="part of the short side inside the centre crop (the network's own)"
+        "--crop", type=POSITIVE_PART, help="part of the short side inside the centre crop (the network's own)"
     )
-    parser.add_argument("--size", type=int, help="side in pixels of the network's input (its own)")
+    parser.add_argument("--size", type=SIDE, help="side in pixels of the network's input (its own)")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -95,51 +115,77 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Run ``predict`` with a detector or a classifier."""
-    from botnet.training.checkpoint_file import read_checkpoint
-
     if options.pixel and not options.attention:
         raise ConfigError("--pixel is the query of --attention; give both")
-    pixel = tuple(options.pixel) if options.pixel else None
-    checkpoint = read_checkpoint(options.model) if Path(options.model).is_file() else None
-    if checkpoint is None or checkpoint.kind == "classifier":
-        for_detectors = ("format", "images_json", "score", "truth")
-        _refuse(options, for_detectors, f"is for detectors, and {options.model} is not a checkpoint of one")
-        return _classify(options, checkpoint or options.model, pixel)
-    for_classifiers = ("weights", "label_map", "crop", "size")
-    _refuse(options, for_classifiers, f"is for classifiers; {options.model} is a detector")
-    return _detect(options, checkpoint, pixel)
+    if options.block and not options.attention:
+        raise ConfigError("--block is the block of --attention; give both")
+    model = _open_model(options)
+    if model.task == "detection":
+        return _detect(options, cast("Detector", model))
+    return _classify(options, cast("ImageClassifier", model))
 
 
-def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tuple[int, int] | None) -> int:
+def _open_model(options: argparse.Namespace) -> "Detector | ImageClassifier":
+    """The model of ``predict``: one that was trained here, or a classifier of timm by its name."""
+    from botnet.loading import load
+
+    if options.model.endswith(".onnx"):  # without PyTorch
+        model = load(options.model)
+        _refuse(options, FOR_CLASSIFIERS, f"is for classifiers in PyTorch, and {options.model} is exported")
+        if model.task == "classification":
+            _refuse(options, FOR_DETECTORS, f"is for detectors, and {options.model} is a classifier")
+        return model
+    from botnet.training.model_source import is_trained_here, open_checkpoint
+
+    checkpoint = open_checkpoint(options.model) if is_trained_here(options.model) else None
+    if checkpoint is not None and checkpoint.kind == "detector":
+        _refuse(options, FOR_CLASSIFIERS, f"is for classifiers; {options.model} is a detector")
+        return load(checkpoint, options.device)
+    _refuse(options, FOR_DETECTORS, f"is for detectors, and {options.model} is not a checkpoint of one")
+    from botnet.classification.image_classifier import TorchClassifier
+
+    return TorchClassifier(_open_classifier(options, checkpoint or options.model))
+
+
+def _detect(options: argparse.Namespace, detector: "Detector") -> int:
     from botnet.detection.predict import predict, predict_coco
 
     if (options.format == "coco") != bool(options.images_json):
         raise ConfigError("--format coco and --images-json belong together: the list gives the images' ids")
     if options.format == "coco":
         _refuse(options, ("score", "truth", "attention"), "is for pictures, and --format coco draws none")
-        predict_coco(checkpoint, options.images, options.output, options.images_json, device=options.device)
+        predict_coco(detector, options.images, options.output, options.images_json, tile=options.tile)
         return 0
     _, broken = predict(
-        checkpoint,
+        detector,
         options.images,
         options.output,
+        recursive=options.recursive,
+        tile=options.tile,
         score=0.5 if options.score is None else options.score,
         truth=options.truth,
         attention=options.attention,
-        pixel=pixel,
-        device=options.device,
+        block=options.block,
+        pixel=_pixel(options),
     )
     return _name_broken(broken)
 
 
-def _classify(
-    options: argparse.Namespace, model: "str | TaskCheckpoint", pixel: tuple[int, int] | None
-) -> int:
+def _pixel(options: argparse.Namespace) -> tuple[int, int] | None:
+    return tuple(options.pixel) if options.pixel else None
+
+
+def _classify(options: argparse.Namespace, classifier: "ImageClassifier") -> int:
     from botnet.classification.predict import classify, render
 
-    classifier = _open_classifier(options, model)
     records, broken = classify(
-        classifier, options.images, options.output, attention=options.attention, pixel=pixel
+        classifier,
+        options.images,
+        options.output,
+        recursive=options.recursive,
+        attention=options.attention,
+        block=options.block,
+        pixel=_pixel(options),
     )
     show(render(records))
     left_out = f", {len(broken)} left out" if broken else ""

@@ -8,15 +8,15 @@ scikit-image and scikit-learn wheels, so nothing is downloaded.
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from botnet.arguments import DIGITS_SIDE, Count, Seed, checked
 from botnet.demo.folder import make_once
 from botnet.demo.scene import background, extent, paste_digits
-from botnet.errors import ConfigError
 from botnet.masks import encode_mask
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -65,8 +65,14 @@ class MadeDigits(TypedDict):
     val: SplitCounts
 
 
+@checked
 def make_digits(
-    directory: Path, train: int = 1750, val: int = 200, size: int = 320, seed: int = 0, progress: bool = True
+    directory: Path,
+    train: Count = 1750,
+    val: Count = 200,
+    size: Annotated[int, DIGITS_SIDE] = 320,
+    seed: Seed = 0,
+    progress: bool = True,
 ) -> MadeDigits:
     """Make a COCO-format set of handwritten digits pasted onto photographs, with exact visible masks.
 
@@ -86,15 +92,10 @@ def make_digits(
         The folder, the counts of each split, and ``made``: False where the same set already exists.
 
     Raises:
-        ConfigError: a number of images below 1, a size below 64 or a negative seed.
+        ConfigError: a number out of its range, such as a size below 64.
         DataError: the directory holds something else.
         ImportError: a package of ``botnet[demo]`` is missing.
     """
-    if min(train, val) < 1 or size < 64 or seed < 0:
-        raise ConfigError(
-            "make-digits needs train >= 1, val >= 1, size >= 64, seed >= 0; "
-            f"got {train}, {val}, {size}, {seed}"
-        )
     settings = {"train": train, "val": val, "size": size, "seed": seed, "recipe": RECIPE}
 
     def write(folder: Path) -> dict[str, SplitCounts]:

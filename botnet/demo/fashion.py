@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from botnet.arguments import Count, checked
 from botnet.demo.folder import make_once
-from botnet.errors import ConfigError, DataError
+from botnet.errors import DataError
 
 FILE_PREFIX = {"train": "train", "val": "t10k"}  # of the published files
 NAMES = (
@@ -40,8 +41,9 @@ class MadeImages(TypedDict):
     val: int
 
 
+@checked
 def make_images(
-    directory: Path, source: Path, train: int = 60_000, val: int = 10_000, progress: bool = True
+    directory: Path, source: Path, train: Count = 60_000, val: Count = 10_000, progress: bool = True
 ) -> MadeImages:
     """Write Fashion-MNIST as class folders of PNGs: ``train/CLASS/`` and ``val/CLASS/``.
 
@@ -58,8 +60,6 @@ def make_images(
         ConfigError: a number of images below 1.
         DataError: the directory holds something else, or the source is missing, broken or too small.
     """
-    if min(train, val) < 1:
-        raise ConfigError(f"make-images needs train >= 1 and val >= 1; got {train} and {val}")
     directory, counts = Path(directory), {"train": train, "val": val}
     settings = {"data": "Fashion-MNIST", **counts}
 

@@ -1,23 +1,23 @@
 """Every problem of a COCO-format data set at once."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.progress import track
 
-from botnet.detection.coco import read_instances
+from botnet.detection.coco import decode as decode_records
+from botnet.detection.coco import read_file
 from botnet.detection.records import (
     ImageRecord,
     Problem,
     broken_mask,
-    checked_annotations,
     error,
     image_name,
     no_mask,
-    sound_images,
     table_problems,
 )
+from botnet.detection.screening import Screening
 from botnet.errors import DataError
 from botnet.images import find_fault
 from botnet.masks import compress_mask
@@ -40,21 +40,22 @@ def check_data(
     """
     path, folder = Path(instances), Path(images)
     try:
-        data = read_instances(path)
+        tables = decode_records(path, read_file(path))
     except DataError as cause:
         return [error("unreadable file", path.name, str(cause))]
-    problems = list(table_problems(data))
-    records = sound_images(data)
-    for annotation, found in checked_annotations(data):
+    problems = list(table_problems(tables))
+    screening = Screening(tables)
+    records = screening.rules.images
+    for annotation, found in screening:
         problems += found
         if annotation is None or any(problem.severity == "error" for problem in found):
             continue
-        image = records[annotation["image_id"]]
-        if annotation["segmentation"] is None:
+        image = records[annotation.image_id]
+        if annotation.segmentation is None:
             problems += [no_mask(annotation, image)] if masks else []
         elif decode:
             try:
-                compress_mask(annotation["segmentation"], image["height"], image["width"])
+                compress_mask(annotation.segmentation, image.height, image.width)
             except ValueError as cause:
                 problems.append(broken_mask(annotation, image, cause))
     missing = list(folder_problems(list(records.values()), folder))
@@ -62,28 +63,28 @@ def check_data(
     if any(problem.kind == "no images in folder" for problem in missing):
         return problems
     for image in track(records.values(), "images", disable=not progress):
-        file = folder / image["file_name"]
+        file = folder / image.file_name
         if os.path.isfile(file):
             problems += image_problems(file, image, decode)
     return problems
 
 
-def folder_problems(images: list[ImageRecord], folder: Path) -> Iterator[Problem]:
+def folder_problems(images: Sequence[ImageRecord], folder: Path) -> Iterator[Problem]:
     """Images whose files are missing; a single problem if the folder has none of them."""
     if not os.path.isdir(folder):  # unlike Path's, it takes a name that is too long
         yield error("no images in folder", str(folder), "no such folder; give the folder of the images")
         return
-    missing = [image for image in images if not os.path.isfile(folder / image["file_name"])]
+    missing = [image for image in images if not os.path.isfile(os.path.join(folder, image.file_name))]
     if images and len(missing) == len(images):
         yield error(
             "no images in folder",
             str(folder),
-            f"holds none of the {len(images)} images, not even {images[0]['file_name']}; "
+            f"holds none of the {len(images)} images, not even {images[0].file_name}; "
             "give the folder that the file names are relative to",
         )
         return
     for image in missing:
-        file = folder / image["file_name"]
+        file = folder / image.file_name
         yield error(
             "missing image", image_name(image), f"{file}: no such file; restore it or remove its record"
         )
@@ -91,5 +92,5 @@ def folder_problems(images: list[ImageRecord], folder: Path) -> Iterator[Problem
 
 def image_problems(file: Path, image: ImageRecord, decode: bool) -> list[Problem]:
     """What is wrong with one image file: with its header or, if it is decoded, with all of it."""
-    fault = find_fault(file, (image["height"], image["width"]), decode)
+    fault = find_fault(file, (image.height, image.width), decode)
     return [error(fault[0], image_name(image), f"{file}: {fault[1]}")] if fault else []

@@ -9,7 +9,8 @@ from torch import Tensor
 from botnet.detection.rcnn import RCNN
 from botnet.errors import CheckpointError, first_few
 from botnet.layers.position import PositionTables
-from botnet.training.checkpoint_file import TaskCheckpoint, read_checkpoint
+from botnet.training.checkpoint_file import TaskCheckpoint
+from botnet.training.model_source import open_checkpoint
 
 # Parts of the detector with one row, or four, for the background and each class.
 CLASS_PARTS = tuple(
@@ -29,7 +30,7 @@ def load_detector(source: str | Path | TaskCheckpoint) -> tuple[RCNN, dict[str, 
     """A trained detector from a checkpoint of ``botnet fit``, read as data.
 
     Args:
-        source: ``last.ckpt`` or ``best.ckpt`` of a run, or such a checkpoint from :func:`read_checkpoint`.
+        source: of :func:`open_checkpoint`, or the checkpoint that it returns.
 
     Returns:
         The detector in evaluation mode, and of its data ``class_names``, ``category_ids`` and ``canvas``.
@@ -37,7 +38,7 @@ def load_detector(source: str | Path | TaskCheckpoint) -> tuple[RCNN, dict[str, 
     Raises:
         CheckpointError: the file cannot be read, holds no detector, or does not name its backbone.
     """
-    checkpoint = source if isinstance(source, TaskCheckpoint) else read_checkpoint(source)
+    checkpoint = source if isinstance(source, TaskCheckpoint) else open_checkpoint(source)
     if not checkpoint.expect("detector").spec:
         raise CheckpointError(
             f"{checkpoint.path} does not say which detector it holds: its backbone was given as a module; "
@@ -67,7 +68,7 @@ def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
     Raises:
         CheckpointError: the file cannot be read, holds no detector, or no kernel of its backbone fits.
     """
-    checkpoint = read_checkpoint(path).expect("detector")
+    checkpoint = open_checkpoint(path).expect("detector")
     theirs = checkpoint.metadata["class_names"]
     own = detector.state_dict()
     taken = _fitting(detector, detector_state(checkpoint), class_names, theirs)

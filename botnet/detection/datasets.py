@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
+from botnet.arguments import Part, checked
 from botnet.detection.check import folder_problems
 from botnet.detection.coco import CocoInstances
 from botnet.detection.copy_paste import Scene, copy_paste
@@ -81,7 +82,7 @@ class CocoDataset(Dataset[Any]):
         return image_name(self.instances.images[index])
 
     def _image(self, record: ImageRecord, placement: Placement, canvas: int) -> Tensor:
-        return load_on_canvas(self.folder / record["file_name"], placement, canvas)
+        return torch.from_numpy(load_on_canvas(self.folder / record.file_name, placement, canvas))
 
 
 class TrainDataset(CocoDataset):
@@ -109,19 +110,19 @@ class TrainDataset(CocoDataset):
         ConfigError: ``copy_paste`` is not a probability, or is used without masks.
     """
 
+    @checked
     def __init__(
         self,
         instances: CocoInstances | Path,
         images: Path,
         transform: TrainTransform,
         masks: bool = True,
-        copy_paste: float = 0.0,
+        copy_paste: Part = 0.0,
     ) -> None:
         super().__init__(instances, images, masks)
-        if not 0 <= copy_paste <= 1 or (copy_paste and not masks):
+        if copy_paste and not masks:
             raise ConfigError(
-                f"copy_paste {copy_paste} with masks {masks}: it is a probability, and objects are pasted by "
-                "their masks; change one of them"
+                f"copy_paste {copy_paste} without masks: objects are pasted by them; change one of the two"
             )
         self.transform, self.copy_paste = transform, copy_paste
         self.known_broken = torch.zeros(len(self), dtype=torch.bool)  # images that must not be pasted
@@ -133,7 +134,7 @@ class TrainDataset(CocoDataset):
         scene, placement = self._scene(index, rng)
         if self.copy_paste and torch.rand((), generator=rng) < self.copy_paste:
             scene = self._paste_another(scene, rng)
-        target = self._target(scene, placement, self.instances.images[index]["id"])
+        target = self._target(scene, placement, self.instances.images[index].id)
         return scene.image, target
 
     def _paste_another(self, scene: Scene, rng: torch.Generator) -> Scene:
@@ -150,24 +151,34 @@ class TrainDataset(CocoDataset):
 
     def _scene(self, index: int, rng: torch.Generator) -> tuple[Scene, Placement]:
         record = self.instances.images[index]
-        placement = self.transform.place((record["height"], record["width"]), rng)
+        placement = self.transform.place((record.height, record.width), rng)
         image = self._image(record, placement, self.transform.canvas)
-        objects = []
-        for annotation in self.instances.annotations_of(record["id"]):
-            if not annotation.get("iscrowd") and (placed := self._place(annotation, record, placement)):
-                objects.append(placed)
-        return Scene(image, placement.valid, objects), placement
+        return Scene(image, placement.valid, self._objects(record, placement)), placement
+
+    def target(self, index: int) -> TrainTarget:
+        """The target alone of an index in epoch 0, without objects of a second image."""
+        record = self.instances.images[index]
+        placement = self.transform.place((record.height, record.width), generator(run_seed(), 0, index))
+        scene = Scene(torch.empty(0), placement.valid, self._objects(record, placement))
+        return self._target(scene, placement, record.id)
+
+    def _objects(self, record: ImageRecord, placement: Placement) -> list[CanvasObject]:
+        return [
+            placed
+            for annotation in self.instances.annotations_of(record.id)
+            if not annotation.iscrowd and (placed := self._place(annotation, record, placement))
+        ]
 
     def _place(
         self, annotation: Annotation, record: ImageRecord, placement: Placement
     ) -> CanvasObject | None:
-        label = self._label[annotation["category_id"]]
+        label = self._label[annotation.category_id]
         if not self.masks:
-            return placement.place_box(label, annotation["bbox"])
-        if not annotation["segmentation"]:  # all its polygons were left out
+            return placement.place_box(label, annotation.bbox)
+        if not annotation.segmentation:  # all its polygons were left out
             return None
         try:
-            return placement.place_mask(label, annotation["segmentation"])
+            return placement.place_mask(label, annotation.segmentation)
         except ValueError as error:
             raise refusal(self.instances.path, broken_mask(annotation, record, error)) from error
 
@@ -216,11 +227,11 @@ class EvalDataset(CocoDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, EvalTarget]:
         """The sample of an index."""
         record = self.instances.images[index]
-        placement = self.transform.place((record["height"], record["width"]))
+        placement = self.transform.place((record.height, record.width))
         image = self._image(record, placement, self.transform.canvas)
         target = EvalTarget(
             **self._truth(record),
-            image_id=record["id"],
+            image_id=record.id,
             size=placement.size,
             valid=placement.valid,
             scale=placement.scale,
@@ -228,19 +239,19 @@ class EvalDataset(CocoDataset):
         return image, target
 
     def _truth(self, record: ImageRecord) -> Truth:
-        annotations = self.instances.annotations_of(record["id"])
-        boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32)
-        areas = [annotation["bbox"][2] * annotation["bbox"][3] for annotation in annotations]
+        annotations = self.instances.annotations_of(record.id)
+        boxes = torch.tensor([annotation.bbox for annotation in annotations], dtype=torch.float32)
+        areas = [annotation.bbox[2] * annotation.bbox[3] for annotation in annotations]
         if self.masks:
             masks = [self.instances.mask_of(annotation) for annotation in annotations]
             areas = [float(mask_area(mask)) for mask in masks]
         for index, annotation in enumerate(annotations):
-            if (stated := annotation.get("area")) is not None:
+            if (stated := annotation.area) is not None:
                 areas[index] = stated
         truth = Truth(
             boxes=box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"),
-            labels=torch.tensor([self._label[a["category_id"]] for a in annotations], dtype=torch.int64),
-            iscrowd=torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool),
+            labels=torch.tensor([self._label[a.category_id] for a in annotations], dtype=torch.int64),
+            iscrowd=torch.tensor([a.iscrowd for a in annotations], dtype=torch.bool),
             area=torch.tensor(areas, dtype=torch.float32),
         )
         if self.masks:

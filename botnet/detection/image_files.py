@@ -3,12 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from botnet.detection.records import ImageRecord
 from botnet.errors import DataError
 
 
-def image_ids(paths: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool]]:
+def image_ids(paths: Sequence[Path], records: Sequence[ImageRecord]) -> list[tuple[int, bool]]:
     """A unique id for each image file.
 
     A file has a record if its path ends in the record's file name, folders included; the longest name wins.
@@ -28,7 +28,7 @@ def image_ids(paths: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> li
     """
     listed: dict[tuple[str, ...], list[int]] = {}
     for record in records:
-        listed.setdefault(Path(record["file_name"]).parts, []).append(record["id"])
+        listed.setdefault(Path(record.file_name).parts, []).append(record.id)
     known = [_recorded_id(path, listed) for path in paths]
     taken = {image_id for ids in listed.values() for image_id in ids}
     unknown = [path for path, image_id in zip(paths, known, strict=True) if image_id is None]
@@ -54,7 +54,7 @@ def _recorded_id(path: Path, listed: Mapping[tuple[str, ...], list[int]]) -> int
     return None
 
 
-def recorded_paths(records: Sequence[Mapping[str, Any]], folders: Sequence[Path], source: Path) -> list[Path]:
+def recorded_paths(records: Sequence[ImageRecord], folders: Sequence[Path], source: Path) -> list[Path]:
     """The file of each image record.
 
     Args:
@@ -71,9 +71,9 @@ def recorded_paths(records: Sequence[Mapping[str, Any]], folders: Sequence[Path]
     found: list[Path] = []
     missing: list[str] = []
     for record in records:
-        files = [path for folder in folders if (path := folder / record["file_name"]).is_file()]
+        files = [path for folder in folders if (path := folder / record.file_name).is_file()]
         found += files[:1]
-        missing += [] if files else [record["file_name"]]
+        missing += [] if files else [record.file_name]
     if missing:
         raise DataError(
             f"{len(missing)} of the {len(records)} images of {source} are in none of the folders, the first "

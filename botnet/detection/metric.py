@@ -10,7 +10,8 @@ from hotcoco import StreamingEval
 from rich.table import Table
 from torchvision.ops import box_convert
 
-from botnet.detection.results import Result, Truth
+from botnet.detection.results import ResultRecord, Truth
+from botnet.masks import Rle
 
 # The twelve numbers of COCO, in its order: name, what it averages over.
 COCO_NUMBERS = (
@@ -48,38 +49,53 @@ class CocoMetric:
 
     Args:
         class_names: of labels 1, 2, ...
+        category_ids: of the same classes in COCO's records.
         masks: score masks as well as boxes.
     """
 
-    def __init__(self, class_names: Sequence[str], masks: bool = True) -> None:
+    def __init__(self, class_names: Sequence[str], category_ids: Sequence[int], masks: bool = True) -> None:
         self.class_names = list(class_names)
+        self._labels = {category: label for label, category in enumerate(category_ids, 1)}
         categories = [{"id": label, "name": name} for label, name in enumerate(self.class_names, 1)]
         kinds = ("box", "mask") if masks else ("box",)
         self._evaluators = {kind: StreamingEval(categories, TASKS[kind]) for kind in kinds}
         self._images = self._objects = 0
 
-    def update(self, result: Result, truth: Truth) -> None:
+    def update(self, found: Sequence[ResultRecord], truth: Truth) -> None:
         """Add an image.
 
         Args:
-            result: of :func:`botnet.detection.postprocess.to_original`.
+            found: its detections, of :func:`botnet.detection.results.to_coco`.
             truth: of :func:`truth_of`.
         """
+        columns = [
+            [*record["bbox"], record["score"], self._labels[record["category_id"]]] for record in found
+        ]
+        masks = [record["segmentation"] for record in found if "segmentation" in record]
+        self._add(np.array(columns, np.float64).reshape(-1, 6), masks, _records(truth, self._objects + 1))
+
+    def _add(self, found: np.ndarray, masks: Sequence[Rle], objects: list[dict[str, Any]]) -> None:
+        """Match an image's detections with its objects.
+
+        Args:
+            found: (n, 6) x, y, width, height, score, label.
+            masks: of the detections.
+            objects: COCO's annotations.
+        """
         self._images += 1
-        found = _records(result, self._images)
-        for record, score in zip(found, result["scores"].tolist(), strict=True):
-            record["score"] = score
-        objects = _records(truth, self._images)
-        for record, crowd, area in zip(
-            objects, truth["iscrowd"].tolist(), truth["area"].tolist(), strict=True
-        ):
-            self._objects += 1
-            record |= {"id": self._objects, "iscrowd": int(crowd), "area": area}
-        for kind, evaluator in self._evaluators.items():
+        self._objects += len(objects)
+        for record in objects:
+            record["image_id"] = self._images
+        columns = np.column_stack([np.full(len(found), float(self._images)), found])
+        self._evaluators["box"].update([{"id": self._images}], objects, columns)
+        if "mask" in self._evaluators:
             # With its box, a mask would be counted as small, medium or large by the box's area.
-            drop = "segmentation" if kind == "box" else "bbox"
-            detections = [{key: value for key, value in record.items() if key != drop} for record in found]
-            evaluator.update([{"id": self._images}], objects, detections)
+            labels, scores = found[:, 5].astype(int).tolist(), found[:, 4].tolist()
+            records = [
+                {"image_id": self._images, "category_id": label, "score": score, "segmentation": mask}
+                for label, score, mask in zip(labels, scores, masks, strict=True)
+            ]
+            self._evaluators["mask"].update([{"id": self._images}], objects, records)
 
     def report(self) -> dict[str, dict[str, Any]]:
         """All twelve numbers for ``box`` and, if scored, ``mask``; -1 where there is nothing to average.
@@ -105,14 +121,17 @@ class CocoMetric:
         return table
 
 
-def _records(objects: Result | Truth, image_id: int) -> list[dict[str, Any]]:
-    """COCO's records of one image's objects or detections."""
-    boxes = box_convert(objects["boxes"], "xyxy", "xywh").tolist()
+def _records(truth: Truth, first_id: int) -> list[dict[str, Any]]:
+    """COCO's annotations of one image's objects, numbered from ``first_id``."""
+    boxes = box_convert(truth["boxes"], "xyxy", "xywh").tolist()
+    columns = zip(
+        boxes, truth["labels"].tolist(), truth["iscrowd"].tolist(), truth["area"].tolist(), strict=True
+    )
     records: list[dict[str, Any]] = [
-        {"image_id": image_id, "category_id": label, "bbox": box}
-        for box, label in zip(boxes, objects["labels"].tolist(), strict=True)
+        {"id": first_id + index, "category_id": label, "bbox": box, "iscrowd": int(crowd), "area": area}
+        for index, (box, label, crowd, area) in enumerate(columns)
     ]
-    for record, mask in zip(records, objects.get("masks", ()), strict=False):
+    for record, mask in zip(records, truth.get("masks", ()), strict=False):
         record["segmentation"] = mask
     return records
 

@@ -3,21 +3,24 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
+from supervision import Detections
 from torch import Tensor, nn
 
+from botnet.arguments import PART, CountOrZero, Factor, Part, PartBelowOne, PositiveFactor, checked
 from botnet.detection.checkpoint import initialise
 from botnet.detection.datamodule import CocoDataModule
 from botnet.detection.datasets import EvalTarget
 from botnet.detection.metric import CocoMetric, metrics_table, truth_of
-from botnet.detection.postprocess import to_original
+from botnet.detection.postprocess import as_arrays, to_original
 from botnet.detection.rcnn import RCNN
-from botnet.detection.results import Result, ResultRecord, Truth, coco_results, write_results
+from botnet.detection.results import ResultRecord, Truth, to_coco, true_detections, write_results
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
+from botnet.detection.validation_loss import ValidationLoss
 from botnet.errors import ConfigError
 from botnet.images import denormalise
 from botnet.training.distributed import gather_shares
@@ -54,16 +57,17 @@ class DetectionModule(TaskModule):
     monitor = "val/AP"  # of masks, or of boxes where there are none
     schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at")
 
+    @checked
     def __init__(
         self,
         detector: RCNN,
-        learning_rate: float = 0.08,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        warmup_steps: int = 500,
-        warmup_learning_rate: float = 0.0067,
-        decay_at: Sequence[float] = (2 / 3, 8 / 9),
-        pictures: int = 8,
+        learning_rate: PositiveFactor = 0.08,
+        momentum: PartBelowOne = 0.9,
+        weight_decay: Part = 1e-4,
+        warmup_steps: CountOrZero = 500,
+        warmup_learning_rate: Factor = 0.0067,
+        decay_at: Annotated[Sequence[float], PART] = (2 / 3, 8 / 9),
+        pictures: CountOrZero = 8,
         init_from: Path | None = None,
     ) -> None:
         super().__init__(learning_rate, momentum, weight_decay, init_from)
@@ -73,7 +77,7 @@ class DetectionModule(TaskModule):
         self.decay_at = tuple(decay_at)
         self.pictures = pictures
         # Of the validation: this device's share, then on the first device those of all.
-        self.share: list[tuple[int, Result, Truth]] = []
+        self.share: list[tuple[list[ResultRecord], Truth]] = []
         self.sheets: list[tuple[int, Any]] = []
         self.results: list[ResultRecord] = []
 
@@ -94,6 +98,10 @@ class DetectionModule(TaskModule):
         if not isinstance(data, CocoDataModule):
             raise ConfigError(f"a detector is trained on a CocoDataModule, not on {type(data).__name__}")
         return data
+
+    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]]:
+        """The backbone, and the shape of a batch."""
+        return self.detector.backbone, (self.data.batch_size, 3, self.data.canvas, self.data.canvas)
 
     # ---- training
 
@@ -132,8 +140,8 @@ class DetectionModule(TaskModule):
         losses = self.detector(images, targets, [target["valid"] for target in targets], seeds)
         total = torch.stack(list(losses.values())).sum()
         parts = {f"train/{name}": loss.detach() for name, loss in losses.items()}
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(images))
-        self.log_dict(parts, prog_bar=True, batch_size=len(images))
+        self.log("train/loss", total.detach(), batch_size=len(images))
+        self.log_dict(parts, batch_size=len(images))
         return total
 
     def scale_batch(self, factor: float) -> None:
@@ -160,26 +168,30 @@ class DetectionModule(TaskModule):
         """Start collecting."""
         super().on_validation_start()
         self.share, self.sheets = [], []
+        self.validation_loss = ValidationLoss(self.detector, self.data)
 
     def validation_step(self, batch: tuple[Tensor, list[EvalTarget]], index: int) -> None:
         """Detect, in original pixels, and draw some images."""
         images, targets = batch
         images = images.contiguous(memory_format=torch.channels_last)
         detections = self.detector(images, valid=[target["valid"] for target in targets])
+        names, ids = self.data.class_names, self.data.val_instances.category_ids
         for image, detection, target in zip(images, detections, targets, strict=True):
-            result = to_original(detection, target["scale"], target["size"])
-            truth = truth_of(target)
-            self.share.append((target["image_id"], result, truth))
+            found, truth = (
+                to_original(as_arrays(detection), target["scale"], target["size"], names, ids),
+                truth_of(target),
+            )
+            self.validation_loss.update(image, target["image_id"])
+            self.share.append((to_coco(found, target["image_id"]), truth))
             if len(self.sheets) * self.trainer.world_size < self.pictures:
-                self._draw(image, result, truth, target)
+                self._draw(image, found, true_detections(truth, names, target["size"]), target)
 
-    def _draw(self, image: Tensor, result: Result, truth: Truth, target: EvalTarget) -> None:
+    def _draw(self, image: Tensor, found: Detections, truth: Detections, target: EvalTarget) -> None:
         """Keep a picture of one image in its original size and aspect: ground truth beside prediction."""
-        names, (height, width) = self.data.class_names, target["valid"]
+        height, width = target["valid"]
         pixels = denormalise(image[:, :height, :width], IMAGENET_MEAN, IMAGENET_STD)
         shown = nn.functional.interpolate(pixels[None].float(), target["size"], mode="bilinear")[0].byte()
-        left = draw(shown, truth, names, PICTURE_SCORE)
-        right = draw(shown, result, names, PICTURE_SCORE)
+        left, right = draw(shown, truth), draw(shown, found, PICTURE_SCORE)
         self.sheets.append((target["image_id"], beside_truth(left, right, PICTURE_SCORE)))
 
     def on_validation_epoch_end(self) -> None:
@@ -188,13 +200,17 @@ class DetectionModule(TaskModule):
         if everything is not None and sheets is not None:
             data = self.data
             self.sheets = sheets[: self.pictures]
-            metric, self.results = CocoMetric(data.class_names, masks=self.detector.has_masks), []
-            for image_id, result, truth in everything:
-                metric.update(result, truth)
-                self.results += coco_results(result, image_id, data.val_instances.category_ids)
+            ids = data.val_instances.category_ids
+            metric, self.results = CocoMetric(data.class_names, ids, masks=self.detector.has_masks), []
+            for found, truth in everything:
+                metric.update(found, truth)
+                self.results += found
             self.report = metric.report()
         self.share = []
         self.report = self.trainer.strategy.broadcast(self.report)
+        # Every device has the same.
+        losses = self.validation_loss.compute(self.device)
+        self.log_dict({f"val/{name}": loss for name, loss in losses.items()}, rank_zero_only=True)
         for kind, table in self.report.items():
             for number in ("AP", "AP50", "AP75"):
                 self.log(f"val/{kind}_{number}", table[number], prog_bar=number == "AP", sync_dist=True)

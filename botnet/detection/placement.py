@@ -37,6 +37,22 @@ class CanvasObject:
         return slice(top, bottom), slice(left, right)
 
 
+def original_boxes(boxes: np.ndarray, scale: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+    """Boxes on the canvas in the pixels of the original image, cut to it.
+
+    Args:
+        boxes: ``(n, 4)`` float32 xyxy canvas pixels.
+        scale: canvas pixels per original pixel, (y, x).
+        size: (height, width) of the original image.
+
+    Returns:
+        ``(n, 4)`` float32 xyxy original pixels.
+    """
+    (scale_y, scale_x), (height, width) = scale, size
+    original = boxes / np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+    return original.clip(0, np.array([width, height, width, height], np.float32))
+
+
 def canvas_object(label: int, mask: np.ndarray, top: int, left: int) -> CanvasObject | None:
     """An object from a mask (h, w) whose corner is at ``(top, left)``; None if the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

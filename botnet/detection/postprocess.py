@@ -1,66 +1,58 @@
-"""From the canvas back to the original pixels."""
+"""From the canvas back to the original pixels. The module loads without PyTorch."""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from botnet.detection.results import Result
-from botnet.masks import encode_mask
+import numpy as np
 
+from botnet.detection.placement import original_boxes
+from botnet.pasting import paste_masks
 
-def paste_mask(probabilities: Tensor, box: Tensor, height: int, width: int) -> Tensor:
-    """One box's mask grid pasted onto the image: sampled bilinearly at the centres of the pixels in the box.
-
-    Args:
-        probabilities: ``(M, M)``, the box cut into M x M cells.
-        box: ``(4,)`` xyxy in pixels.
-        height, width: of the image.
-
-    Returns:
-        ``(height, width)`` bool: probability of at least one half.
-    """
-    pasted = torch.zeros(height, width, dtype=torch.bool)
-    x1, y1, x2, y2 = box.tolist()
-    # Pixel i is inside where its centre i + 0.5 is.
-    left, right = max(round(x1), 0), min(round(x2), width)
-    top, bottom = max(round(y1), 0), min(round(y2), height)
-    if right <= left or bottom <= top:
-        return pasted
-    x = (torch.arange(left, right) + 0.5 - x1) / (x2 - x1) * 2 - 1
-    y = (torch.arange(top, bottom) + 0.5 - y1) / (y2 - y1) * 2 - 1
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    inside = F.grid_sample(
-        probabilities[None, None].float().cpu(), grid[None], align_corners=False, padding_mode="border"
-    )
-    pasted[top:bottom, left:right] = inside[0, 0] >= 0.5
-    return pasted
+if TYPE_CHECKING:
+    from supervision import Detections
+    from torch import Tensor
 
 
-def to_original(detection: dict[str, Tensor], scale: tuple[float, float], size: tuple[int, int]) -> Result:
+def as_arrays(detection: "Mapping[str, Tensor]") -> dict[str, np.ndarray]:
+    """A detection as :class:`botnet.detection.rcnn.RCNN` gives it, as arrays on the CPU."""
+    arrays = {name: value.float().cpu().numpy() for name, value in detection.items() if name != "labels"}
+    return arrays | {"labels": detection["labels"].cpu().numpy()}
+
+
+def to_original(
+    detection: Mapping[str, np.ndarray],
+    scale: tuple[float, float],
+    size: tuple[int, int],
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+) -> "Detections":
     """A detection on the canvas, mapped back to the pixels of the original image.
 
     Args:
-        detection: of one image, as :class:`botnet.detection.rcnn.RCNN` gives it.
+        detection: of :func:`as_arrays`: ``boxes`` (n, 4), ``scores``, ``labels`` from 1 and perhaps ``masks``
+            (n, 1, M, M).
         scale: canvas pixels per original pixel, ``(y, x)``.
         size: ``(height, width)`` of the original image.
+        class_names, category_ids: of labels 1, 2, ...
 
     Returns:
-        On the CPU: ``boxes`` ``(n, 4)`` xyxy original pixels, ``scores``, ``labels``; for Mask R-CNN also
-        ``masks``, a list of n compressed RLEs. Masks are pasted and encoded one by one: a hundred of them on
-        a large image would take too much memory.
+        ``xyxy`` (n, 4) float32 in original pixels, ``confidence`` (n,) float32, ``class_id`` (n,) from 0,
+        ``data["class_name"]``, ``data["category_id"]``; for Mask R-CNN also ``mask``, a ``CompactMask``.
     """
-    scale_y, scale_x = scale
-    boxes = detection["boxes"].float().cpu() / torch.tensor([scale_x, scale_y, scale_x, scale_y])
-    boxes = clip_boxes_to_image(boxes, size)
-    result: Result = {
-        "boxes": boxes,
-        "scores": detection["scores"].float().cpu(),
-        "labels": detection["labels"].cpu(),
-    }
+    from supervision import Detections  # takes half a second to import
+
+    boxes = original_boxes(detection["boxes"], scale, size)
+    class_id = detection["labels"] - 1
+    masks = None
     if "masks" in detection:
-        result["masks"] = [
-            encode_mask(paste_mask(mask[0], box, *size).numpy())
-            for mask, box in zip(detection["masks"].cpu(), boxes, strict=True)
-        ]
-    return result
+        masks = paste_masks(detection["masks"][:, 0], boxes, *size)
+    return Detections(
+        xyxy=boxes,
+        mask=masks,
+        confidence=detection["scores"],
+        class_id=class_id,
+        data={
+            "class_name": np.array(class_names)[class_id],
+            "category_id": np.array(category_ids)[class_id],
+        },
+    )

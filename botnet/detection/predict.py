@@ -1,33 +1,34 @@
-"""Detecting objects in image files: pictures and COCO results of ``botnet predict``."""
+"""Detecting objects in image files: pictures and COCO results of ``botnet predict``.
+
+The module loads without PyTorch.
+"""
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from PIL import Image
 from rich.progress import track
-from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
+from supervision import Detections
 
 from botnet.detection.check import image_problems
-from botnet.detection.checkpoint import load_detector
 from botnet.detection.coco import CocoInstances, read_images
+from botnet.detection.detector import Detector, Prepared, TorchDetector
 from botnet.detection.image_files import image_ids, recorded_paths
-from botnet.detection.placement import Placement
-from botnet.detection.postprocess import to_original
-from botnet.detection.rcnn import RCNN
 from botnet.detection.records import ImageRecord
-from botnet.detection.results import Result, ResultRecord, coco_results, write_results
-from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, load_on_canvas
-from botnet.devices import pick_device
-from botnet.errors import DataError
+from botnet.detection.results import ResultRecord, to_coco, write_results
+from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, to_canvas
+from botnet.errors import ConfigError, DataError
 from botnet.folders import check_unused, make_folder
-from botnet.images import check_some_left, denormalise, image_paths, load_image
-from botnet.training.checkpoint_file import TaskCheckpoint
-from botnet.visualize.attention import AttentionProbe, attention_picture, probe_attention
+from botnet.images import check_some_left, denormalise, image_files, load_image
+from botnet.masks import compact_masks
 from botnet.visualize.detections import beside_truth, draw
+
+if TYPE_CHECKING:
+    from botnet.visualize.attention import AttentionProbe
 
 logger = logging.getLogger(__name__)
 
@@ -39,116 +40,107 @@ class PredictedRecord(ResultRecord):
 
 
 def predict(
-    checkpoint: str | Path | TaskCheckpoint,
+    detector: Detector,
     sources: Sequence[Path],
     output: Path,
     *,
+    recursive: bool = False,
     score: float = 0.5,
+    tile: int | None = None,
     truth: Path | None = None,
     attention: bool = False,
+    block: str | None = None,
     pixel: tuple[int, int] | None = None,
-    device: str = "auto",
 ) -> tuple[list[PredictedRecord], list[DataError]]:
     """Detect objects in images; draw each image and write COCO results files.
 
     An image that cannot be read, or that does not contain ``pixel``, is left out.
 
     Args:
-        checkpoint: of ``botnet fit``, or its path; it holds the detector, its classes and its canvas.
-        sources: image files, and folders of images, without their subfolders.
+        detector: of :func:`botnet.load`.
+        sources: image files, and folders of images.
         output: new folder, for one picture per image and ``results_bbox.json`` and ``results_segm.json`` with
-            all detections, also those below ``score``.
+            all detections, also those below ``score``. Images in subfolders get the same subfolders.
+        recursive: take the images in subfolders, too.
         score: lowest score that is drawn.
+        tile: side in pixels of the tiles that images are cut into; None: they are not.
         truth: instances file. Images with a record in it (:func:`image_ids`) are drawn beside their ground
             truth, and their EXIF orientation is applied or not as the size in the record requires.
         attention: draw the attention of one query of each image in ``output/attention``.
+        block: name of the BoT block whose attention is drawn, or "all"; the first one by default.
         pixel: (x, y) of that query in each image's own pixels; by default the centre of the image.
-        device: "auto" takes an accelerator if there is one.
 
     Returns:
         The records of the files, each with the ``image_id`` that :func:`image_ids` gives and the
         ``file_name``. And the errors of the images that were left out.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read. Nothing is written.
-        ConfigError: no such device, or the output folder is not empty. Nothing is written.
-        DataError: an image does not exist, none can be predicted, or there is no attention to draw. Nothing
-            is written.
+        ConfigError: no such block, no attention to draw, or the output folder is not empty. Nothing is
+            written.
+        DataError: an image does not exist, or none can be predicted. Nothing is written.
     """
-    paths = image_paths(sources)
+    files = image_files(sources, recursive)
     check_unused(output)
-    detector, metadata = load_detector(checkpoint)
     instances = CocoInstances(truth) if truth else None
-    ids = image_ids(paths, instances.images if instances else [])
+    ids = image_ids(list(files.values()), instances.images if instances else [])
     if instances and (unknown := sum(not known for _, known in ids)):
-        logger.warning(f"{truth} does not know {unknown} of the {len(paths)} images")
-    detector = detector.to(pick_device(device))
-    if attention:
-        with probe_attention(detector):
-            pass  # raises if the detector has no attention
+        logger.warning(f"{truth} does not know {unknown} of the {len(files)} images")
+    with _probes(detector, block) if attention else nullcontext():
+        pass  # raises if the detector has no attention
     records: list[PredictedRecord] = []
     broken: list[DataError] = []
-    for path, (image_id, known) in track(list(zip(paths, ids, strict=True)), "predicting"):
+    for (name, path), (image_id, known) in track(list(zip(files.items(), ids, strict=True)), "predicting"):
         try:
             shown = load_image(path, instances.size_of(image_id) if instances and known else None)
             size = (shown.height, shown.width)
             query = _query(path, size, pixel if attention else None)
-            image, placement = _prepare(path, size, metadata["canvas"])
-            with probe_attention(detector) if attention else nullcontext() as probe:
-                result = _detect(detector, image, placement)
-            original = pil_to_tensor(shown)
-            picture = draw(original, result, metadata["class_names"], score)
+            prepared = detector.prepare(path, size)
+            with _probes(detector, block) if attention else nullcontext() as probes:
+                found = _detect(detector, prepared, shown, tile)
+            picture = draw(shown, found, score)
             if instances and known:
-                picture = _beside_truth(original, picture, instances, image_id, score)
+                left = draw(shown, _truth(instances, image_id, size))
+                picture = beside_truth(left, picture, score)
         except DataError as error:
             broken.append(error)
             continue
-        make_folder(output)
-        picture.save(output / f"{path.stem}.png")
-        if probe:
-            make_folder(output / "attention")
-            sheet = _draw_attention(probe, image, placement, query)
-            sheet.save(output / "attention" / f"{path.stem}.png")
-        for record in coco_results(result, image_id, metadata["category_ids"]):
-            records.append({**record, "file_name": path.name})
-    check_some_left(broken, len(paths))
-    files = write_results(output, records)
+        _save(picture, output / f"{name}.png")
+        if probes:
+            sheet = _draw_attention(probes, prepared, max(detector.size), query)
+            _save(sheet, output / "attention" / f"{name}.png")
+        for record in to_coco(found, image_id):
+            records.append({**record, "file_name": name + path.suffix})
+    check_some_left(broken, len(files))
+    written = write_results(output, records)
     left_out = f", {len(broken)} left out" if broken else ""
-    print(f"{len(paths) - len(broken)} images{left_out}, {len(records)} detections; pictures in {output}")
-    _print_results(files)
+    print(f"{len(files) - len(broken)} images{left_out}, {len(records)} detections; pictures in {output}")
+    _print_results(written)
     return records, broken
 
 
 def predict_coco(
-    checkpoint: str | Path | TaskCheckpoint,
-    folders: Sequence[Path],
-    output: Path,
-    images_json: Path,
-    *,
-    device: str = "auto",
+    detector: Detector, folders: Sequence[Path], output: Path, images_json: Path, *, tile: int | None = None
 ) -> list[ResultRecord]:
     """Write COCO results files for all images of a list, in the form that COCO's server takes.
 
     Args:
-        checkpoint: of ``botnet fit``, or its path.
+        detector: of :func:`botnet.load`.
         folders: of the images; file names are relative to one of them. Other files in them are ignored.
         output: new folder, for ``results_bbox.json`` and ``results_segm.json``.
         images_json: instances or image_info file, with the images' names, sizes and ids.
-        device: "auto" takes an accelerator if there is one.
+        tile: side in pixels of the tiles that images are cut into; None: they are not.
 
     Returns:
         The records of the files, boxes and masks in original pixels.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read.
-        ConfigError: no such device, or the output folder is not empty.
+        ConfigError: the output folder is not empty.
         DataError: an image is missing, unreadable or of another size, or the detector has other categories.
     """
     check_unused(output)
     images, categories = read_images(images_json)
     paths = recorded_paths(images, folders, images_json)
-    detector, metadata = load_detector(checkpoint)
-    own = dict(zip(metadata["category_ids"], metadata["class_names"], strict=True))
+    own = dict(zip(detector.category_ids, detector.class_names, strict=True))
     if not own.items() <= categories.items():
         strange = next(f"{key} ({name})" for key, name in own.items() if categories.get(key) != name)
         raise DataError(
@@ -156,16 +148,26 @@ def predict_coco(
             "give the image list of the data it was trained for"
         )
     _check_images(paths, images, images_json)
-    detector = detector.to(pick_device(device))
     records: list[ResultRecord] = []
     for image, path in track(list(zip(images, paths, strict=True)), "predicting"):
-        result = _detect(detector, *_prepare(path, (image["height"], image["width"]), metadata["canvas"]))
-        records += coco_results(result, image["id"], metadata["category_ids"])
+        size = (image.height, image.width)
+        shown = load_image(path, size) if tile else None
+        records += to_coco(_detect(detector, detector.prepare(path, size), shown, tile), image.id)
     make_folder(output)
     files = write_results(output, records)
     print(f"{len(images)} images, {len(records)} detections")
     _print_results(files)
     return records
+
+
+def _detect(
+    detector: Detector, prepared: Prepared, shown: Image.Image | None, tile: int | None
+) -> Detections:
+    """All detections in an image: prepared, or if there are tiles, ``shown``."""
+    if tile is None:
+        return detector.detect([prepared])[0]
+    assert shown is not None
+    return detector.predict(shown, threshold=0, tile=tile, overlap=min(128, tile // 4))
 
 
 def _check_images(paths: Sequence[Path], images: Sequence[ImageRecord], images_json: Path) -> None:
@@ -185,20 +187,6 @@ def _print_results(files: dict[str, Path]) -> None:
         print(f"COCO results, {task}: {path}")
 
 
-def _prepare(path: Path, size: tuple[int, int], canvas: int) -> tuple[Tensor, Placement]:
-    """An image of ``size`` (height, width) on the canvas, as the detector takes it."""
-    placement = EvalTransform(canvas).place(size)
-    return load_on_canvas(path, placement, canvas), placement
-
-
-def _detect(detector: RCNN, image: Tensor, placement: Placement) -> Result:
-    """The detections in one prepared image, in its original pixels."""
-    device = next(detector.parameters()).device
-    with torch.inference_mode():
-        (detection,) = detector(image[None].to(device), valid=[placement.valid])
-    return to_original(detection, placement.scale, placement.size)
-
-
 def _query(path: Path, size: tuple[int, int], pixel: tuple[int, int] | None) -> tuple[int, int]:
     """The pixel (x, y) whose attention is drawn, by default the centre."""
     height, width = size
@@ -208,25 +196,43 @@ def _query(path: Path, size: tuple[int, int], pixel: tuple[int, int] | None) -> 
     return x, y
 
 
+def _probes(detector: Detector, block: str | None) -> "AbstractContextManager[list[AttentionProbe]]":
+    """Probes of the attention in a detector that PyTorch runs."""
+    if not isinstance(detector, TorchDetector):
+        raise ConfigError("an exported model does not show its attention; give the run or its checkpoint")
+    from botnet.visualize.attention import probe_attention
+
+    return probe_attention(detector.network, block)
+
+
 def _draw_attention(
-    probe: AttentionProbe, image: Tensor, placement: Placement, query: tuple[int, int]
+    probes: "Sequence[AttentionProbe]", prepared: Prepared, canvas: int, query: tuple[int, int]
 ) -> Image.Image:
     """The attention of a query (x, y) in original pixels, on the canvas that the detector was given."""
-    (scale_y, scale_x), (height, width) = placement.scale, image.shape[-2:]
-    x, y = (query[0] + 0.5) * scale_x / width, (query[1] + 0.5) * scale_y / height
-    return attention_picture(denormalise(image, IMAGENET_MEAN, IMAGENET_STD), *probe.weights(y, x))
+    import torch
+
+    from botnet.visualize.attention import attention_sheet
+
+    scale_y, scale_x = prepared.placement.scale
+    x, y = (query[0] + 0.5) * scale_x / canvas, (query[1] + 0.5) * scale_y / canvas
+    image = torch.from_numpy(to_canvas(prepared.pixels, canvas))
+    return attention_sheet(denormalise(image, IMAGENET_MEAN, IMAGENET_STD), probes, y, x)
 
 
-def _beside_truth(
-    image: Tensor, picture: Image.Image, instances: CocoInstances, image_id: int, score: float
-) -> Image.Image:
-    """The ground truth of an image, and to its right the picture of its predictions."""
+def _truth(instances: CocoInstances, image_id: int, size: tuple[int, int]) -> Detections:
+    """The ground truth of an image of ``size`` (height, width), in the form of detections."""
     annotations = instances.annotations_of(image_id)
-    x, y, w, h = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).view(-1, 4).unbind(1)
-    truth = {
-        "boxes": torch.stack([x, y, x + w, y + h], dim=1),
-        "labels": [instances.category_ids.index(a["category_id"]) + 1 for a in annotations],
-        "masks": [instances.mask_of(annotation) for annotation in annotations],
-    }
-    left = draw(image, truth, instances.class_names, score)
-    return beside_truth(left, picture, score)
+    boxes = np.array([annotation.bbox for annotation in annotations], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    classes = [instances.category_ids.index(annotation.category_id) for annotation in annotations]
+    return Detections(
+        xyxy=boxes,
+        mask=compact_masks([instances.mask_of(annotation) for annotation in annotations], *size),
+        class_id=np.array(classes, int),
+        data={"class_name": np.array(instances.class_names)[np.array(classes, int)]},
+    )
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    make_folder(path.parent)
+    picture.save(path)

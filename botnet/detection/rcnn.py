@@ -9,20 +9,31 @@ docs/fidelity.md lists every setting, its source and where it stands.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from botnet.arguments import Count, Layers, Part, PositiveFactor, PositivePart, Range, Side, Width, checked
 from botnet.detection.fpn import FPN
+from botnet.detection.inputs import (
+    check_images,
+    check_targets,
+    check_values,
+    image_sizes,
+    input_channels,
+)
 from botnet.detection.roi_heads import RoIHeads, build_box_branch, build_mask_branch
 from botnet.detection.rpn import build_rpn
 from botnet.detection.sampler import Sampler
 from botnet.errors import ConfigError
 from botnet.models.weights import load_resnet
 from botnet.models.zoo import no_network
+
+# A quarter of the RoIs at most is positive: of fewer than four, none would be.
+Samples = Annotated[int, Range(int, 4)]
 
 
 class RCNN(nn.Module):
@@ -70,37 +81,38 @@ class RCNN(nn.Module):
             the backbone was passed as a module and cannot be named.
 
     Raises:
-        ConfigError: ``num_classes`` below 1, a backbone that does not give four maps from stride 4 on, or
+        ConfigError: a number out of its range, a backbone that does not give four maps from stride 4 on, or
             one whose c2 cannot be found to be frozen.
     """
 
+    @checked
     def __init__(
         self,
         backbone: str | nn.Module,
-        num_classes: int,
+        num_classes: Count,
         *,
         masks: bool = True,
         weights: str | None = None,
-        canvas: int = 1024,
-        fpn_channels: int = 256,
-        anchor_scale: float = 8.0,
-        rpn_std: float = 0.01,
-        rpn_samples: int = 256,
-        rpn_pre_nms: int = 2000,
-        rpn_post_nms: int = 1000,
-        rpn_pre_nms_eval: int = 1000,
-        rpn_post_nms_eval: int = 1000,
-        roi_samples: int = 512,
-        roi_canonical_size: int = 224,
-        box_channels: int = 1024,
-        mask_channels: int = 256,
-        mask_convs: int = 4,
+        canvas: Side = 1024,
+        fpn_channels: Width = 256,
+        anchor_scale: PositiveFactor = 8.0,
+        rpn_std: PositivePart = 0.01,
+        rpn_samples: Samples = 256,
+        rpn_pre_nms: Count = 2000,
+        rpn_post_nms: Count = 1000,
+        rpn_pre_nms_eval: Count = 1000,
+        rpn_post_nms_eval: Count = 1000,
+        roi_samples: Samples = 512,
+        roi_canonical_size: Side = 224,
+        box_channels: Width = 1024,
+        mask_channels: Width = 256,
+        mask_convs: Layers = 4,
         freeze_c2: bool = False,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
-        bn_momentum: float = 0.1,
-        bn_eps: float = 1e-5,
+        score_threshold: Part = 0.05,
+        nms_threshold: Part = 0.5,
+        max_detections: Count = 100,
+        bn_momentum: PositivePart = 0.1,
+        bn_eps: PositivePart = 1e-5,
     ) -> None:
         # locals() holds the arguments and nothing else only here, before the first assignment. A checkpoint
         # of the detector has its weights, so none need to be fetched for it.
@@ -108,13 +120,12 @@ class RCNN(nn.Module):
             name: value for name, value in locals().items() if name not in ("self", "__class__", "weights")
         }
         super().__init__()
-        if num_classes < 1:
-            raise ConfigError(f"num_classes counts the object classes without background, got {num_classes}")
         self.num_classes = num_classes
         self.spec: dict[str, Any] | None = spec if isinstance(backbone, str) else None
         self.backbone = feature_backbone(backbone, canvas) if isinstance(backbone, str) else backbone
         if weights is not None:
             load_resnet(self.backbone, weights)
+        self.in_channels = input_channels(self.backbone)
         channels, strides = feature_maps(self.backbone)
         self.fpn = FPN(channels, fpn_channels)
         self.rpn = build_rpn(
@@ -163,7 +174,7 @@ class RCNN(nn.Module):
         images: Tensor,
         targets: list[dict[str, Tensor]] | None = None,
         valid: Sequence[tuple[int, int]] | None = None,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int | torch.Generator] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training mode, detections in evaluation mode.
 
@@ -172,8 +183,8 @@ class RCNN(nn.Module):
             targets: training only, one dictionary per image: ``boxes`` ``(n, 4)`` xyxy float32 canvas
                 pixels, ``labels`` ``(n,)`` int64 from 1, ``masks`` ``(n, H, W)`` uint8 for Mask R-CNN.
             valid: ``(height, width)`` of each image's unpadded region; the whole canvas by default.
-            seeds: training only, one per image: seeds of the sampling of anchors and RoIs; by default
-                torch's global generator is used.
+            seeds: training only, one per image: seeds of the sampling of anchors and RoIs, or generators; by
+                default torch's global generator is used.
 
         Returns:
             In training the losses ``rpn_score``, ``rpn_box``, ``class``, ``box`` and ``mask``, whose
@@ -182,23 +193,28 @@ class RCNN(nn.Module):
             probabilities (:func:`botnet.detection.postprocess.to_original` brings them to the image).
 
         Raises:
-            ValueError: training without targets, or images that are not a batch of canvases.
+            ValueError: training without targets; images, targets, sizes or seeds that cannot be used, with
+                the image and the object. While the detector is traced, values are not checked.
         """
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            raise ValueError("images must be one batch (B, 3, H, W) of canvases")
-        if self.training and targets is None:
-            raise ValueError("in training mode the detector needs targets; call .eval() to detect")
-        canvas = (images.shape[-2], images.shape[-1])
-        sizes = [(int(h), int(w)) for h, w in valid] if valid is not None else [canvas] * len(images)
+        check_images(images, self.in_channels)
+        sizes = image_sizes(valid, images)
+        given = self._training_targets(images, targets)
+        if seeds and len(seeds) != len(images):
+            raise ValueError(f"{len(seeds)} seeds for {len(images)} images; give one per image")
+        check_values(images, given, self.num_classes)
         generators = (
-            [torch.Generator(images.device).manual_seed(seed) for seed in seeds]
+            [
+                seed
+                if isinstance(seed, torch.Generator)
+                else torch.Generator(images.device).manual_seed(seed)
+                for seed in seeds
+            ]
             if seeds
             else [None] * len(images)
         )
         # torchvision's parts pass nothing but labels to their samplers.
         self.rpn.fg_bg_sampler.generators = self.roi_heads.fg_bg_sampler.generators = generators
         features = self.fpn(self.backbone(images))
-        given = targets if self.training else None
         proposals, rpn_losses = self.rpn(ImageList(images, sizes), features, given)
         detections, roi_losses = self.roi_heads(features, proposals, sizes, given)
         if not self.training:
@@ -208,6 +224,17 @@ class RCNN(nn.Module):
             "rpn_box": rpn_losses["loss_rpn_box_reg"],
             **roi_losses,
         }
+
+    def _training_targets(
+        self, images: Tensor, targets: list[dict[str, Tensor]] | None
+    ) -> list[dict[str, Tensor]] | None:
+        """The targets, their form checked; None in evaluation."""
+        if not self.training:
+            return None
+        if targets is None:
+            raise ValueError("in training mode the detector needs targets; call .eval() to detect")
+        check_targets(targets, images, self.has_masks)
+        return targets
 
 
 def mask_rcnn(backbone: str | nn.Module, num_classes: int, **options: Any) -> RCNN:

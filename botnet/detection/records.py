@@ -1,12 +1,13 @@
 """Records of a COCO instances file: their types, and the rules that they must follow."""
 
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any
+
+import msgspec
 
 from botnet.errors import DataError
 from botnet.masks import Polygons, Segmentation
@@ -17,36 +18,60 @@ MAX_OVERSHOOT = 10
 MAX_PIXELS = 2**31 - 1  # of an image: run lengths are 32-bit numbers
 MAX_AREA = 1e10  # square pixels: COCO's evaluation leaves out what is larger
 
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
-class ImageRecord(TypedDict):
+
+class ImageRecord(msgspec.Struct, frozen=True, gc=False):
     """An image of an instances file; height and width are in pixels."""
 
-    id: int
+    id: Int64
     file_name: str
-    height: int
-    width: int
+    height: Int64
+    width: Int64
 
 
-class Category(TypedDict):
+class Category(msgspec.Struct, frozen=True, gc=False):
     """A class of an instances file."""
 
-    id: int
+    id: Int64
     name: str
 
 
-class Annotation(TypedDict):
-    """An object of an instances file; ``bbox`` is x, y, width, height in pixels.
+class AnnotationRecord(msgspec.Struct, frozen=True, gc=False):
+    """An object as an instances file states it: its numbers, and the JSON text of its segmentation."""
+
+    id: Int64
+    image_id: Int64
+    category_id: Int64
+    bbox: tuple[float, float, float, float]
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+    iscrowd: bool | float | None = None
+    area: float | None = None
+
+
+class Annotation(msgspec.Struct, frozen=True):
+    """An object as it is used; ``bbox`` is x, y, width, height in pixels.
 
     ``segmentation`` is None where the file has no mask, and empty where all its polygons were left out.
+    ``area``, in square pixels, is None where the file states none.
     """
 
     id: int
     image_id: int
     category_id: int
-    bbox: list[float]
+    bbox: tuple[float, float, float, float]
     segmentation: Segmentation | None
-    iscrowd: NotRequired[int | None]
-    area: NotRequired[float | None]
+    iscrowd: bool
+    area: float | None
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The contents of an instances file; a record of the wrong type is the decoder's message about it."""
+
+    images: Sequence[ImageRecord | str]
+    categories: Sequence[Category | str]
+    annotations: Sequence[AnnotationRecord | str]
 
 
 @dataclass(frozen=True)
@@ -81,117 +106,104 @@ def warning(kind: str, record: str, message: str) -> Problem:
     return Problem(kind, record, message, "warning")
 
 
-def table_problems(data: dict[str, Any]) -> Iterator[Problem]:
+def table_problems(tables: Tables) -> Iterator[Problem]:
     """Problems of the categories and of the image records."""
-    yield from _list_problems(data["categories"], "categories", "category", _CATEGORY_FIELDS)
-    yield from _list_problems(data["images"], "images", "image", _IMAGE_FIELDS)
+    yield from _list_problems(tables.categories, "categories", "category")
+    yield from _list_problems(tables.images, "images", "image")
 
 
-def _list_problems(records: list[Any], key: str, name: str, fields: dict[str, type]) -> Iterator[Problem]:
+def _list_problems(records: Iterable[ImageRecord | Category | str], key: str, name: str) -> Iterator[Problem]:
     if not records:
         yield error(f"no {key}", key, f"the list is empty; every data set needs at least one {name}")
     seen = set()
     for index, record in enumerate(records):
-        if wrong := _wrong_fields(record, fields):
-            yield error("malformed record", f"{key}[{index}]", f"{wrong}; rewrite the record")
-        elif record["id"] in seen:
-            yield error("duplicate id", f"{name} {record['id']}", "the id occurs twice; give each its own")
+        if isinstance(record, str):
+            yield malformed(key, index, record)
+        elif record.id in seen:
+            yield error("duplicate id", f"{name} {record.id}", "the id occurs twice; give each its own")
         else:
-            seen.add(record["id"])
-            if key == "images" and not _has_pixels(record):
+            seen.add(record.id)
+            if isinstance(record, ImageRecord) and not _has_pixels(record):
                 yield _size_problem(record)
 
 
+def malformed(key: str, index: int, message: str) -> Problem:
+    """A record of the wrong type, with the decoder's message: its places are given from the whole file."""
+    record = f"{key}[{index}]"
+    return error("malformed record", record, message.replace("`$", f"`$.{record}") + "; rewrite the record")
+
+
 def _size_problem(image: ImageRecord) -> Problem:
-    height, width = image["height"], image["width"]
+    height, width = image.height, image.width
     return error(
         "huge image" if min(height, width) > 0 else "empty image",
         image_name(image),
-        f"its size, {short(height)} x {short(width)}, must be positive and of at most {MAX_PIXELS} pixels; "
-        "correct it",
+        f"its size, {height} x {width}, must be positive and of at most {MAX_PIXELS} pixels; correct it",
     )
 
 
-_CATEGORY_FIELDS: dict[str, type] = {"id": int, "name": str}
-_IMAGE_FIELDS: dict[str, type] = {"id": int, "file_name": str, "height": int, "width": int}
-_ANNOTATION_FIELDS: dict[str, type] = {"id": int, "image_id": int, "category_id": int, "bbox": list}
-
-
-def _wrong_fields(record: Any, needed: dict[str, type]) -> str:
-    """What is wrong with the fields of a record, in words; empty if nothing."""
-    if not isinstance(record, dict):
-        return f"is {short(record)}, not an object"
-    for key, kind in needed.items():
-        value = record.get(key)
-        if type(value) is not kind:  # True is an int to isinstance
-            return f'"{key}" is {short(value)}, not of type {kind.__name__}'
-        # JSON can hold lone surrogates, but no file name and no terminal can.
-        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-            return f'"{key}" is {short(value)}, which is not valid Unicode'
-    return ""
-
-
 def _has_pixels(image: ImageRecord) -> bool:
-    height, width = image["height"], image["width"]
-    return height > 0 and width > 0 and height * width <= MAX_PIXELS
+    return image.height > 0 and image.width > 0 and image.height * image.width <= MAX_PIXELS
 
 
-def sound_images(data: dict[str, Any]) -> dict[int, ImageRecord]:
+def sound_images(tables: Tables) -> dict[int, ImageRecord]:
     """The valid image records, by id."""
-    return {
-        image["id"]: image
-        for image in data["images"]
-        if not _wrong_fields(image, _IMAGE_FIELDS) and _has_pixels(image)
-    }
-
-
-def _wrong_numbers(annotation: dict[str, Any]) -> str:
-    """What is wrong with the numbers of an annotation, in words; empty if nothing."""
-    bbox, area, crowd = annotation["bbox"], annotation.get("area"), annotation.get("iscrowd")
-    if not (len(bbox) == 4 and _are_numbers(bbox)):
-        return f'"bbox" is {short(bbox)}, not four finite numbers'
-    if area is not None and not (_are_numbers([area]) and 0 <= area <= MAX_AREA):
-        return f'"area" is {short(area)}, not a number from 0 to {MAX_AREA:.0e}'
-    if crowd not in (None, 0, 1):
-        return f'"iscrowd" is {short(crowd)}, neither 0 nor 1'
-    return ""
+    return {image.id: image for image in tables.images if not isinstance(image, str) and _has_pixels(image)}
 
 
 def image_name(image: ImageRecord) -> str:
     """The name of an image in messages."""
-    return f"image {image['id']} ({image['file_name']})"
+    return f"image {image.id} ({image.file_name})"
 
 
 Checked = tuple[Annotation | None, list[Problem]]  # an annotation as it can be used, and its problems
 
 
-def checked_annotations(data: dict[str, Any]) -> Iterator[Checked]:
-    """Each annotation as it can be used (None: not at all) with its problems.
+class AnnotationRules:
+    """The rules that one annotation must follow, given the images and categories of its file.
 
     Malformed image records are ignored: their annotations count as annotations of an unknown image.
     """
-    images = sound_images(data)
-    categories = {c["id"] for c in data["categories"] if not _wrong_fields(c, _CATEGORY_FIELDS)}
-    seen: set[int] = set()
-    for index, annotation in enumerate(data["annotations"]):
-        if wrong := _wrong_fields(annotation, _ANNOTATION_FIELDS) or _wrong_numbers(annotation):
-            yield _refused("malformed record", f"annotations[{index}]", f"{wrong}; rewrite the record")
-            continue
-        record = f"annotation {annotation['id']}"
-        image = images.get(annotation["image_id"])
-        if annotation["id"] in seen:
-            yield _refused("duplicate id", record, "the id occurs twice; give each annotation its own")
-        elif image is None:
-            message = f"belongs to image {annotation['image_id']}, which is not in the file; add its record"
-            yield _refused("unknown image", record, message)
-        elif annotation["category_id"] not in categories:
-            message = (
-                f"is of category {annotation['category_id']}, which is not in the file; add the category"
-            )
-            yield _refused("unknown category", f"{record} of {image_name(image)}", message)
-        else:
-            yield _checked(annotation, image, f"{record} of {image_name(image)}")
-        seen.add(annotation["id"])
+
+    def __init__(self, tables: Tables) -> None:
+        self.images = sound_images(tables)
+        self.categories = {c.id for c in tables.categories if not isinstance(c, str)}
+
+    def check(self, annotation: AnnotationRecord | str, index: int, repeated: bool) -> Checked:
+        """The annotation as it can be used (None: not at all) with its problems.
+
+        Args:
+            annotation: the record.
+            index: its place in the file's list.
+            repeated: an earlier annotation has its id.
+        """
+        wrong = annotation if isinstance(annotation, str) else _wrong_numbers(annotation)
+        if wrong or isinstance(annotation, str):
+            return None, [malformed("annotations", index, wrong)]
+        record = f"annotation {annotation.id}"
+        image = self.images.get(annotation.image_id)
+        if repeated:
+            return _refused("duplicate id", record, "the id occurs twice; give each annotation its own")
+        if image is None:
+            message = f"belongs to image {annotation.image_id}, which is not in the file; add its record"
+            return _refused("unknown image", record, message)
+        record = f"{record} of {image_name(image)}"
+        if annotation.category_id not in self.categories:
+            message = f"is of category {annotation.category_id}, which is not in the file; add the category"
+            return _refused("unknown category", record, message)
+        return _checked(annotation, image, record)
+
+
+def _wrong_numbers(annotation: AnnotationRecord) -> str:
+    """What is wrong with the numbers of an annotation, in words; empty if nothing."""
+    bbox, area = annotation.bbox, annotation.area
+    if not _are_numbers(list(bbox)):
+        return f'"bbox" is {list(bbox)}, not four finite numbers'
+    if area is not None and not 0 <= area <= MAX_AREA:
+        return f'"area" is {area}, not a number from 0 to {MAX_AREA:.0e}'
+    if annotation.iscrowd not in (None, 0, 1):
+        return f'"iscrowd" is {annotation.iscrowd}, neither 0 nor 1'
+    return ""
 
 
 def _refused(kind: str, record: str, message: str) -> Checked:
@@ -206,19 +218,22 @@ def _are_numbers(values: list[Any]) -> bool:
         return False
 
 
-def _checked(annotation: dict[str, Any], image: ImageRecord, record: str) -> Checked:
+def _checked(annotation: AnnotationRecord, image: ImageRecord, record: str) -> Checked:
     """The part of a well-formed annotation that can be used, and what is wrong with the rest."""
-    box_problem = _box_problem(annotation["bbox"], image, record)
+    box_problem = _box_problem(annotation.bbox, image, record)
     # A box is left out or refused as a whole, unless it only reaches beyond the image.
     if box_problem and box_problem.kind != "beyond image":
         return None, [box_problem]
     problems = [box_problem] if box_problem else []
-    segmentation = annotation.get("segmentation")
+    try:
+        segmentation = msgspec.json.decode(annotation.segmentation)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as cause:
+        return _refused("malformed record", record, f"its segmentation cannot be read ({cause}); rewrite it")
     if segmentation in (None, [], [[]]):  # the ways in which exporters of boxes write that there is no mask
-        return _with_segmentation(annotation, None), problems
+        return used(annotation, None), problems
     if isinstance(segmentation, dict):
         problem = _rle_problem(segmentation, image, record)
-        return _with_segmentation(annotation, segmentation), [*problems, problem] if problem else problems
+        return used(annotation, segmentation), [*problems, problem] if problem else problems
     if not isinstance(segmentation, list):
         message = f"its segmentation is {short(segmentation)}, neither polygons nor run lengths; rewrite it"
         return _refused("malformed record", record, message)
@@ -230,20 +245,28 @@ def _checked(annotation: dict[str, Any], image: ImageRecord, record: str) -> Che
         problems += [problem] if problem else []
         if problem is None or problem.kind == "beyond image":
             polygons.append(polygon)
-    return _with_segmentation(annotation, polygons), problems
+    return used(annotation, polygons), problems
 
 
-def _with_segmentation(annotation: dict[str, Any], segmentation: Any) -> Annotation:
-    checked: Any = {**annotation, "segmentation": segmentation}
-    return checked
+def used(annotation: AnnotationRecord, segmentation: Any) -> Annotation:
+    """An annotation as it is used, with the segmentation that can be."""
+    return Annotation(
+        id=annotation.id,
+        image_id=annotation.image_id,
+        category_id=annotation.category_id,
+        bbox=annotation.bbox,
+        segmentation=segmentation,
+        iscrowd=bool(annotation.iscrowd),
+        area=annotation.area,
+    )
 
 
-def _box_problem(bbox: list[float], image: ImageRecord, record: str) -> Problem | None:
-    height, width = image["height"], image["width"]
+def _box_problem(bbox: tuple[float, float, float, float], image: ImageRecord, record: str) -> Problem | None:
     x, y, w, h = bbox
     if not (w > 0 and h > 0):
-        return warning("empty box", record, f"its box is {w} x {h} pixels; it is left out: redraw it")
-    return _extent_problem((x, y, x + w, y + h), f"its box [{x}, {y}, {w}, {h}]", width, height, record)
+        return warning("empty box", record, f"its box is {w:g} x {h:g} pixels; it is left out: redraw it")
+    extent = (x, y, x + w, y + h)
+    return _extent_problem(extent, f"its box [{x}, {y}, {w}, {h}]", image.width, image.height, record)
 
 
 def _polygon_problem(polygon: Any, image: ImageRecord, record: str) -> Problem | None:
@@ -258,7 +281,7 @@ def _polygon_problem(polygon: Any, image: ImageRecord, record: str) -> Problem |
         return warning("degenerate polygon", record, message)
     xs, ys = polygon[::2], polygon[1::2]
     extent = min(xs), min(ys), max(xs), max(ys)
-    return _extent_problem(extent, "a polygon", image["width"], image["height"], record)
+    return _extent_problem(extent, "a polygon", image.width, image.height, record)
 
 
 Extent = tuple[float, float, float, float]  # left, top, right, bottom
@@ -285,7 +308,7 @@ def _beyond(extent: Extent, width: int, height: int, by: float) -> bool:
 
 
 def _rle_problem(rle: dict[str, Any], image: ImageRecord, record: str) -> Problem | None:
-    counts, size, found = rle.get("counts"), [image["height"], image["width"]], rle.get("size")
+    counts, size, found = rle.get("counts"), [image.height, image.width], rle.get("size")
     message = ""
     if not isinstance(counts, list | str):
         message = 'its run lengths lack "counts"'
@@ -299,16 +322,16 @@ def _rle_problem(rle: dict[str, Any], image: ImageRecord, record: str) -> Proble
     return error("broken mask", record, f"{message}; rewrite the mask") if message else None
 
 
-def no_mask(annotation: Annotation, image: ImageRecord) -> Problem:
+def no_mask(annotation: Annotation | AnnotationRecord, image: ImageRecord) -> Problem:
     """An annotation without a mask, where masks are needed."""
     return error(
         "no mask",
-        f"annotation {annotation['id']} of {image_name(image)}",
+        f"annotation {annotation.id} of {image_name(image)}",
         "it has no segmentation; add one, or train Faster R-CNN without masks",
     )
 
 
 def broken_mask(annotation: Annotation, image: ImageRecord, cause: Exception) -> Problem:
     """A mask that cannot be decoded."""
-    record = f"annotation {annotation['id']} of {image_name(image)}"
+    record = f"annotation {annotation.id} of {image_name(image)}"
     return error("broken mask", record, f"its mask cannot be decoded ({cause}); rewrite it")

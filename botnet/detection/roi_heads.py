@@ -38,8 +38,8 @@ def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Te
     """The mask head's target for each box: its object's mask on a ``size x size`` grid.
 
     The mask is sampled bilinearly at the centres of the grid's cells, pixel ``i`` covering
-    ``[i, i + 1)``, and thresholded at one half (as in [tpu]; ``paste_mask`` is the inverse). Only the sampled
-    pixels are touched, so a canvas full of masks is never converted to float.
+    ``[i, i + 1)``, and thresholded at one half (as in [tpu]; ``paste_masks`` is the inverse). Only the
+    sampled pixels are touched, so a canvas full of masks is never converted to float.
 
     Args:
         masks: ``(objects, H, W)``, 0 or 1.
@@ -84,11 +84,23 @@ class RoIHeads(TorchvisionRoIHeads):
             valid: ``(height, width)`` of each image's unpadded region.
             targets: in training, as :meth:`botnet.detection.rcnn.RCNN.forward` takes them.
         """
-        # Pooling needs channels first: converted once for boxes and masks, whose gradients are summed there.
+        # Pooling needs channels first, and float32 under autocast: converted once for boxes and masks, whose
+        # gradients are summed there.
+        if torch.is_autocast_enabled(proposals[0].device.type):
+            features = {name: level.float() for name, level in features.items()}
         features = {name: level.contiguous() for name, level in features.items()}
         if targets is not None:
             return [], self._losses(features, proposals, targets)
         return self._detections(features, proposals, valid), {}
+
+    def subsample(self, labels: list[Tensor]) -> list[Tensor]:
+        """As torchvision's, without asking the device how many were drawn."""
+        positives, negatives = self.fg_bg_sampler(labels)
+        drawn = self.fg_bg_sampler.drawn
+        return [
+            torch.nonzero_static(positive | negative, size=sum(counts))[:, 0]
+            for positive, negative, counts in zip(positives, negatives, drawn, strict=True)
+        ]
 
     def _losses(
         self, features: dict[str, Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]
@@ -97,7 +109,10 @@ class RoIHeads(TorchvisionRoIHeads):
         logits, deltas = self._box_outputs(features, proposals)
         mask_logits = truth = None
         if self.has_mask():
-            positive = [torch.where(label > 0)[0] for label in labels]
+            positive = [
+                torch.nonzero_static(label > 0, size=count)[:, 0]
+                for label, (count, _) in zip(labels, self.fg_bg_sampler.drawn, strict=True)
+            ]
             boxes = [p[keep] for p, keep in zip(proposals, positive, strict=True)]
             classes = [label[keep] for label, keep in zip(labels, positive, strict=True)]
             mask_logits = self.mask_logits(features, boxes, classes)
@@ -163,18 +178,19 @@ def roi_losses(
         mask_logits: ``(P, M, M)`` of the P positive RoIs at their own class, or None for Faster R-CNN.
         truth: ``(P, M, M)``, 0 or 1.
     """
-    positive = torch.where(labels > 0)[0]
-    own = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
+    positive = labels > 0
+    own = deltas.view(len(labels), -1, 4)[torch.arange(len(labels), device=labels.device), labels]
+    errors = F.huber_loss(own, targets, reduction="none", delta=1.0)
     # Empty sums keep every head in the graph where no RoI is positive (DDP needs it).
     sums = {
         "class": F.cross_entropy(logits, labels, reduction="sum"),
-        "box": F.huber_loss(own, targets[positive], reduction="sum", delta=1.0),
+        "box": errors.where(positive[:, None], 0).sum(),
     }
-    counts = [len(labels), own.numel()]
+    counts = [positive.new_full((), len(labels), dtype=torch.int64), 4 * positive.sum()]
     if mask_logits is not None and truth is not None:
         sums["mask"] = F.binary_cross_entropy_with_logits(mask_logits, truth, reduction="sum")
-        counts.append(truth.numel())
-    means = batch_mean(torch.stack(list(sums.values())), torch.tensor(counts, device=logits.device))
+        counts.append(positive.new_full((), truth.numel(), dtype=torch.int64))
+    means = batch_mean(torch.stack(list(sums.values())), torch.stack(counts))
     return dict(zip(sums, means, strict=True))
 
 

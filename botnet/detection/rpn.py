@@ -39,7 +39,8 @@ class Anchors(nn.Module):
     def forward(self, images: ImageList, features: list[Tensor]) -> list[Tensor]:
         """Each image's anchors, all levels together: (anchors, 4) xyxy in canvas pixels."""
         device = images.tensors.device
-        ratios = torch.tensor(self.ratios, device=device)
+        # Filled on the device: a tensor of Python's numbers would be copied there, for which the host waits.
+        ratios = torch.stack([torch.full((), ratio, device=device) for ratio in self.ratios])
         levels = []
         for level, stride in zip(features, self.strides, strict=True):
             y, x = (stride * (torch.arange(n, device=device) + 0.5) for n in level.shape[-2:])
@@ -109,15 +110,16 @@ class RPN(RegionProposalNetwork):
         sampled = positive | negative
         target = torch.stack(labels)
         objectness = objectness.view_as(target)
-        score_sum = F.binary_cross_entropy_with_logits(objectness[sampled], target[sampled], reduction="sum")
-        score_loss = score_sum / (self.fg_bg_sampler.batch_size_per_image * len(labels))
+        # Masked, not indexed: to find the chosen ones, the host would wait for the device.
+        scores = F.binary_cross_entropy_with_logits(objectness, target, reduction="none")
+        score_loss = scores.where(sampled, 0).sum() / (self.fg_bg_sampler.batch_size_per_image * len(labels))
         deltas = pred_bbox_deltas.view(*target.shape, 4)
         errors = F.huber_loss(deltas, torch.stack(regression_targets), reduction="none", delta=1 / 9)
         sums, counts = [], []
         levels = (errors.split(self.level_sizes, dim=1), target.split(self.level_sizes, dim=1))
         for level_errors, level_target in zip(*levels, strict=True):
             chosen = level_target == 1
-            sums.append(level_errors[chosen].sum())
+            sums.append(level_errors.where(chosen[..., None], 0).sum())
             counts.append(4 * chosen.sum())
         return score_loss, batch_mean(torch.stack(sums), torch.stack(counts)).sum()
 

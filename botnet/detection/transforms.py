@@ -1,17 +1,21 @@
-"""Placing and normalising images for training and evaluation (paper, Section 4.2)."""
+"""Placing and normalising images for training and evaluation (paper, Section 4.2).
+
+The module loads without PyTorch; only training's random placements need it.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor
 
+from botnet.arguments import Part, Side, Span, checked
 from botnet.detection.placement import Placement, load_placed
-from botnet.errors import ConfigError
 
-IMAGENET_MEAN: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # of RGB in [0, 1]
-IMAGENET_STD: tuple[float, ...] = IMAGENET_DEFAULT_STD
+if TYPE_CHECKING:
+    import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TrainTransform:
@@ -27,22 +31,20 @@ class TrainTransform:
         flip: probability of the flip.
 
     Raises:
-        ConfigError: arguments out of range.
+        ConfigError: a number out of its range.
     """
 
-    def __init__(self, canvas: int, jitter: tuple[float, float] = (0.1, 2.0), flip: float = 0.5) -> None:
-        if canvas < 1 or not 0 < jitter[0] <= jitter[1] or not 0 <= flip <= 1:
-            raise ConfigError(
-                f"canvas {canvas}, jitter {jitter}, flip {flip}: give a canvas of 1 pixel or more, "
-                "0 < minimum <= maximum jitter, and a probability from 0 to 1"
-            )
+    @checked
+    def __init__(self, canvas: Side, jitter: Span = (0.1, 2.0), flip: Part = 0.5) -> None:
         self.canvas, self.jitter, self.flip = canvas, jitter, flip
 
-    def place(self, size: tuple[int, int], rng: torch.Generator) -> Placement:
+    def place(self, size: tuple[int, int], rng: "torch.Generator") -> Placement:
         """A random placement of an image of ``size`` (height, width) in pixels."""
+        import torch
+
         draw = torch.rand(4, generator=rng).tolist()
         jitter = self.jitter[0] + draw[0] * (self.jitter[1] - self.jitter[0])
-        resized = _resized(size, jitter * self.canvas)
+        resized = _resized(size, jitter * self.canvas / max(size))
         valid = min(resized[0], self.canvas), min(resized[1], self.canvas)
         top, left = (int(draw[1 + axis] * (resized[axis] - valid[axis] + 1)) for axis in (0, 1))
         return Placement(size, resized, top, left, valid, draw[3] < self.flip)
@@ -52,25 +54,29 @@ class EvalTransform:
     """Resize into the canvas, keeping the aspect ratio, and pad at the bottom and right: one scale, no flip.
 
     Args:
-        canvas: side of the square in pixels, that of training.
+        canvas: side of the square in pixels, that of training; or height and width.
+
+    Raises:
+        ConfigError: no side has so many pixels.
     """
 
-    def __init__(self, canvas: int) -> None:
-        self.canvas = canvas
+    @checked
+    def __init__(self, canvas: Side | tuple[Side, Side]) -> None:
+        self.size = (canvas, canvas) if isinstance(canvas, int) else canvas
+        self.canvas = max(self.size)
 
     def place(self, size: tuple[int, int]) -> Placement:
         """The placement of an image of ``size`` (height, width) in pixels."""
-        resized = _resized(size, self.canvas)
+        resized = _resized(size, min(self.size[0] / size[0], self.size[1] / size[1]))
         return Placement(size, resized, 0, 0, resized)
 
 
-def _resized(size: tuple[int, int], longer: float) -> tuple[int, int]:
-    """Height and width of an image whose longer side becomes ``longer`` pixels; at least 1."""
-    scale = longer / max(size)
+def _resized(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width of a scaled image; at least 1."""
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def to_canvas(pixels: np.ndarray, canvas: int) -> Tensor:
+def to_canvas(pixels: np.ndarray, canvas: int) -> np.ndarray:
     """Pixels (h, w, 3) uint8 as the network takes them: normalised, then padded with zeros.
 
     Normalised by ImageNet's mean and standard deviation before padding, as in tensorflow/tpu.
@@ -87,10 +93,10 @@ def to_canvas(pixels: np.ndarray, canvas: int) -> Tensor:
     rows = image.reshape(canvas, 3 * canvas)[:height, : 3 * width]
     np.multiply(pixels.reshape(height, 3 * width), factor, out=rows)
     np.subtract(rows, shift, out=rows)
-    return torch.from_numpy(image).permute(2, 0, 1)
+    return image.transpose(2, 0, 1)
 
 
-def load_on_canvas(path: Path, placement: Placement, canvas: int) -> Tensor:
+def load_on_canvas(path: Path, placement: Placement, canvas: int) -> np.ndarray:
     """An image file as the network takes it: decoded, placed, normalised and padded.
 
     Args:

@@ -9,7 +9,7 @@ Normalisation, activation, softmax, pooling and additions are not counted.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from botnet.arguments import SIDE, checked
 from botnet.errors import ConfigError
 from botnet.layers import MHSA2d
 from botnet.layers.non_local import NonLocal2d
@@ -120,7 +121,8 @@ class Info:
         return sum(stage.madds for stage in self.stages)
 
 
-def info(name: str, size: tuple[int, int] | None = None) -> Info:
+@checked
+def info(name: str, size: Annotated[tuple[int, int], SIDE] | None = None) -> Info:
     """Count a network stage by stage, in the form of Table 1.
 
     Args:
@@ -128,12 +130,10 @@ def info(name: str, size: tuple[int, int] | None = None) -> Info:
         size: height and width of the image in pixels; default what timm's configuration of the network says.
 
     Raises:
-        ConfigError: timm has no such network, it is not a ResNet, or ``size`` is not positive.
+        ConfigError: timm has no such network, it is not a ResNet, or ``size`` is out of range.
     """
     if not timm.is_model(name):
         raise ConfigError(no_network(name))
-    if size is not None and min(size) < 1:
-        raise ConfigError(f"size {size[0]} {size[1]}: give positive numbers of pixels")
     if size is None:
         config = timm.get_pretrained_cfg(name)
         size = (224, 224) if config is None else config.input_size[1:]

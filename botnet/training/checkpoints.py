@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
-from botnet.errors import ConfigError
+from botnet.arguments import Duration, checked
 from botnet.training.checkpoint_file import copy_file
-from botnet.training.distributed import greatest
+from botnet.training.distributed import Greatest, greatest
 from botnet.training.run_end import run_ends, step_is_complete, validates_next
 from botnet.training.run_folder import RunFolder
 
@@ -35,7 +37,8 @@ class LastCheckpoint(Checkpoint):
     step and the complete validation.
 
     SIGTERM, with which schedulers announce that a machine will be taken away, ends the run on all devices
-    after the current step, or in a validation after the current batch.
+    after the current step (on several devices perhaps after the next), or in a validation after the current
+    batch.
 
     Args:
         path: the file.
@@ -45,16 +48,14 @@ class LastCheckpoint(Checkpoint):
         ConfigError: negative minutes.
     """
 
-    def __init__(self, path: Path, minutes: float = 10.0) -> None:
-        if minutes < 0:
-            raise ConfigError(
-                f"--save_minutes {minutes:g}: give the minutes between two checkpoints, 0 or more"
-            )
+    @checked
+    def __init__(self, path: Path, minutes: Duration = 10.0) -> None:
         self.path, self.minutes = Path(path), minutes
         self.saved_at = 0.0
         self.saved_step = -1
         self.terminated = False  # SIGTERM was received
         self.stop_requested = False
+        self.wish: Greatest | None = None  # of all devices, while they compute a step
         self.shared_batches = 0  # of a validation that all devices have
         self.logs_saved = True
         self.validation_due = False  # after the step of the checkpoint
@@ -117,6 +118,11 @@ class LastCheckpoint(Checkpoint):
         if not self.logs_saved:
             self._save_logs(trainer)
 
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Start to ask all devices; the gradients are computed in the meantime."""
+        if trainer.world_size > 1:
+            self.wish = Greatest(torch.full((), self._wish(), dtype=torch.int32, device=loss.device))
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -134,22 +140,18 @@ class LastCheckpoint(Checkpoint):
             self._stop(trainer)
 
     def _action(self, trainer: L.Trainer) -> Action:
-        """What all devices do now."""
-        if self.terminated:
-            action = Action.SAVE_AND_STOP
-        else:
-            action = Action.SAVE if self._is_due(trainer) else Action.CONTINUE
-        return Action(greatest(trainer, action))
-
-    def _is_due(self, trainer: L.Trainer) -> bool:
-        """Whether this device would save: by time, before the last step of an epoch, or at the run's end."""
+        """What all devices do now: save before the last step of an epoch, at the run's end, or as wished."""
         passes = trainer.accumulate_grad_batches
         before_last_step = (trainer.num_training_batches - 1) // passes * passes
-        return (
-            time.monotonic() - self.saved_at >= 60 * self.minutes
-            or trainer.fit_loop.batch_idx + 1 == before_last_step
-            or run_ends(trainer)
-        )
+        due = trainer.fit_loop.batch_idx + 1 == before_last_step or run_ends(trainer)
+        wish = self._wish() if self.wish is None else self.wish.read()
+        return Action(max(wish, Action.SAVE if due else Action.CONTINUE))
+
+    def _wish(self) -> Action:
+        """What this device wants: signals and clocks differ between devices."""
+        if self.terminated:
+            return Action.SAVE_AND_STOP
+        return Action.SAVE if time.monotonic() - self.saved_at >= 60 * self.minutes else Action.CONTINUE
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save at the end of an epoch."""

@@ -5,10 +5,10 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, Namespace, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,7 +20,8 @@ from botnet.training.checkpoint_io import AtomicCheckpointIO
 from botnet.training.checkpoints import BestCheckpoint, LastCheckpoint
 from botnet.training.finite_loss import FiniteLoss
 from botnet.training.global_batch import GlobalBatch
-from botnet.training.progress import LineProgress
+from botnet.training.options import check_options
+from botnet.training.progress import BarProgress, LineProgress
 from botnet.training.recipes import with_bases
 from botnet.training.run_end import FinalValidation
 from botnet.training.run_folder import RunFolder, starting_checkpoint
@@ -78,10 +79,15 @@ class TrainingCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, without Lightning's warning of arguments that do not come from the command line."""
+        """Parse, without Lightning's warning of arguments that do not come from the command line.
+
+        Raises:
+            ConfigError: a number is out of its range.
+        """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             super().parse_arguments(parser, args)
+        check_options(self.config[self.config.subcommand])
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -115,6 +121,7 @@ class TrainingCLI(LightningCLI):
             ("image_size", "model.init_args.image_size"),
         ):
             parser.link_arguments(f"data.{source}", target, apply_on="instantiate")
+        _integers_first(parser)
 
     def _parse_ckpt_path(self) -> None:
         """The recipe says what is run, not the hyperparameters that a checkpoint may hold."""
@@ -151,7 +158,7 @@ class TrainingCLI(LightningCLI):
         """The trainer of the recipe, with the folder, the loggers and the callbacks of a run.
 
         Raises:
-            ConfigError: the run has no end.
+            ConfigError: the run has no end, or Lightning cannot make such a trainer.
         """
         config = self._get(self.config_init, "trainer")
         kwargs["default_root_dir"] = str(self.run_folder.path)
@@ -164,7 +171,10 @@ class TrainingCLI(LightningCLI):
         kwargs["enable_progress_bar"] = Console().is_terminal
         # Lightning's table counts no multiply-adds here and says 0; the modules log their own summary.
         kwargs["enable_model_summary"] = bool(config.enable_model_summary)
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, ModuleNotFoundError) as error:  # Lightning's
+            raise ConfigError(f"the trainer cannot be made: {' '.join(str(error).split())}") from error
         if self.subcommand == "fit" and trainer.max_epochs == -1 and trainer.max_steps == -1:
             raise ConfigError(
                 "the learning rate follows a schedule, which needs an end; set trainer.max_epochs "
@@ -188,7 +198,7 @@ class TrainingCLI(LightningCLI):
             StepSeed(),
             FiniteLoss(),
             FinalValidation(),
-            RichProgressBar() if Console().is_terminal else LineProgress(),
+            BarProgress() if Console().is_terminal else LineProgress(),
         ]
         if checkpointing:
             callbacks += [
@@ -238,6 +248,19 @@ class TrainingCLI(LightningCLI):
         except DataError:
             return False
         return metrics is not None and metrics.get("step") == step
+
+
+def _integers_first(parser: LightningArgumentParser) -> None:
+    """Let an integer stay one where a float is allowed, too: 1 batch, but 1.0 epoch.
+
+    jsonargparse tries the types of a union in order, and typing returns a union of the same types that any
+    library has made before, in whatever order.
+    """
+    for action in parser._actions:
+        kinds = get_args(getattr(action, "_typehint", None))
+        if {int, float} <= set(kinds):
+            ordered = sorted(kinds, key=lambda kind: kind is not int)
+            action._typehint = Union[tuple(ordered)]  # type: ignore[attr-defined]  # noqa: UP007
 
 
 def _clean(config: Namespace) -> None:

@@ -1,6 +1,8 @@
 """What the devices of a run exchange. With one device, nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,8 +16,21 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
 def _several() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _alone.get()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, this device computes as if there were no others."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def batch_mean(sums: Tensor, counts: Tensor) -> Tensor:
@@ -65,6 +80,45 @@ def gather_shares(share: Sequence[Item]) -> list[Item] | None:
         return None
     absent: Any = object()
     return [item for turn in zip_longest(*shares, fillvalue=absent) for item in turn if item is not absent]
+
+
+class Greatest:
+    """The greatest of all devices' values, exchanged while the devices compute.
+
+    Neither the host nor the computation waits for it until it is read. All devices start the same ones in
+    the same order.
+
+    Args:
+        value: of this device, a whole number without dimensions on the device that computes; overwritten.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self.work = dist.all_reduce(value, dist.ReduceOp.MAX, async_op=True) if _several() else None
+        self.copied: torch.cuda.Event | None = None
+        if value.is_cuda:
+            self._start_copy()
+
+    def _start_copy(self) -> None:
+        # On a stream of its own: the computation must not wait for the other devices.
+        device = self.value.device
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            self.value.record_stream(stream)
+            if self.work is not None:
+                self.work.wait()  # by the stream, not by the host
+            self.value = self.value.to("cpu", non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def read(self) -> int:
+        """The greatest value; waits for the exchange alone, not for what the device computes since."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        elif self.work is not None:
+            self.work.wait()
+        return int(self.value)
 
 
 def greatest(trainer: "Trainer", value: int) -> int:

@@ -6,32 +6,37 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from botnet.errors import TrainingError
-from botnet.training.distributed import greatest
+from botnet.training.distributed import Greatest
 from botnet.training.loader import Loader
+from botnet.training.progress import losses
 
 
 class FiniteLoss(Callback):
     """Stops a run whose loss is NaN or infinite, before it reaches the weights."""
 
+    def __init__(self) -> None:
+        self.loss: Tensor | None = None
+        self.broken: Greatest | None = None  # on any device
+
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Check the loss of all devices.
+        """Start to check the loss of all devices; the gradients are computed in the meantime."""
+        self.loss = loss.detach()
+        self.broken = Greatest((~torch.isfinite(self.loss)).any().int())
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop all devices, since none may wait for another's gradient; the optimiser has not stepped yet.
 
         Raises:
-            TrainingError: it is not finite on one of them.
+            TrainingError: the loss is not finite on one of them.
         """
-        broken = not bool(torch.isfinite(loss.detach()).all())
-        # All devices stop: none may wait for another's gradient.
-        if not greatest(trainer, int(broken)):
+        if self.loss is None or self.broken is None or not self.broken.read():
             return
+        loss = self.loss
         batch, loader = trainer.fit_loop.batch_idx, trainer.train_dataloader
         where = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {batch})"
-        if not broken:
+        if bool(torch.isfinite(loss).all()):
             raise TrainingError(f"{where}: the loss of another device is not finite; see its message")
-        parts = ", ".join(
-            f"{name.removeprefix('train/')} {float(value):g}"
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("train/")
-        )
+        parts = ", ".join(f"{name} {value:g}" for name, value in losses(trainer).items())
         samples = f" for {', '.join(loader.names(batch))}" if isinstance(loader, Loader) else ""
         raise TrainingError(
             f"{where}: the loss is {loss.item():g} ({parts}){samples}; the weights have not been changed. "

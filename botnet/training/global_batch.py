@@ -6,6 +6,7 @@ from typing import Any, Literal
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 
+from botnet.arguments import Count, checked
 from botnet.errors import ConfigError
 from botnet.training.task import data_of
 
@@ -25,9 +26,8 @@ class GlobalBatch(Callback):
         ConfigError: fewer than 1 image.
     """
 
-    def __init__(self, images: int, rule: Literal["accumulate", "linear"] = "accumulate") -> None:
-        if images < 1:
-            raise ConfigError(f"--global_batch {images}: an optimiser step needs 1 image or more")
+    @checked
+    def __init__(self, images: Count, rule: Literal["accumulate", "linear"] = "accumulate") -> None:
         self.images, self.rule = images, rule
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:

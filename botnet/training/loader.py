@@ -1,6 +1,7 @@
 """Data loaders whose order, shared among devices, a resumed run continues exactly."""
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from botnet.arguments import Count, Workers, checked
 from botnet.errors import BotnetError, ConfigError, DataError
 from botnet.training.seeding import Key, generator, run_seed
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Collate = Callable[[list[Any]], Any]
+MOST_WORKERS = 16  # each holds two batches in memory
 
 
 class Samples(Protocol):
@@ -244,10 +247,20 @@ class Loader(DataLoader[Any]):
         """Nothing to restore."""
 
 
+def default_workers(devices: int = 1) -> int:
+    """Processes that prepare samples for each of a machine's devices: its cores are shared out.
+
+    Only cores that this process may use count; from 1 to 16.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // devices, 1), MOST_WORKERS)
+
+
+@checked
 def make_loader(
     dataset: Samples,
-    batch_size: int,
-    num_workers: int,
+    batch_size: Count,
+    num_workers: Workers | None,
     collate: Collate,
     trainer: "Trainer | None" = None,
     *,
@@ -260,7 +273,7 @@ def make_loader(
         dataset: indexed by :data:`Key` in training, otherwise by a number; ``name(index)`` is the name of a
             sample in messages.
         batch_size: samples a batch.
-        num_workers: processes that prepare samples.
+        num_workers: processes that prepare samples; None: :func:`default_workers`.
         collate: a batch from a list of samples.
         trainer: whose devices share the samples, and which knows where a resumed run stopped; None: one
             device, from the start.
@@ -270,14 +283,12 @@ def make_loader(
             only in training, where they do not falsify a result. 0: the first ends the run.
 
     Raises:
-        ConfigError: a batch size below 1, fewer than 0 workers, or (``train``) fewer samples than one
+        ConfigError: a number out of its range, or (``train``) fewer samples than one
             optimiser step.
         DataError: when iterated: more samples than ``skip_broken`` cannot be read.
     """
-    if batch_size < 1:
-        raise ConfigError(f"no batch has {batch_size} images; raise the batch size to 1 or more")
-    if num_workers < 0:
-        raise ConfigError(f"{num_workers} workers are not possible; give 0 (none) or more")
+    if num_workers is None:
+        num_workers = default_workers(trainer.num_devices if trainer else 1)
     length = len(dataset)
     rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     sampler: Sampler[Any]

@@ -14,9 +14,22 @@ TYPES = {
     "str": "text",
     "list": "a list",
     "tuple": "a list",
+    "collections.abc.Iterable": "a list",
     "dict": "a mapping",
     "NoneType": "null",
 }
+RUN_OPTIONS = (
+    "config",
+    "seed_everything",
+    "trainer",
+    "model",
+    "data",
+    "row",
+    "global_batch",
+    "batch_rule",
+    "save_minutes",
+    "ckpt_path",
+)
 MAX_LENGTH = 300  # characters of a message of another form
 
 
@@ -26,12 +39,16 @@ def explain(message: str) -> str:
     Args:
         message: of its ``ArgumentError``.
     """
+    if message.startswith("the following arguments are required: "):  # the model's, without a recipe
+        return "no recipe: give one by --config, such as recipes/quickstart.yaml"
+    if unknown := re.match(r"unrecognized arguments: --([\w.]+)", message):
+        return _no_option(unknown[1].split("."), RUN_OPTIONS)
     keys = re.findall(r'Parser key "([^"]+)":', message)
     if unknown := re.search(r"Option '([^']+)' is not accepted", message):
         classes = re.findall(r"class_path '([\w.]+)'", message)
-        return _no_option([*keys, unknown[1]], classes[-1] if classes else "")
+        return _no_option([*keys, unknown[1]], _parameters(classes[-1]) if classes else ())
     if unknown := re.search(r"^Subcommand '\w+' does not accept option '([^']+)'", message):
-        return _no_option(unknown[1].split("."), "lightning.pytorch.Trainer")
+        return _no_option(unknown[1].split("."), _parameters("lightning.pytorch.Trainer"))
     option = "--" + ".".join(keys)
     given = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (.*)", message)
     allowed = _allowed(message)
@@ -41,13 +58,13 @@ def explain(message: str) -> str:
             return f"{option}: {value!r} is not a class that can be imported; give its path, package.Class"
         choices = [choice for choice in allowed if choice not in TYPES.values()]
         return f"{option}: {value!r} is not allowed; give {' or '.join(allowed)}{nearest(value, choices)}"
-    line = " ".join(message.split())
+    line = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", " ".join(message.split()))
     return line if len(line) <= MAX_LENGTH else line[:MAX_LENGTH] + " ..."
 
 
-def _no_option(keys: Sequence[str], class_path: str) -> str:
+def _no_option(keys: Sequence[str], known: Iterable[str]) -> str:
     """The message about an option of a class, or of the command, that does not exist."""
-    hint = nearest(keys[-1], _parameters(class_path))
+    hint = nearest(keys[0 if known is RUN_OPTIONS else -1], known)
     return f"--{'.'.join(keys)}: no such option{hint} (botnet fit --help lists all)"
 
 

@@ -1,8 +1,10 @@
 """Recipes and the base recipes they build on."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,19 +25,66 @@ def with_bases(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a base does not exist, or recipes build on each other.
     """
-    expanded: list[str] = []
+    parts = _with_recipes(arguments)
+    return [word for part in parts for word in ([part] if isinstance(part, str) else _options(part))]
+
+
+def _options(recipes: Sequence[Path]) -> list[str]:
+    return [word for file in recipes for word in ("--config", str(file))]
+
+
+def name_recipe(message: str, arguments: Sequence[str]) -> str:
+    """A message about an option, headed by the recipe that sets the option where the command line does not.
+
+    Args:
+        message: begins with the option, ``--data.canvas: ``; another is returned as it is.
+        arguments: of the command line.
+    """
+    option, source = re.match(r"--([\w.]+): ", message), ""
+    if option is None:
+        return message
+    for part in _with_recipes(arguments):
+        if isinstance(part, str):
+            if part.partition("=")[0].replace(".init_args", "") == f"--{option[1]}":
+                source = ""
+            continue
+        for file in part:
+            if _sets(file, option[1].split(".")):
+                source = f"{file}: " if file is part[-1] else f"{file}, a base of {part[-1]}: "
+    return source + message
+
+
+def _sets(file: Path, keys: Sequence[str]) -> bool:
+    """Whether a recipe has a value under these keys; ``init_args`` may be left out of them."""
+    node: Any = _read(file)
+    for key in keys:
+        if isinstance(node, dict) and key not in node:
+            node = node.get("init_args")
+        if not isinstance(node, dict) or key not in node:
+            return False
+        node = node[key]
+    return True
+
+
+def _with_recipes(arguments: Sequence[str]) -> Iterator[str | list[Path]]:
+    """The arguments, each recipe as the list of its bases and itself."""
     rest = iter(arguments)
     for argument in rest:
         flag, _, value = argument.partition("=")
         if argument.startswith("-c"):  # the parser accepts -cFILE, too
             flag, value = "-c", argument[2:].removeprefix("=")
         if flag not in ("--config", "-c"):
-            expanded.append(argument)
+            yield argument
             continue
-        path = value or next(rest, "")
-        for file in _bases(Path(path)):
-            expanded += ["--config", str(file)]
-    return expanded
+        yield _bases(Path(value or next(rest, "")))
+
+
+def _read(file: Path) -> Any:
+    """A recipe's content; None for a file that is none, which the parser refuses."""
+    try:
+        return yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
 
 
 def _packaged(path: Path) -> Path:
@@ -50,11 +99,7 @@ def _bases(path: Path) -> list[Path]:
     """A recipe after all those that it builds on."""
     chain = [_packaged(path)]
     while chain[0].is_file():
-        # The parser refuses a file that is no recipe at all.
-        try:
-            recipe = yaml.safe_load(chain[0].read_text())
-        except (yaml.YAMLError, UnicodeDecodeError):
-            break
+        recipe = _read(chain[0])
         base = recipe.get("base") if isinstance(recipe, dict) else None
         if not base:
             break

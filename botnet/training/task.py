@@ -17,10 +17,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
 from botnet import __version__
+from botnet.arguments import Count, CountOrZero, Part, PartBelowOne, PositiveFactor, Workers, checked
 from botnet.errors import ConfigError, first_few
 from botnet.layers import MHSA2d
 from botnet.training.checkpoint_file import FORMAT, check_format
 from botnet.training.loader import Loader, Samples, make_loader
+from botnet.training.memory import step_bytes, total_memory
 from botnet.training.run_folder import EvaluationFolder, RunFolder
 from botnet.visualize.curves import plot_curves
 
@@ -36,12 +38,13 @@ class TaskDataModule(L.LightningDataModule):
     Args:
         batch_size: images a step on each device.
         val_batch_size: images at once in validation.
-        num_workers: processes that prepare images.
+        num_workers: processes that prepare images; default: as many as the machine has cores for each device,
+            at most 16.
         skip_broken: different training images on each device that may be unreadable, and are replaced by
             others; 0: the first ends the run.
 
     Raises:
-        ConfigError: a batch size below 1.
+        ConfigError: a number out of its range.
 
     Attributes:
         train_set: indexed by (epoch, index).
@@ -51,10 +54,15 @@ class TaskDataModule(L.LightningDataModule):
     train_set: Samples
     val_set: Samples
 
-    def __init__(self, batch_size: int, val_batch_size: int, num_workers: int, skip_broken: int = 0) -> None:
+    @checked
+    def __init__(
+        self,
+        batch_size: Count,
+        val_batch_size: Count,
+        num_workers: Workers | None = None,
+        skip_broken: CountOrZero = 0,
+    ) -> None:
         super().__init__()
-        if min(batch_size, val_batch_size) < 1:
-            raise ConfigError(f"no batch has {min(batch_size, val_batch_size)} images; raise it to 1 or more")
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.num_workers, self.skip_broken = num_workers, skip_broken
 
@@ -132,8 +140,13 @@ class TaskModule(L.LightningModule):
     metric_max: float
     schedule_settings: tuple[str, ...]
 
+    @checked
     def __init__(
-        self, learning_rate: float, momentum: float, weight_decay: float, init_from: Path | None
+        self,
+        learning_rate: PositiveFactor,
+        momentum: PartBelowOne,
+        weight_decay: Part,
+        init_from: Path | None,
     ) -> None:
         super().__init__()
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
@@ -215,6 +228,27 @@ class TaskModule(L.LightningModule):
                 f"{len(data.val_set)} validation images are fewer than {trainer.world_size} devices; each "
                 "needs one"
             )
+        if stage == "fit":
+            self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Refuse a batch that cannot fit, whatever else is in memory."""
+        device, batch = self.trainer.strategy.root_device, self.training_batch()
+        available = total_memory(device)
+        if available is None or batch is None:
+            return
+        network, images = batch
+        needed = step_bytes(network, images, half="16" in str(self.trainer.precision))
+        if needed > available:
+            raise ConfigError(
+                f"a training step of {images[0]} images of {images[2]} x {images[3]} pixels takes "
+                f"{needed / 1e9:.3g} GB at least, and {device} has {available / 1e9:.3g} GB; lower "
+                "data.batch_size, or the size of the images"
+            )
+
+    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]] | None:
+        """What sees the images, and the shape of a batch; None where they are not known."""
+        return None
 
     # The next two hooks come after a checkpoint was read.
 

@@ -1,6 +1,7 @@
-"""The attention picture: what one place of an image attends to in the first BoT block, head by head."""
+"""The attention picture: what one place of an image attends to in a BoT block, head by head."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from botnet.errors import ConfigError
 from botnet.layers import MHSA2d
-from botnet.visualize.panels import titled_row
+from botnet.visualize.panels import titled_column, titled_row
 
 PANEL = 320  # least longer side of a panel in pixels
 COLOURS = matplotlib.colormaps["inferno"]
@@ -22,11 +23,26 @@ class AttentionProbe:
 
     Args:
         layer: the layer.
+        name: of its block in the network.
     """
 
-    def __init__(self, layer: MHSA2d) -> None:
-        self.layer = layer
+    def __init__(self, layer: MHSA2d, name: str) -> None:
+        self.layer, self.name = layer, name
         self.map: Tensor | None = None  # the latest input, (B, C, H, W)
+
+    def record(self, _layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        """Keep the input; a forward pre-hook."""
+        self.map = inputs[0].detach()
+
+    @property
+    def title(self) -> str:
+        """The block, its stage and the size of its map."""
+        assert self.map is not None, "the network has not run yet"
+        stage = re.search(r"layer(\d)", self.name)  # timm's ResNets count from 1, c2 is the first
+        height, width = self.map.shape[-2:]
+        return (
+            f"{self.name}{f', stage c{int(stage[1]) + 1}' if stage else ''}, map of {height} x {width} cells"
+        )
 
     @torch.inference_mode()
     def weights(self, y: float, x: float) -> tuple[Tensor, tuple[int, int]]:
@@ -46,29 +62,53 @@ class AttentionProbe:
         return weights[0, :, 0].unflatten(-1, (height, width)), (row, column)
 
 
+def attention_layers(model: nn.Module) -> dict[str, MHSA2d]:
+    """The attention layers of a network by the names of their blocks, in the order of its parts."""
+    return {
+        name.rpartition(".")[0] or name: module
+        for name, module in model.named_modules()
+        if isinstance(module, MHSA2d)
+    }
+
+
 @contextmanager
-def probe_attention(model: nn.Module) -> Iterator[AttentionProbe]:
-    """Record the input of a network's first attention layer while it runs in this context.
+def probe_attention(model: nn.Module, block: str | None = None) -> Iterator[list[AttentionProbe]]:
+    """Record the inputs of a network's attention layers while it runs in this context.
+
+    Args:
+        model: the network.
+        block: name of a BoT block, or "all"; the first one by default.
 
     Raises:
-        ConfigError: the network has no such layer.
+        ConfigError: the network has no BoT block, or none of that name.
     """
-    layer = next((module for module in model.modules() if isinstance(module, MHSA2d)), None)
-    if layer is None:
+    layers = attention_layers(model)
+    if not layers:
         raise ConfigError(
             f"{type(model).__name__} has no BoT block, so there is no attention to draw; --attention is for "
             "the BoTNets"
         )
-    probe = AttentionProbe(layer)
-
-    def record(_layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        probe.map = inputs[0].detach()
-
-    handle = layer.register_forward_pre_hook(record)
+    if block is not None and block not in (*layers, "all"):
+        raise ConfigError(f"--block {block}: the BoT blocks are {', '.join(layers)}; or give all")
+    names = list(layers) if block == "all" else [block or next(iter(layers))]
+    probes = [AttentionProbe(layers[name], name) for name in names]
+    handles = [probe.layer.register_forward_pre_hook(probe.record) for probe in probes]
     try:
-        yield probe
+        yield probes
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def attention_sheet(image: Tensor, probes: Sequence[AttentionProbe], y: float, x: float) -> Image.Image:
+    """The attention pictures of blocks one above the other, each below the block's name and map size.
+
+    Args:
+        image: what the network was given, (3, h, w) uint8.
+        probes: of the blocks.
+        y, x: place of the query as fractions of the image's height and width, in [0, 1).
+    """
+    return titled_column([(attention_picture(image, *probe.weights(y, x)), probe.title) for probe in probes])
 
 
 def attention_picture(image: Tensor, weights: Tensor, cell: tuple[int, int]) -> Image.Image:

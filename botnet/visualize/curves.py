@@ -1,17 +1,20 @@
 """Training curves."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-# They repeat other columns, for the choice of the best checkpoint.
-REPEATED = ("val/AP", "val/top1", "val/top5")
+# They repeat other columns, or val/loss repeats them.
+REPEATED = ("val/AP", "val/top1", "val/top5", "val/model_loss", "val/ema_loss")
 
 Series = dict[str, dict[float, float]]  # value by step, by name
 
 
 def plot_curves(tables: Sequence[Path], path: Path, metric_max: float = 1.0) -> None:
     """Plot losses and validation metrics against the step, from the CSV logs of a run.
+
+    A validation loss has the colour of its training loss. The legends give the last value of each curve. The
+    metrics of a single validation are drawn as bars.
 
     Args:
         tables: ``metrics.csv`` files, several after resumptions. Steps after the checkpoint of an interrupted
@@ -24,20 +27,42 @@ def plot_curves(tables: Sequence[Path], path: Path, metric_max: float = 1.0) -> 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (losses, metrics) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name, points in _read_series(tables).items():
-        axis = losses if name.startswith("train/") or name.endswith("loss") else metrics
-        steps, values = zip(*sorted(points.items()), strict=True)
-        style = {"marker": "o", "markersize": 3} if name.startswith("val/") else {"linewidth": 1}
-        axis.plot(steps, values, label=name.removeprefix("train/"), **style)
-    losses.set(xlabel="step", title="losses", yscale="log")
-    metrics.set(xlabel="step", title="validation", ylim=(0, metric_max))
-    for axis in (losses, metrics):
+    series = {name: sorted(points.items()) for name, points in _read_series(tables).items()}
+    losses = {name: points for name, points in series.items() if _is_loss(name, series)}
+    metrics = {name: points for name, points in series.items() if name not in losses}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    colours: dict[str, str] = {}
+    for name, points in losses.items():
+        colour = colours.setdefault(name.partition("/")[2], f"C{len(colours) % 10}")
+        style = {"linewidth": 1} if name.startswith("train/") else {"linestyle": "--", "marker": "o"}
+        left.plot(*zip(*points, strict=True), color=colour, markersize=4, label=_label(name, points), **style)
+    left.set(xlabel="step", title="losses", yscale="log")
+    steps = {step for points in metrics.values() for step, _ in points}
+    if len(steps) == 1:
+        bars = right.barh(list(metrics), [points[0][1] for points in metrics.values()], color="C0")
+        right.bar_label(bars, fmt="%.3f", padding=3)
+        # Room for the number beside the longest bar.
+        right.set(title=f"validation at step {steps.pop():.0f}", xlim=(0, 1.15 * metric_max))
+        right.invert_yaxis()
+    else:
+        for name, points in metrics.items():
+            right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=_label(name, points))
+        right.set(xlabel="step", title="validation", ylim=(0, metric_max))
+    for axis in (left, right):
         axis.grid(alpha=0.3)
-        if axis.has_data():
-            axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _is_loss(name: str, series: Collection[str]) -> bool:
+    part = name.partition("/")[2]
+    return name.startswith("train/") or f"train/{part}" in series
+
+
+def _label(name: str, points: Sequence[tuple[float, float]]) -> str:
+    return f"{name}  {points[-1][1]:.3f}"
 
 
 def _read_series(tables: Sequence[Path]) -> Series:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-TITLE_BAR, GAP = 26, 6  # pixels
+TITLE_BAR, GAP = 26, 6  # pixels; the bar grows with panels higher than 650
 TILE, CAPTION_LINE, COLUMNS = 176, 18, 4  # pixels, pixels, tiles in a row
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -18,18 +18,33 @@ def titled_row(panels: Sequence[tuple[Image.Image, str]], box: Box | None = None
         box: outlined in each image.
     """
     width = sum(image.width + GAP for image, _ in panels) - GAP
-    sheet = Image.new("RGB", (width, panels[0][0].height + TITLE_BAR), "white")
+    bar = max(TITLE_BAR, panels[0][0].height // 25)
+    sheet = Image.new("RGB", (width, panels[0][0].height + bar), "white")
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=15)
+    font = ImageFont.load_default(size=15 * bar // TITLE_BAR)
     left = 0
     for image, title in panels:
-        sheet.paste(image, (left, TITLE_BAR))
-        pen.text((left + 4, 4), title, font=font, fill="black")
+        sheet.paste(image, (left, bar))
+        pen.text((left + 4, bar // 6), title, font=font, fill="black")
         if box is not None:
-            x1, y1, x2, y2 = (left + box[0], TITLE_BAR + box[1], left + box[2], TITLE_BAR + box[3])
+            x1, y1, x2, y2 = (left + box[0], bar + box[1], left + box[2], bar + box[3])
             pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black", width=1)
             pen.rectangle((x1, y1, x2, y2), outline="white", width=2)
         left += image.width + GAP
+    return sheet
+
+
+def titled_column(panels: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """Images one above the other, each below its title."""
+    size = max(image.width for image, _ in panels), sum(image.height + TITLE_BAR for image, _ in panels)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=15)
+    top = 0
+    for image, title in panels:
+        pen.text((4, top + 4), title, font=font, fill="black")
+        sheet.paste(image, (0, top + TITLE_BAR))
+        top += image.height + TITLE_BAR
     return sheet
 
 

@@ -265,8 +265,8 @@ def test_refuses_data_that_do_not_match(four, tmp_path, capsys):
         (torn, ["--workers", 1], "cat/0.jpg: cannot be decoded"),
         (hollow, [], "bee: a class folder without images"),
         (data, ["--label-map", names], "dog; map them to its classes by --label-map"),
-        (data, ["--crop", 1.5], "--crop 1.5"),
-        (data, ["--size", 0], "--size 0"),
+        (data, ["--crop", 1.5], "--crop: 1.5"),
+        (data, ["--size", 0], "--size: 0"),
         (data, ["--device", "abacus"], "--device abacus"),
         (data, ["--output", tmp_path], "--output"),
     ):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from botnet.classification.classifier import open_classifier
+from botnet.classification.image_classifier import TorchClassifier
 from botnet.classification.predict import _place_in_crop, classify
 from botnet.cli import main
 from botnet.errors import DataError
@@ -76,7 +77,7 @@ def test_a_checkpoint_may_have_brackets_in_its_path(weights, tmp_path):
     classifier = open_classifier(NETWORK, weights, size=64, device="cpu")
     classifier = replace(classifier, name="exp[/v2]/best.ckpt")
     picture(1).save(tmp_path / "a.jpg")
-    assert len(classify(classifier, [tmp_path / "a.jpg"], tmp_path / "out")[0]) == 1
+    assert len(classify(TorchClassifier(classifier), [tmp_path / "a.jpg"], tmp_path / "out")[0]) == 1
 
 
 def test_scores_are_the_networks_softmax(weights, names, tmp_path):

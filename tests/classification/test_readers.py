@@ -230,5 +230,5 @@ def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
         open_reader(tmp_path / "void")
     with pytest.raises(DataError, match="no such file or folder"):
         open_reader(tmp_path / "gone")
-    with pytest.raises(ConfigError, match="no reader 'zip'"):
+    with pytest.raises(ConfigError, match="reader: 'zip' is not allowed"):
         open_reader(folder, "zip")

@@ -82,7 +82,7 @@ def test_make_images_refuses(authors_files, tmp_path):
         make_images(tmp_path / "made", authors_files, 25, 12, progress=False)
     with pytest.raises(DataError, match="30 train images"):
         make_images(tmp_path / "more", authors_files, 31, 12, progress=False)
-    with pytest.raises(ConfigError, match="needs train >= 1"):
+    with pytest.raises(ConfigError, match="train: 0 is not allowed"):
         make_images(tmp_path / "more", authors_files, 0, 12, progress=False)
     (authors_files / "t10k-labels-idx1-ubyte.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="no gzipped IDX file"):

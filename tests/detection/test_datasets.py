@@ -14,7 +14,7 @@ from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import TrainDataset, collate
 from botnet.detection.metric import CocoMetric, truth_of
 from botnet.detection.placement import Placement
-from botnet.detection.results import coco_results
+from botnet.detection.results import to_coco, true_detections
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform
 from botnet.errors import ConfigError, DataError
 from botnet.images import denormalise
@@ -138,7 +138,7 @@ def test_a_broken_pasted_image_is_replaced_and_marked(made, log_to_stderr, capfd
 
 def test_copy_paste_needs_masks_and_a_probability(made):
     for arguments in ({"copy_paste": 1.5}, {"copy_paste": 0.5, "masks": False}):
-        with pytest.raises(ConfigError, match="it is a probability"):
+        with pytest.raises(ConfigError, match="copy_paste"):
             made.dataset(train=True, **arguments)
 
 
@@ -212,12 +212,15 @@ def test_scores_are_those_of_pycocotools_where_masks_are_absent(made, segmentati
     for annotation in made.data["annotations"]:
         annotation |= {"area": 25, "iscrowd": 0}
     samples, results = made.dataset(masks=masks), []
-    metric = CocoMetric(samples.instances.class_names, masks)
+    names, ids = samples.instances.class_names, samples.instances.category_ids
+    metric = CocoMetric(names, ids, masks)
     for _, target in samples:
-        result = {key: target[key] for key in ("boxes", "labels", "masks") if key in target}
-        result["scores"] = torch.linspace(0.9, 0.1, len(target["labels"]))
-        metric.update(result, truth_of(target))
-        results += coco_results(result, target["image_id"], samples.instances.category_ids)
+        detections = true_detections(target, names, target["size"])
+        detections.data["category_id"] = np.array(ids)[detections.class_id]
+        detections.confidence = np.linspace(0.9, 0.1, len(detections), dtype=np.float32)
+        found = to_coco(detections, target["image_id"])
+        metric.update(found, truth_of(target))
+        results += found
     report = metric.report()
 
     theirs = COCO(made.file)

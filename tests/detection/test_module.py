@@ -74,6 +74,17 @@ def test_callbacks_of_the_recipe_are_kept(digits, tmp_path):
     assert "lr-SGD" in header
 
 
+def test_validation_logs_its_losses(run):
+    _, folder = run
+    rows = list(csv.DictReader((folder / "csv" / "version_0" / "metrics.csv").open()))
+    names = ["rpn_score", "rpn_box", "class", "box", "mask"]
+    (losses,) = [row for row in rows if row["val/loss"]][:1]
+    parts = [float(losses[f"val/{name}"]) for name in names]
+    assert all(part > 0 for part in parts)
+    assert float(losses["val/loss"]) == pytest.approx(sum(parts), rel=1e-5)
+    assert set(json.loads((folder / "metrics.json").read_text())) == {"epoch", "step", "box", "mask"}
+
+
 def test_validate_gives_the_numbers_of_the_run(run):
     recipe, folder = run
     checkpoint = folder / "checkpoints" / "last.ckpt"

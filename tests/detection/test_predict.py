@@ -7,10 +7,13 @@ import pytest
 from PIL import Image
 
 from botnet.cli import main
-from botnet.detection import predict
 from botnet.detection.checkpoint import load_detector
+from botnet.detection.detector import TorchDetector
 from botnet.detection.image_files import image_ids
+from botnet.detection.predict import predict
+from botnet.detection.records import ImageRecord
 from botnet.errors import DataError
+from botnet.images import image_files
 from tests.support.classification import picture
 from tests.support.detection import write_detector
 
@@ -18,7 +21,7 @@ pytestmark = pytest.mark.long
 
 
 def records_of(**ids):
-    return [{"id": image_id, "file_name": name} for name, image_id in ids.items()]
+    return [ImageRecord(image_id, name, 1, 1) for name, image_id in ids.items()]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,29 @@ def folder(tmp_path):
     return folder
 
 
+def test_frames_in_folders_of_every_mode_are_drawn_into_the_same_folders(detector, tmp_path):
+    source, output = tmp_path / "videos", tmp_path / "found"
+    modes = ("L", "I;16", "P", "RGBA", "CMYK")
+    for number, mode in enumerate(modes):
+        path = source / f"video{number}" / "frames" / "000001.tif"
+        path.parent.mkdir(parents=True)
+        Image.new(mode, (40, 30)).save(path)
+    call = ["predict", str(detector), str(source), "--output", str(output), "--score", "0"]
+    assert main(call) == 2
+    assert not output.exists()
+    assert main([*call, "--recursive"]) == 0
+    names = [f"video{number}/frames/000001" for number in range(len(modes))]
+    assert sorted(path.relative_to(output).as_posix() for path in output.rglob("*.png")) == [
+        f"{name}.png" for name in names
+    ]
+    records = json.loads((output / "results_bbox.json").read_text())
+    assert {record["file_name"] for record in records} <= {f"{name}.tif" for name in names}
+    assert len({record["image_id"] for record in records}) == len({record["file_name"] for record in records})
+    (source / "circle").symlink_to(source)
+    with pytest.raises(DataError, match="circle is a symbolic link to a folder that holds it"):
+        image_files([source], recursive=True)
+
+
 def test_a_broken_image_is_left_out(detector, folder, tmp_path, capsys):
     out = tmp_path / "out"
     call = ["predict", str(detector), str(folder), "--device", "cpu", "--output", str(out)]
@@ -119,9 +145,8 @@ def test_attention_costs_no_second_pass_of_the_network(detector, folder, tmp_pat
     network, metadata = load_detector(detector)
     network.backbone.register_forward_hook(lambda *_: passes.append(None))
     open_file = Image.open
-    monkeypatch.setattr(predict, "load_detector", lambda _: (network, metadata))
     monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or open_file(path))
-    predict.predict(detector, [folder / "a.png"], tmp_path / "out", attention=True, device="cpu")
+    predict(TorchDetector(network, **metadata), [folder / "a.png"], tmp_path / "out", attention=True)
     assert (tmp_path / "out" / "attention" / "a.png").is_file()
     assert (len(passes), len(opened)) == (1, 2)
 

@@ -25,7 +25,7 @@ def originals(instances, folder: Path) -> Iterator[tuple[np.ndarray, dict]]:
     for index, record in enumerate(samples.instances.images):
         _, target = samples[index]
         size = target["size"]
-        picture = np.asarray(load_image(Path(folder) / record["file_name"], size))
+        picture = np.asarray(load_image(Path(folder) / record.file_name, size))
         masks = np.zeros((len(target["masks"]), *size), np.uint8)
         for mask, rle in zip(masks, target["masks"], strict=True):
             mask[:] = decode_mask(rle, *size)

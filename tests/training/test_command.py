@@ -4,6 +4,7 @@ import json
 import os
 from types import SimpleNamespace
 
+import lightning.pytorch as L
 import pytest
 import torch
 import yaml
@@ -12,10 +13,12 @@ from botnet.cli import main
 from botnet.detection import RCNN, DetectionModule
 from botnet.errors import ConfigError
 from botnet.training import progress as progress_module
+from botnet.training.finite_loss import FiniteLoss
 from botnet.training.global_batch import GlobalBatch
-from botnet.training.progress import LineProgress
+from botnet.training.progress import BarProgress, LineProgress
 from botnet.training.recipes import with_bases
 from tests.support.recipes import DETECTOR
+from tests.support.synchronisations import Synchronisations
 from tests.support.tiny import Stopped, TinyData, TinyModule, end_at, fit, learnt, write_tiny
 
 pytestmark = pytest.mark.long
@@ -122,7 +125,7 @@ def test_a_batch_that_the_devices_cannot_make_up_is_refused(images, count, each)
 
 @pytest.mark.parametrize("images", [0, -4])
 def test_a_batch_without_images_is_refused(images):
-    with pytest.raises(ConfigError, match=f"--global_batch {images}"):
+    with pytest.raises(ConfigError, match=f"images: {images} is not allowed"):
         GlobalBatch(images)
 
 
@@ -209,7 +212,7 @@ def test_the_time_left_is_that_of_this_start(monkeypatch, log):
         is_global_zero=True,
         global_step=100,
         estimated_stepping_batches=210,
-        progress_bar_metrics={"train/loss": 0.5, "v": 1},
+        callback_metrics={"train/loss": 0.5, "v": 1},
     )
     progress = LineProgress(seconds=20)
     progress.on_train_start(trainer, None)  # a run that resumes after 100 steps
@@ -220,6 +223,47 @@ def test_the_time_left_is_that_of_this_start(monkeypatch, log):
     progress.on_train_batch_end(trainer)
     # 10 steps in 50 s: the other 100 take 500 s.
     assert log.messages == ["step 110/210  loss 0.500  8.3 min left"]
+
+
+def test_the_bar_reads_the_losses_once_a_second(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    losses = {"train/loss": torch.tensor(0.5), "val/AP": torch.tensor(0.1)}
+    trainer = SimpleNamespace(callback_metrics=losses, progress_bar_metrics={"val/AP": 0.1}, loggers=[])
+    bar = BarProgress(seconds=1)
+    assert bar.get_metrics(trainer, None) == {"val/AP": 0.1, "loss": 0.5}
+    now[0], losses["train/loss"] = 0.9, torch.tensor(0.25)
+    with Synchronisations() as counted:
+        assert bar.get_metrics(trainer, None)["loss"] == 0.5
+    assert counted.total == 0
+    now[0] = 1.0
+    assert bar.get_metrics(trainer, None)["loss"] == 0.25
+
+
+def test_a_step_of_lightning_waits_for_a_gpu_once():
+    """For the check of the loss; here with a bar that shows the losses."""
+    found = []
+
+    class Count(L.Callback):
+        def on_train_batch_start(self, *_):
+            self.counted = Synchronisations()
+            self.counted.__enter__()
+
+        def on_train_batch_end(self, *_):
+            self.counted.__exit__(None, None, None)
+            found.append(dict(self.counted.found))
+
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[FiniteLoss(), BarProgress(seconds=1e9), Count()],
+    )
+    trainer.fit(TinyModule(), TinyData())
+    # The module lists its samples itself; the bar has shown the losses of the first step.
+    assert found[1:] == [{"tolist": 1, "aten._local_scalar_dense": 1}] * 5
 
 
 # ---- the run's folder

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import get_context
 
-from botnet.training.distributed import batch_mean, gather_shares, sum_over_devices
+from botnet.training.distributed import Greatest, batch_mean, gather_shares, sum_over_devices
 
 pytestmark = pytest.mark.long
 
@@ -15,7 +15,10 @@ def device(rank, world, store, answers):
     sums = torch.tensor([[6.0, 0.0], [4.0, 0.0], [2.0, 0.0]])[rank]
     counts = torch.tensor([[1, 0], [2, 0], [3, 0]])[rank]
     shares = gather_shares(list(range(7))[rank::world])
-    answers.put((rank, batch_mean(sums, counts).tolist(), shares, sum_over_devices(counts).tolist()))
+    first, second = Greatest(torch.tensor(rank)), Greatest(torch.tensor(-rank))  # both at once
+    greatest = second.read(), first.read()
+    means = batch_mean(sums, counts).tolist()
+    answers.put((rank, means, shares, greatest, sum_over_devices(counts).tolist()))
     dist.destroy_process_group()
 
 
@@ -31,12 +34,14 @@ def test_means_shares_and_sums_of_three_devices(tmp_path):
     for worker in workers:
         worker.join()
     # Twelve over six; the shares average to it. Nothing counted is 0.
-    assert torch.tensor([mean for _, mean, _, _ in found]).mean(0).tolist() == [2.0, 0.0]
-    assert [shares for _, _, shares, _ in found] == [[0, 1, 2, 3, 4, 5, 6], None, None]
+    assert torch.tensor([mean for _, mean, *_ in found]).mean(0).tolist() == [2.0, 0.0]
+    assert [shares for _, _, shares, *_ in found] == [[0, 1, 2, 3, 4, 5, 6], None, None]
+    assert [greatest for *_, greatest, _ in found] == [(0, 2)] * 3
     assert [sums for *_, sums in found] == [[6, 0]] * 3
 
 
 def test_one_device_exchanges_nothing():
     assert batch_mean(torch.tensor([6.0, 0.0]), torch.tensor([3, 0])).tolist() == [2.0, 0.0]
+    assert Greatest(torch.tensor(7)).read() == 7
     assert gather_shares([3, 1]) == [3, 1]
     assert sum_over_devices(torch.tensor([2, 5])).tolist() == [2, 5]

@@ -11,7 +11,14 @@ import torch
 from torch.utils.data import SequentialSampler, default_collate
 
 from botnet.errors import CheckpointError, ConfigError, DataError
-from botnet.training.loader import EpochSampler, EvalSampler, Loader, SkipBrokenDataset, make_loader
+from botnet.training.loader import (
+    EpochSampler,
+    EvalSampler,
+    Loader,
+    SkipBrokenDataset,
+    default_workers,
+    make_loader,
+)
 from botnet.training.seeding import generator
 from tests.support.tiny import Numbers
 
@@ -182,7 +189,22 @@ def test_a_sampler_of_the_trainer_is_refused():
         next(iter(loader))
 
 
-@pytest.mark.parametrize(("batch", "workers", "message"), [(0, 0, "no batch has 0"), (2, -1, "-1 workers")])
+@pytest.mark.parametrize(
+    ("cores", "devices", "workers"), [(1, 1, 1), (2, 1, 2), (2, 8, 1), (8, 2, 4), (96, 1, 16), (96, 8, 12)]
+)
+def test_the_cores_of_a_machine_are_shared_out(cores, devices, workers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert default_workers(devices) == workers
+
+
+def test_by_default_there_are_no_more_workers_than_torch_suggests(recwarn):
+    make_loader(Numbers(8), 2, None, default_collate, train=False)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "message"), [(0, 0, "batch_size: 0"), (2, -1, "num_workers: -1")]
+)
 def test_impossible_batches_and_workers_are_refused(batch, workers, message):
     with pytest.raises(ConfigError, match=message):
         make_loader(Numbers(4), batch, workers, default_collate, train=False)

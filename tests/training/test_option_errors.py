@@ -37,7 +37,10 @@ from botnet.training.recipes import RECIPES
             "--data: 'botnet.detection.Nope' is not a class that can be imported; "
             "give its path, package.Class",
         ),
-        (["--datas.canvas", "3"], "unrecognized arguments: --datas.canvas 3"),
+        (
+            ["--datas.canvas", "3"],
+            "--datas.canvas: no such option; did you mean data? (botnet fit --help lists all)",
+        ),
         (["--model.detector.backbone"], "argument --model: expected one argument"),
     ],
 )
@@ -62,11 +65,11 @@ def test_the_command_answers_in_one_line(given, expected, tmp_path, capsys):
         ),
     ],
 )
-def test_so_it_does_for_a_recipe(lines, expected, tmp_path, capsys):
+def test_so_it_does_for_a_recipe_and_names_it(lines, expected, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"base": str(RECIPES / "quickstart.yaml"), **lines}))
     assert main(["fit", "--config", str(recipe)]) == 2
-    assert capsys.readouterr().err == f"botnet: {expected}\n"
+    assert capsys.readouterr().err == f"botnet: {recipe}: {expected}\n"
 
 
 def test_messages_of_another_form_are_joined_and_cut():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -9,7 +10,12 @@ from torch import nn
 from botnet.cli import main
 from botnet.errors import ConfigError
 from botnet.layers import MHSA2d
-from botnet.visualize.attention import attention_picture, probe_attention
+from botnet.visualize.attention import (
+    attention_layers,
+    attention_picture,
+    attention_sheet,
+    probe_attention,
+)
 from tests.support import oracle
 from tests.support.classification import picture, weights_file
 from tests.support.detection import write_detector
@@ -66,7 +72,7 @@ def test_the_probe_records_the_first_layer_until_the_context_ends():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), MHSA2d(8, 2, feat_size=(4, 6)), MHSA2d(8, 4, feat_size=(4, 6)))
     x = torch.randn(1, 3, 4, 6)
-    with probe_attention(model) as probe, torch.inference_mode():
+    with probe_attention(model) as (probe,), torch.inference_mode():
         model(x)
         weights, cell = probe.weights(0.99, 0.5)
     assert cell == (3, 3)
@@ -77,6 +83,28 @@ def test_the_probe_records_the_first_layer_until_the_context_ends():
     model(x)
     assert probe.map is before
     with pytest.raises(ConfigError, match="no BoT block"), probe_attention(nn.Sequential()):
+        pass
+
+
+def test_blocks_are_chosen_by_name_and_each_is_shown():
+    torch.manual_seed(0)
+    model = timm.create_model("botnet_tiny", num_classes=3, img_size=64).eval()
+    names = ["layer4.0", "layer4.1", "layer4.2"]
+    assert list(attention_layers(model)) == names
+    with probe_attention(model, "all") as probes, probe_attention(model, names[1]) as (second,):
+        model(torch.randn(1, 3, 64, 96))
+    assert [probe.name for probe in probes] == names
+    assert probes[0].title == "layer4.0, stage c5, map of 4 x 6 cells"
+    assert probes[1].title == second.title == "layer4.1, stage c5, map of 2 x 3 cells"
+    assert torch.equal(second.map, probes[1].map)
+    image = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    sheet = np.asarray(attention_sheet(image, probes, 0.5, 0.5))
+    rows = [np.asarray(attention_sheet(image, [probe], 0.5, 0.5)) for probe in probes]
+    np.testing.assert_array_equal(sheet, np.concatenate(rows))
+    with (
+        pytest.raises(ConfigError, match=r"--block c5: the BoT blocks are layer4\.0, .*; or give all"),
+        probe_attention(model, "c5"),
+    ):
         pass
 
 
@@ -107,7 +135,7 @@ def test_the_command_draws_every_image(pixel, tmp_path):
     assert main(call) == 0
     drawn = sorted((tmp_path / "out" / "attention").iterdir())
     assert [path.name for path in drawn] == ["0.png", "1.png"]
-    assert Image.open(drawn[0]).size == (5 * 320 + 4 * 6, 320 + 26)  # the image and four heads
+    assert Image.open(drawn[0]).size == (5 * 320 + 4 * 6, 26 + 320 + 26)  # the image and four heads
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +148,15 @@ def test_the_attention_of_a_detector_is_drawn_on_its_canvas(detector, tmp_path, 
     picture(1, (100, 60)).save(tmp_path / "a.jpg")
     call = ["predict", str(detector), str(tmp_path / "a.jpg"), "--attention", "--device", "cpu"]
     out = tmp_path / "out"
-    assert main([*call, "--output", str(out), "--pixel", "99", "30"]) == 0
+    assert main([*call, "--output", str(out), "--pixel", "99", "30", "--block", "all"]) == 0
     drawn = Image.open(out / "attention" / "a.png")
-    assert drawn.size == (5 * 320 + 4 * 6, 320 + 26)
-    pixels = np.asarray(drawn)[26:, :320]
+    assert drawn.size == (5 * 320 + 4 * 6, 3 * (26 + 320 + 26))
+    pixels = np.asarray(drawn)[52:, :320]
     assert pixels[:185].mean() > 40  # the image, 128 x 77 of 128 pixels
     assert main([*call, "--output", str(tmp_path / "other"), "--pixel", "100", "30"]) == 2
     assert "100 x 60 pixels, none at 100 30" in capsys.readouterr().err
+    assert main([*call, "--output", str(tmp_path / "other"), "--block", "layer4.0"]) == 2
+    assert "--block layer4.0: the BoT blocks are backbone.layer4.0, " in capsys.readouterr().err
     assert main([*call, "--output", str(tmp_path / "third"), "--crop", "1"]) == 2
     assert "--crop is for classifiers" in capsys.readouterr().err
 

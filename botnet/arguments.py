@@ -1,0 +1,191 @@
+"""Allowed numbers and words of arguments, for constructors and for the command line alike.
+
+A signature says what it allows, ``canvas: Side``, and :func:`checked` refuses other values. The command reads
+the same limits (:func:`limits_of`), to refuse an option before anything is made.
+"""
+
+import functools
+import inspect
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args
+
+from botnet.errors import ConfigError, nearest
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The integers or numbers from ``low`` to ``high``; never NaN or infinity.
+
+    Called, it is a type for argparse.
+
+    Args:
+        kind: ``int``, or ``float``, which includes integers.
+        low: the smallest.
+        high: the largest.
+        above: ``low`` itself is not allowed.
+        below: ``high`` itself is not allowed.
+        rising: of a sequence, no number may be smaller than the one before.
+    """
+
+    kind: type[int] | type[float]
+    low: float
+    high: float = 2**31 - 1  # what no count needs, and every library can hold
+    above: bool = False
+    below: bool = False
+    rising: bool = False
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return str(self.low)
+        low = f"above {self.low} and up to" if self.above else f"from {self.low} to"
+        return f"{'an integer' if self.kind is int else 'a number'} {low} {'below ' * self.below}{self.high}"
+
+    def __contains__(self, value: float) -> bool:
+        if self.kind is int and isinstance(value, float):
+            return False
+        enough = value > self.low if self.above else value >= self.low
+        return enough and (value < self.high if self.below else value <= self.high)
+
+    def __call__(self, text: str) -> float:
+        """The number that a text of the command line gives."""
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is not allowed; give {self}") from None
+        if value not in self:
+            raise ArgumentTypeError(_refusal(value, self))
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some words, or a text of a certain form.
+
+    Called, it is a type for argparse.
+
+    Args:
+        names: the words.
+        form: what else is allowed, in words.
+        pattern: what else is allowed, as a regular expression.
+    """
+
+    names: tuple[str, ...]
+    form: str = ""
+    pattern: str = ""
+
+    def __str__(self) -> str:
+        words = [*self.names, self.form] if self.form else [*self.names]
+        return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.names or bool(self.pattern and re.fullmatch(self.pattern, value))
+
+    def __call__(self, text: str) -> str:
+        """A word of the command line, if it is allowed."""
+        if text not in self:
+            raise ArgumentTypeError(_refusal(text, self))
+        return text
+
+
+Limit = Range | Choice
+
+# What the arguments of this project are. The upper bounds of sizes and factors only catch mistakes.
+COUNT = Range(int, 1)
+FROM_ZERO = Range(int, 0)
+PART = Range(float, 0, 1)
+POSITIVE_PART = Range(float, 0, 1, above=True)
+POSITIVE = Range(float, 0, 1000, above=True)
+SIDE = Range(int, 1, 2**16)
+DIGITS_SIDE = Range(int, 64, 2**16)  # of make-digits: less does not show a digit
+WORKERS = Range(int, 0, 1024)
+SEED = Range(int, 0, 2**32 - 1)  # what numpy takes
+
+READER = Choice(("folder", "tar", "wds"), "hfds/NAME", "hfds/.+")
+# timm's; random: bilinear or bicubic.
+INTERPOLATION = Choice(("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"))
+
+Count = Annotated[int, COUNT]
+CountOrZero = Annotated[int, FROM_ZERO]
+Duration = Annotated[float, Range(float, 0)]  # in minutes or epochs
+Side = Annotated[int, SIDE]  # of an image, in pixels
+Width = Annotated[int, Range(int, 1, 2**16)]  # of a layer, in channels
+Layers = Annotated[int, Range(int, 0, 1000)]
+Part = Annotated[float, PART]
+PositivePart = Annotated[float, POSITIVE_PART]
+PartBelowOne = Annotated[float, Range(float, 0, 1, below=True)]
+Factor = Annotated[float, Range(float, 0, 1000)]
+PositiveFactor = Annotated[float, POSITIVE]
+Workers = Annotated[int, WORKERS]  # processes
+Seed = Annotated[int, SEED]
+Reader = Annotated[str, READER]
+Interpolation = Annotated[str, INTERPOLATION]
+Span = Annotated[tuple[float, float], Range(float, 0, 1000, above=True, rising=True)]  # smallest, largest
+
+
+def limit_of(annotation: Any) -> Limit | None:
+    """The limit in an annotation, ``Annotated[int, Range(...)]`` or that or None; None without one."""
+    for part in (annotation, *get_args(annotation)):
+        for data in (part, *getattr(part, "__metadata__", ())):
+            if isinstance(data, Limit):
+                return data
+    return None
+
+
+def limits_of(function: Callable[..., Any]) -> dict[str, Limit]:
+    """The limits in the signature of a function or a class, by argument."""
+    parameters = inspect.signature(function).parameters
+    found = {name: limit_of(parameter.annotation) for name, parameter in parameters.items()}
+    return {name: limit for name, limit in found.items() if limit is not None}
+
+
+def check(name: str, given: Any, *limits: Limit) -> None:
+    """Refuse a number or a word, or a sequence with one, that no limit allows.
+
+    Args:
+        name: of the argument or option, for the message.
+        given: where no limit is about values of its type, the type has to be checked elsewhere.
+        limits: of which one must allow it.
+
+    Raises:
+        ConfigError: none does.
+    """
+    several = isinstance(given, list | tuple)
+    for value in given if several else (given,):
+        kind = Choice if isinstance(value, str) else Range if isinstance(value, int | float) else None
+        applying = [limit for limit in limits if kind is not None and isinstance(limit, kind)]
+        if applying and not any(value in limit for limit in applying):
+            raise ConfigError(f"{name}: {_refusal(value, *limits)}")
+    rising = several and any(isinstance(limit, Range) and limit.rising for limit in limits)
+    if rising and list(given) != sorted(given):
+        raise ConfigError(f"{name}: {list(given)} is not allowed; give the smaller number first")
+
+
+def _refusal(value: float | str, *limits: Limit) -> str:
+    """The message about a number or a word that no limit allows."""
+    hint = ""
+    if isinstance(value, str):
+        hint = nearest(value, [name for limit in limits if isinstance(limit, Choice) for name in limit.names])
+    return f"{repr(value).removesuffix('.0')} is not allowed; give {' or '.join(map(str, limits))}{hint}"
+
+
+def checked(function: Callable[P, T]) -> Callable[P, T]:
+    """Check the arguments of each call of a function against the limits in its signature.
+
+    The calls raise :class:`~botnet.errors.ConfigError` for an argument that is not allowed.
+    """
+    signature, limits = inspect.signature(function), limits_of(function)
+
+    @functools.wraps(function)
+    def checking(*args: P.args, **kwargs: P.kwargs) -> T:
+        given = signature.bind(*args, **kwargs).arguments
+        for name, limit in limits.items():
+            check(name, given.get(name), limit)
+        return function(*args, **kwargs)
+
+    return checking

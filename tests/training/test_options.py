@@ -1,0 +1,258 @@
+"""Numbers and words that no run can have are refused when the options are parsed, and by the constructors."""
+
+import inspect
+import math
+import subprocess
+import sys
+from pkgutil import resolve_name
+from typing import get_args
+
+import pytest
+
+from botnet.classification import ClassificationModule, ImageDataModule
+from botnet.cli import main
+from botnet.detection import RCNN, CocoDataModule, DetectionModule
+from botnet.detection.transforms import EvalTransform, TrainTransform
+from botnet.errors import ConfigError
+from botnet.training.command import TrainingCLI
+from botnet.training.options import check_options
+from botnet.training.task import TaskModule
+
+HUGE = 10**12
+# What is meaningful of -1, 0, NaN, infinity, 1e30 and 10**12.
+MEANINGFUL = {
+    "seed_everything": (0,),
+    "save_minutes": (0,),
+    "global_batch": (),
+    "trainer.num_nodes": (),
+    "trainer.fast_dev_run": (0,),
+    "trainer.max_epochs": (-1, 0),
+    "trainer.min_epochs": (0,),
+    "trainer.max_steps": (-1, 0),
+    "trainer.min_steps": (0,),
+    "trainer.devices": (-1,),
+    "trainer.limit_train_batches": (),
+    "trainer.limit_val_batches": (0,),
+    "trainer.limit_test_batches": (0,),
+    "trainer.limit_predict_batches": (0,),
+    "trainer.overfit_batches": (0,),
+    "trainer.val_check_interval": (),
+    "trainer.check_val_every_n_epoch": (),
+    "trainer.num_sanity_val_steps": (-1, 0),
+    "trainer.log_every_n_steps": (0,),
+    "trainer.accumulate_grad_batches": (),
+    "trainer.gradient_clip_val": (0,),
+    "trainer.reload_dataloaders_every_n_epochs": (0,),
+    "data.canvas": (),
+    "data.jitter": (),
+    "data.flip": (0,),
+    "data.copy_paste": (0,),
+    "data.batch_size": (),
+    "data.val_batch_size": (),
+    "data.num_workers": (0,),
+    "data.skip_broken": (0,),
+    "data.image_size": (),
+    "data.crop_pct": (),
+    "data.scale": (),
+    "data.ratio": (),
+    "data.color_jitter": (0,),
+    "data.random_erasing": (0,),
+    "data.mean": (0,),
+    "data.std": (),
+    "model.learning_rate": (),
+    "model.momentum": (0,),
+    "model.weight_decay": (0,),
+    "model.warmup_steps": (0,),
+    "model.warmup_learning_rate": (0,),
+    "model.warmup_epochs": (0,),
+    "model.decay_at": (0,),
+    "model.pictures": (0,),
+    "model.label_smoothing": (0,),
+    "model.mixup": (0,),
+    "model.cutmix": (0,),
+    "model.drop_rate": (0,),
+    "model.drop_path_rate": (0,),
+    "model.ema_decay": (0,),
+    "model.detector.fpn_channels": (),
+    "model.detector.anchor_scale": (),
+    "model.detector.rpn_std": (),
+    "model.detector.rpn_samples": (),
+    "model.detector.rpn_pre_nms": (),
+    "model.detector.rpn_post_nms": (),
+    "model.detector.rpn_pre_nms_eval": (),
+    "model.detector.rpn_post_nms_eval": (),
+    "model.detector.roi_samples": (),
+    "model.detector.roi_canonical_size": (),
+    "model.detector.box_channels": (),
+    "model.detector.mask_channels": (),
+    "model.detector.mask_convs": (0,),
+    "model.detector.score_threshold": (0,),
+    "model.detector.nms_threshold": (0,),
+    "model.detector.max_detections": (),
+    "model.detector.bn_momentum": (),
+    "model.detector.bn_eps": (),
+}
+LINKED = {"model.detector.num_classes", "model.detector.canvas", "model.num_classes", "model.image_size"}
+
+
+class Parsed(TrainingCLI):
+    """Parses the options, and makes nothing."""
+
+    def before_instantiate_classes(self):
+        pass
+
+    def instantiate_classes(self):
+        pass
+
+    def _run_subcommand(self, subcommand):
+        pass
+
+
+@pytest.fixture(scope="module")
+def parsed():
+    return [
+        Parsed(["fit", "--config", f"recipes/{name}.yaml"]) for name in ("quickstart", "quickstart_classify")
+    ]
+
+
+def is_number(hint):
+    return hint in (int, float) or any(is_number(part) for part in get_args(hint))
+
+
+def key_of(config, option):
+    """The option with ``init_args``, if the recipe's classes have it."""
+    words = option.split(".")
+    for key in (option, ".init_args.".join(words)):
+        if key in config:
+            return key
+    return None
+
+
+def test_every_numeric_option_is_in_the_list(parsed):
+    found = set()
+    for cli in parsed:
+        for action in cli._subcommand_parsers["fit"]._actions:
+            if is_number(getattr(action, "_typehint", None)) and not action.dest.startswith(
+                ("data", "model")
+            ):
+                found.add(action.dest)
+        classes = [(option, cli.config.fit[option]) for option in ("data", "model")]
+        for option, config in classes:
+            for name, parameter in inspect.signature(resolve_name(config.class_path)).parameters.items():
+                if hasattr(inner := config.init_args.get(name), "class_path"):
+                    classes.append((f"{option}.{name}", inner))
+                elif is_number(parameter.annotation):
+                    found.add(f"{option}.{name}")
+    assert found - LINKED - {"trainer.max_time"} == set(MEANINGFUL)
+
+
+@pytest.mark.parametrize("option", MEANINGFUL)
+def test_only_meaningful_numbers_are_allowed(option, parsed):
+    configs = [cli.config.fit.clone() for cli in parsed]
+    config, key = next((config, key) for config in configs if (key := key_of(config, option)))
+    usual = config[key]
+    check_options(config)
+    for value in (-1, 0, math.nan, math.inf, 1e30, HUGE):
+        config[key] = [value] * len(usual) if isinstance(usual, list | tuple) else value
+        if value in MEANINGFUL[option]:
+            check_options(config)
+            continue
+        with pytest.raises(ConfigError, match=rf"^--{option}: \S+ is not allowed; give "):
+            check_options(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--model.learning_rate", "-1"], "-1 is not allowed; give a number above 0 and up to 1000"),
+        (["--data.num_workers", "-1"], "-1 is not allowed; give an integer from 0 to 1024"),
+        (["--model.detector.roi_samples", "0"], "0 is not allowed; give an integer from 4 to 2147483647"),
+        (["--data.canvas", "3000000"], "3000000 is not allowed; give an integer from 1 to 65536"),
+        (["--data.canvas", "1e30"], "'1e+30' is not allowed; give an integer"),
+        (["--data.canvas", "nan"], "'nan' is not allowed; give an integer"),
+        (["--model.momentum", ".nan"], "nan is not allowed; give a number from 0 to below 1"),
+        (["--data.jitter", "[2, 0.1]"], "[2.0, 0.1] is not allowed; give the smaller number first"),
+        (["--seed_everything", "-1"], "-1 is not allowed; give an integer from 0 to 4294967295"),
+        (
+            ["--trainer.devices", "0"],
+            "'0' is not allowed; give -1 or an integer from 1 to 1024 or auto or a list",
+        ),
+        (["--trainer.max_time", "-1"], "'-1' is not allowed; give DD:HH:MM:SS"),
+        (["--trainer.overfit_batches", "3"], "3 is not allowed; give 0"),
+        (["--trainer.default_root_dir", __file__], f"{__file__} is no folder, as {__file__} is a file"),
+        (["--trainer.default_root_dir", f"{__file__}/run"], f"{__file__}/run is no folder, as {__file__} is"),
+    ],
+)
+def test_the_command_refuses_a_number_in_one_line(given, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", "recipes/quickstart.yaml", *given]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"botnet: {given[0]}: {expected}")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "option", "value", "hint"),
+    [
+        ("quickstart", "trainer.precision", "bf16-mixd", "bf16-mixed, 16-mixed, bf16"),
+        ("quickstart", "trainer.accelerator", "gpuu", "gpu, tpu, cpu"),
+        ("quickstart", "trainer.strategy", "dpd", "ddp"),
+        ("quickstart", "trainer.devices", "autoo", "auto"),
+        ("quickstart", "trainer.profiler", "simpel", "simple"),
+        ("quickstart", "trainer.gradient_clip_algorithm", "nrm", "norm"),
+        ("quickstart", "trainer.deterministic", "wran", "warn"),
+        ("quickstart", "batch_rule", "linar", "linear"),
+        ("quickstart_classify", "data.reader", "foldr", "folder"),
+        ("quickstart_classify", "data.interpolation", "bicubc", "bicubic"),
+    ],
+)
+def test_a_misspelt_choice_is_answered_with_the_nearest(recipe, option, value, hint, capsys):
+    assert main(["fit", "--config", f"recipes/{recipe}.yaml", f"--{option}", value]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"botnet: --{option}: {value!r} is not allowed; give ")
+    assert said.endswith(f"; did you mean {hint}?\n")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (lambda: RCNN("botnet_tiny", 0), "num_classes", "0"),
+        (lambda: RCNN("botnet_tiny", 3, canvas=-1), "canvas", "-1"),
+        (lambda: RCNN("botnet_tiny", 3, canvas=64.0), "canvas", "64"),
+        (lambda: RCNN("botnet_tiny", 3, roi_samples=0), "roi_samples", "0"),
+        (lambda: DetectionModule(None, learning_rate=-1), "learning_rate", "-1"),
+        (lambda: DetectionModule(None, decay_at=(0.5, math.nan)), "decay_at", "nan"),
+        (lambda: ClassificationModule("botnet_s1_tiny", 3, 0), "image_size", "0"),
+        (lambda: TaskModule(0.1, 1.0, 0, None), "momentum", "1"),
+        (lambda: CocoDataModule("a", "b", "c", "d", num_workers=-1), "num_workers", "-1"),
+        (lambda: ImageDataModule("a", "b", std=(1, 1, 0)), "std", "0"),
+        (lambda: EvalTransform(0), "canvas", "0"),
+        (lambda: TrainTransform(64, flip=1.5), "flip", "1.5"),
+    ],
+)
+def test_so_do_the_constructors(make, name, value):
+    with pytest.raises(ConfigError, match=f"^{name}: {value} is not allowed; give an? "):
+        make()
+
+
+@pytest.mark.long
+def test_an_integer_stays_one_whatever_was_imported_before():
+    # torchmetrics, for one, makes Optional[Union[float, int]], which typing then also returns to Lightning.
+    code = """
+from typing import Optional, Union
+Optional[Union[float, int]]
+from botnet.training.command import TrainingCLI
+
+def show(self):
+    trainer = self.config.fit.trainer
+    print([trainer.limit_train_batches, trainer.limit_val_batches, trainer.val_check_interval])
+    raise SystemExit
+
+TrainingCLI.before_instantiate_classes = show
+options = "--trainer.limit_train_batches 1 --trainer.limit_val_batches 0.5 --trainer.val_check_interval 1"
+TrainingCLI(["fit", "--config", "recipes/quickstart.yaml", *options.split()])
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout == "[1, 0.5, 1]\n"
