@@ -1,7 +1,9 @@
 """Training and evaluation of classifiers with Lightning (paper, Section 4.7)."""
 
+import csv
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from botnet.classification.datamodule import ImageDataModule
 from botnet.classification.metric import Accuracy, accuracy_table
 from botnet.errors import ConfigError
 from botnet.images import denormalise
+from botnet.training.distributed import gather_shares
 from botnet.training.run_folder import EvaluationFolder
 from botnet.training.task import TaskModule
 from botnet.visualize.classes import draw_sheet
@@ -113,6 +116,8 @@ class ClassificationModule(TaskModule):
         self.compiles, self.pictures = compile, pictures
         self.metrics: dict[str, Accuracy] = {}  # of "model" and "ema"
         self.shown: list[Shown] = []
+        self.worst: list[Shown] = []  # the least probable of their own class so far, the first the worst
+        self.confusion: Counter[tuple[int, int]] = Counter()  # images by class and predicted class
 
     @property
     def network(self) -> nn.Module:
@@ -220,7 +225,7 @@ class ClassificationModule(TaskModule):
         super().on_validation_start()
         kinds = ("model",) if self.ema is None else ("model", "ema")
         self.metrics = {kind: Accuracy(self.num_classes, self.device) for kind in kinds}
-        self.shown = []
+        self.shown, self.worst, self.confusion = [], [], Counter()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Count what is right, and keep some images."""
@@ -231,8 +236,11 @@ class ClassificationModule(TaskModule):
         if self.ema is not None:
             logits = self.ema.module(images)
             self.metrics["ema"].update(logits, labels)
+        predicted = logits.argmax(1)
+        self.confusion.update(zip(labels.tolist(), predicted.tolist(), strict=True))
         for position in self._chosen(len(images), index):
-            self._keep(images[position], int(labels[position]), logits[position])
+            self.shown.append(self._as_shown(images[position], int(labels[position]), logits[position]))
+        self._keep_worst(images, labels, logits)
 
     def _chosen(self, images: int, batch: int) -> list[int]:
         """Positions in a batch of the images to draw.
@@ -245,13 +253,22 @@ class ClassificationModule(TaskModule):
         parts = [(start + position) * self.pictures // share for position in range(-1, images)]
         return [position for position in range(images) if parts[position] != parts[position + 1]]
 
-    def _keep(self, image: Tensor, label: int, logits: Tensor) -> None:
-        """Keep an image for :meth:`write_report`, with its class and the predicted one."""
+    def _as_shown(self, image: Tensor, label: int, logits: Tensor) -> Shown:
+        """An image for :meth:`write_report`, with its class and the predicted one."""
         data = self.data
         probability, predicted = logits.float().softmax(0).max(0)
         picture = to_pil_image(denormalise(image, data.evaluation["mean"], data.evaluation["std"]))
         names = data.class_names
-        self.shown.append((picture, names[label], names[int(predicted)], float(probability)))
+        return picture, names[label], names[int(predicted)], float(probability)
+
+    def _keep_worst(self, images: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Keep the images of a batch that are most surely taken for another class."""
+        sure = logits.float().softmax(1).amax(1).where(logits.argmax(1) != labels, 0.0)
+        probabilities, positions = sure.topk(min(self.pictures, len(sure)))
+        for probability, position in zip(probabilities.tolist(), positions.tolist(), strict=True):
+            if probability > 0 and (len(self.worst) < self.pictures or probability > self.worst[-1][-1]):
+                self.worst.append(self._as_shown(images[position], int(labels[position]), logits[position]))
+                self.worst = _surest(self.worst)[: self.pictures]
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies over all devices."""
@@ -259,10 +276,18 @@ class ClassificationModule(TaskModule):
             self.report[kind] = numbers = self._numbers(metric)
             for name in ("top1", "top5", "loss"):
                 self.log(f"val/{kind}_{name}", numbers[name], prog_bar=name == "top1", rank_zero_only=True)
+        self._gather()
         best = self.report["ema" if self.ema is not None else "model"]
         self.log("val/loss", best["loss"], rank_zero_only=True)
         self.headline = {name: best[name] for name in ("top1", "top5")}
         self.log_dict({f"val/{name}": value for name, value in self.headline.items()}, sync_dist=True)
+
+    def _gather(self) -> None:
+        """Bring the confusions and the worst images of all devices to the first one."""
+        counts, worst = gather_shares([self.confusion]), gather_shares(self.worst)
+        if counts is not None and worst is not None:
+            self.confusion = sum(counts, Counter())
+            self.worst = _surest(worst)[: self.pictures]
 
     def _numbers(self, metric: Accuracy) -> dict[str, Any]:
         """Accuracies in percent, as JSON has them: None for a class without images."""
@@ -275,20 +300,33 @@ class ClassificationModule(TaskModule):
         return numbers
 
     def write_report(self, console: Console, folder: EvaluationFolder) -> dict[str, Path]:
-        """Print the numbers; write predictions.png."""
+        """Print the numbers; write the confusions and the pictures."""
         console.print(accuracy_table(self.report))
-        if not self.shown:
-            return {}
-        path = folder.pictures / "predictions.png"
-        path.parent.mkdir(exist_ok=True)
-        draw_sheet(self.shown).save(path)
-        return {"pictures": path}
+        names = self.data.class_names
+        with folder.confusion.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(("class", "predicted", "images"))
+            table.writerows((names[a], names[b], count) for (a, b), count in sorted(self.confusion.items()))
+        written = {"confusions": folder.confusion}
+        for name, shown in (("worst", self.worst), ("predictions", self.shown)):
+            path = folder.pictures / f"{name}.png"
+            path.unlink(missing_ok=True)  # of an earlier evaluation
+            if shown:
+                path.parent.mkdir(exist_ok=True)
+                draw_sheet(shown).save(path)
+                written["pictures"] = path
+        return written
 
     # ---- checkpoints
 
     def checkpoint_metadata(self) -> dict[str, Any]:
         """Arguments of the network, and how images are prepared."""
         return {"classifier": self.spec, "evaluation": self.data.evaluation}
+
+
+def _surest(shown: Sequence[Shown]) -> list[Shown]:
+    """Images in the order of the probability of their predicted class."""
+    return sorted(shown, key=lambda one: -one[-1])
 
 
 def _average_of(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:

@@ -29,7 +29,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     rows.set_defaults(run=run_reproduce)
 
-    runs = commands.add_parser("report", description="compare runs with the paper, as Markdown and plots")
+    runs = commands.add_parser("report", description="where runs fail, as a page; and beside the paper")
     runs.add_argument(
         "runs",
         type=Path,
@@ -82,10 +82,12 @@ def run_report(options: argparse.Namespace) -> int:
     if options.measured:
         raise ConfigError("--measured is for botnet report figure5; leave it out")
     from botnet.paper.report import report
+    from botnet.report.write import write_page
 
     text, problems = report(options.runs, options.out)
     print(text)
-    print(f"{options.out}: written")
+    page = write_page(options.runs, options.out)
+    print(f"{options.out}: written; {page} shows where each run fails")
     for problem in problems:
         print(f"botnet: left out: {problem}", file=sys.stderr)
     return 1 if problems else 0

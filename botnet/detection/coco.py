@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import msgspec
 import numpy as np
@@ -26,7 +26,10 @@ from botnet.detection.records import (
 )
 from botnet.detection.screening import Columns, Screening, without_collection
 from botnet.errors import DataError
-from botnet.masks import Rle, compress_mask
+from botnet.masks import Rle, compact_masks, compress_mask
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 T = TypeVar("T")
 
@@ -130,6 +133,25 @@ class CocoInstances:
         """(Height, width) in pixels that the record of an image states, which its annotations refer to."""
         height, width = self._pack.arrays["size"][self._row(image_id)].tolist()
         return height, width
+
+    def detections_of(self, image_id: int) -> "Detections":
+        """The objects of one image in the form of detections without confidence, to be drawn.
+
+        Raises:
+            DataError: run lengths that cannot be decoded.
+        """
+        from supervision import Detections  # takes half a second to import
+
+        annotations = self.annotations_of(image_id)
+        boxes = np.array([annotation.bbox for annotation in annotations], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        classes = np.array([self.category_ids.index(a.category_id) for a in annotations], int)
+        return Detections(
+            xyxy=boxes,
+            mask=compact_masks([self.mask_of(a) for a in annotations], *self.size_of(image_id)),
+            class_id=classes,
+            data={"class_name": np.array(self.class_names)[classes]},
+        )
 
     def mask_of(self, annotation: Annotation) -> Rle:
         """The mask of an annotation as compressed run lengths, empty where it has none.

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 from rich.progress import track
 from supervision import Detections
@@ -24,7 +23,6 @@ from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, to_canvas
 from botnet.errors import ConfigError, DataError
 from botnet.folders import check_unused, make_folder
 from botnet.images import check_some_left, denormalise, image_files, load_image
-from botnet.masks import compact_masks
 from botnet.visualize.detections import beside_truth, draw
 
 if TYPE_CHECKING:
@@ -99,7 +97,7 @@ def predict(
                 found = _detect(detector, prepared, shown, tile)
             picture = draw(shown, found, score)
             if instances and known:
-                left = draw(shown, _truth(instances, image_id, size))
+                left = draw(shown, instances.detections_of(image_id))
                 picture = beside_truth(left, picture, score)
         except DataError as error:
             broken.append(error)
@@ -217,20 +215,6 @@ def _draw_attention(
     x, y = (query[0] + 0.5) * scale_x / canvas, (query[1] + 0.5) * scale_y / canvas
     image = torch.from_numpy(to_canvas(prepared.pixels, canvas))
     return attention_sheet(denormalise(image, IMAGENET_MEAN, IMAGENET_STD), probes, y, x)
-
-
-def _truth(instances: CocoInstances, image_id: int, size: tuple[int, int]) -> Detections:
-    """The ground truth of an image of ``size`` (height, width), in the form of detections."""
-    annotations = instances.annotations_of(image_id)
-    boxes = np.array([annotation.bbox for annotation in annotations], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    classes = [instances.category_ids.index(annotation.category_id) for annotation in annotations]
-    return Detections(
-        xyxy=boxes,
-        mask=compact_masks([instances.mask_of(annotation) for annotation in annotations], *size),
-        class_id=np.array(classes, int),
-        data={"class_name": np.array(instances.class_names)[np.array(classes, int)]},
-    )
 
 
 def _save(picture: Image.Image, path: Path) -> None:

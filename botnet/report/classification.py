@@ -27,7 +27,9 @@ def classification_parts(folder: EvaluationFolder, metrics: dict[str, Any]) -> t
         kinds = {kind: metrics[kind] for kind in ("model", "ema") if kind in metrics}
         best = kinds.get("ema", kinds["model"])
         accuracies: dict[str, float | None] = best["per_class"]
-        rows = [[name, *(f"{numbers[key]:.2f}" for key in ("top1", "top5"))] for name, numbers in kinds.items()]
+        rows = [
+            [name, *(f"{numbers[key]:.2f}" for key in ("top1", "top5"))] for name, numbers in kinds.items()
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder.metrics} is broken ({error!r}); evaluate the run again") from error
     parts = [Part("Accuracy, %", [Table(["weights", "top-1", "top-5"], rows)])]
@@ -35,7 +37,9 @@ def classification_parts(folder: EvaluationFolder, metrics: dict[str, Any]) -> t
     if folder.confusion.is_file():
         parts += _confusion(folder, list(accuracies))
     else:
-        missing.append(f"{folder.confusion} does not exist, so the confusions are not shown; evaluate the run again")
+        missing.append(
+            f"{folder.confusion} does not exist, so the confusions are not shown; evaluate the run again"
+        )
     parts.append(_worst_classes(accuracies))
     sheets = {"worst.png": "the most wrong", "predictions.png": "from all over the validation images"}
     images = [

@@ -1,20 +1,27 @@
 """The report of a detector's last evaluation."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from msgspec.structs import asdict
 from PIL import Image
+from supervision import Detections
 
 from botnet.detection.coco import CocoInstances
 from botnet.detection.metric import COCO_NUMBERS
+from botnet.detection.records import Annotation
 from botnet.detection.results import ResultRecord
 from botnet.errors import DataError
 from botnet.images import load_image
+from botnet.masks import compact_masks, mask_area, mask_box
 from botnet.report import figures
 from botnet.report.page import Part, Picture, Table
 from botnet.report.scores import IOU, TASKS, Scores, score
 from botnet.training.run_folder import EvaluationFolder
+from botnet.visualize.detections import beside_truth, draw
 
 WORST = 12  # images
 
@@ -33,7 +40,9 @@ def detection_parts(
         DataError: the results cannot be read, or are of other images.
     """
     truth = _truth(instances)
-    results = {kind: _results(folder.path / f"results_{task}.json", instances) for kind, task in TASKS.items()}
+    results = {
+        kind: _results(folder.path / f"results_{task}.json", instances) for kind, task in TASKS.items()
+    }
     if results["box"] is None:
         raise DataError(f"{folder.path} has no results_bbox.json; evaluate the run again")
     scores = {kind: score(truth, found, kind) for kind, found in results.items() if found is not None}
@@ -47,17 +56,30 @@ def detection_parts(
 
 def _truth(instances: CocoInstances) -> dict[str, Any]:
     """The instances file as the validation reads it, without what is dropped from it."""
-    annotations = [a for image in instances.images for a in instances.annotations_of(image["id"])]
+    annotations = [a for image in instances.images for a in instances.annotations_of(image.id)]
+    categories = zip(instances.category_ids, instances.class_names, strict=True)
     return {
-        "images": instances.images,
-        "categories": [
-            {"id": category, "name": name}
-            for category, name in zip(instances.category_ids, instances.class_names, strict=True)
-        ],
-        "annotations": [
-            {**annotation, "id": i, "segmentation": instances.mask_of(annotation)}
-            for i, annotation in enumerate(annotations, 1)
-        ],
+        "images": [asdict(image) for image in instances.images],
+        "categories": [{"id": category, "name": name} for category, name in categories],
+        "annotations": [_object(instances, a, number) for number, a in enumerate(annotations, 1)],
+    }
+
+
+def _object(instances: CocoInstances, annotation: Annotation, number: int) -> dict[str, Any]:
+    """An object with the area by which the validation counts it as small, medium or large."""
+    mask = instances.mask_of(annotation)
+    area = annotation.area
+    if area is None:
+        _, _, width, height = annotation.bbox
+        area = width * height if annotation.segmentation is None else mask_area(mask)
+    return {
+        "id": number,
+        "image_id": annotation.image_id,
+        "category_id": annotation.category_id,
+        "bbox": list(annotation.bbox),
+        "segmentation": mask,
+        "area": area,
+        "iscrowd": int(bool(annotation.iscrowd)),
     }
 
 
@@ -67,7 +89,7 @@ def _results(path: Path, instances: CocoInstances) -> list[ResultRecord] | None:
         return None
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-        strange = {r["image_id"] for r in records} - {image["id"] for image in instances.images}
+        strange = {r["image_id"] for r in records} - {image.id for image in instances.images}
         strange |= {r["category_id"] for r in records} - set(instances.category_ids)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -118,8 +140,9 @@ def _confusion(kind: str, scores: Scores) -> Part:
     image, hidden = figures.confusion(scores.confusion, names)
     threshold = f"a score of at least {scores.best.score:.2f}" if scores.best else "any score"
     text = (
-        f"Detections of {threshold}, matched at an IoU of {IOU} whatever their class. Background in a row: missed; "
-        "in a column: found where nothing is. Crowd regions count neither as found nor as missed."
+        f"Detections of {threshold}, matched at an IoU of {IOU} whatever their class. Predicted as "
+        "background: missed. Truly background: found where nothing is. Crowd regions count neither as "
+        "found nor as missed."
     )
     if hidden:
         text += f" The {hidden} least confused classes are left out."
@@ -138,7 +161,7 @@ def _worst(
 ) -> tuple[Part, list[str]]:
     """The images with the lowest F1, truth beside prediction; and why some could not be drawn."""
     threshold = scores.best.score if scores.best else 1.0
-    names = {record["id"]: record["file_name"] for record in instances.images}
+    names = {record.id: record.file_name for record in instances.images}
     drawn: list[Picture] = []
     missing: list[str] = []
     for image in [image for image in scores.images if image.wrong or image.missed][:WORST]:
@@ -158,3 +181,37 @@ def _worst(
     good = sum(not image.wrong and not image.missed for image in scores.images)
     text = f"{good} of {len(scores.images)} images have no error at a score of at least {threshold:.2f}."
     return Part("Worst images", text=text, images=drawn), missing
+
+
+def _pair(
+    path: Path,
+    image_id: int,
+    instances: CocoInstances,
+    found: dict[str, list[ResultRecord]],
+    threshold: float,
+) -> Image.Image:
+    """The drawings of an image's truth and of its detections, side by side."""
+    image = load_image(path, instances.size_of(image_id))
+    truth = draw(image, instances.detections_of(image_id))
+    records = found.get("mask") or found["box"]
+    detections = _detections(records, instances, (image.height, image.width))
+    return beside_truth(truth, draw(image, detections, threshold), round(threshold, 2))
+
+
+def _detections(
+    records: Sequence[ResultRecord], instances: CocoInstances, size: tuple[int, int]
+) -> Detections:
+    """Records of one image, as they are drawn."""
+    masks = [record["segmentation"] for record in records if "segmentation" in record]
+    # Records of masks have no boxes.
+    boxes: list[Any] = [mask_box(mask) for mask in masks] or [record["bbox"] for record in records]
+    corners = np.array(boxes, np.float32).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    classes = np.array([instances.category_ids.index(record["category_id"]) for record in records], int)
+    return Detections(
+        xyxy=corners,
+        mask=compact_masks(masks, *size) if masks else None,
+        confidence=np.array([record["score"] for record in records], np.float32),
+        class_id=classes,
+        data={"class_name": np.array(instances.class_names)[classes]},
+    )

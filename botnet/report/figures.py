@@ -58,7 +58,9 @@ def _axes(width: float = 5.4, height: float = 3.8) -> tuple[Figure, Axes]:
 def precision_recall(scores: Scores) -> str:
     """Precision against recall: the mean over classes, and the classes if they are few."""
     figure, axes = _axes()
-    curves = [(c.name, curve) for c, curve in zip(scores.classes, scores.precisions, strict=True) if c.objects]
+    curves = [
+        (c.name, curve) for c, curve in zip(scores.classes, scores.precisions, strict=True) if c.objects
+    ]
     if 1 < len(curves) <= MOST_CLASSES:
         for name, curve in curves:
             axes.plot(scores.recalls, curve, linewidth=0.9, alpha=0.7, label=_plain(name))
@@ -78,7 +80,9 @@ def thresholds(scores: Scores) -> str:
     at = [operation.score for operation in scores.operations]
     for name in ("precision", "recall", "f1"):
         values = [getattr(operation, name) for operation in scores.operations]
-        axes.plot(at, values, label=name.upper() if name == "f1" else name, linewidth=2 if name == "f1" else 1)
+        axes.plot(
+            at, values, label=name.upper() if name == "f1" else name, linewidth=2 if name == "f1" else 1
+        )
     if scores.best:
         axes.axvline(scores.best.score, color="black", linestyle=":", linewidth=1)
         axes.legend(fontsize=8)

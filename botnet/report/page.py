@@ -48,6 +48,8 @@ class Section:
 
 def page(title: str, runs: Sequence[Section]) -> str:
     """The HTML of a report."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(files("botnet.report").joinpath("page.html.j2").read_text("utf-8"))
     return template.render(title=title, runs=runs, version=__version__)

@@ -61,12 +61,12 @@ class Scores:
         kind: ``box`` or ``mask``.
         numbers: COCO's twelve, from 0 to 1, -1 where there is nothing to average.
         classes: in the order of the instances file.
-        recalls, precisions: at an IoU of 0.5, ``(recalls,)`` and ``(classes, recalls)``; -1 for a class without
-            objects.
+        recalls, precisions: at an IoU of 0.5, ``(recalls,)`` and ``(classes, recalls)``; -1 for a class
+            without objects.
         operations: by falling score.
         best: the operation with the highest F1; None without detections.
-        confusion: (classes + 1, classes + 1) objects by true and predicted class at ``best``, the last row and
-            column for the background: what was found where nothing is, and what was missed.
+        confusion: (classes + 1, classes + 1) objects by true and predicted class at ``best``; the last row
+            has what was found where nothing is, the last column what was missed.
         tide: AP50 that would be gained without each of TIDE's types of error.
         images: the worst first.
     """
@@ -128,9 +128,7 @@ def _evaluate(dataset: COCO, results: Sequence[Mapping[str, Any]], kind: str) ->
 
 def _classes(truth: Mapping[str, Any], precision: np.ndarray) -> list[ClassScore]:
     objects = Counter(
-        annotation["category_id"]
-        for annotation in truth["annotations"]
-        if not annotation.get("iscrowd", 0)
+        annotation["category_id"] for annotation in truth["annotations"] if not annotation.get("iscrowd", 0)
     )
     found = []
     # hotcoco has the classes in the order of their ids.
@@ -150,7 +148,7 @@ def _operations(results: Sequence[Mapping[str, Any]], status: Mapping[str, Any])
     right = np.array([what == "tp" for what in judged.values()], dtype=float)
     order = np.argsort(-scores, kind="stable")
     scores, right = scores[order], np.cumsum(right[order])
-    last = np.flatnonzero(np.append(np.diff(scores) != 0, True)) if len(scores) else []
+    last = np.flatnonzero(np.append(np.diff(scores) != 0, True))[: len(scores)]
     objects = max(len(status["gt_status"]), 1)
     return [Operation(float(scores[i]), float(right[i] / (i + 1)), float(right[i] / objects)) for i in last]
 

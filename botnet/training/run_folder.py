@@ -32,6 +32,11 @@ class EvaluationFolder:
         return self.path / "curves.png"
 
     @property
+    def confusion(self) -> Path:
+        """Of a classifier: the images of each class by predicted class."""
+        return self.path / "confusion.csv"
+
+    @property
     def pictures(self) -> Path:
         """Folder of drawn predictions."""
         return self.path / "pictures"
