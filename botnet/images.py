@@ -5,7 +5,7 @@ The module loads without PyTorch.
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -40,15 +40,16 @@ def image_files(sources: Sequence[Path], recursive: bool = False) -> dict[str, P
 
     Args:
         sources: image files, and folders of images.
-        recursive: take the images in subfolders, too; links to folders are not followed.
+        recursive: take the images in subfolders, too, links followed.
 
     Raises:
-        DataError: a source does not exist, a folder has no images, or two files have the same name.
+        DataError: a source does not exist, a folder has no images, symbolic links form a circle, or two files
+            have the same name.
     """
     files: dict[str, Path] = {}
     for source in sources:
         if source.is_dir():
-            found = _images_below(source, recursive)
+            found = files_below(source, image_extensions(), recursive)
             if not found:
                 deeper = "" if recursive else ", without its subfolders (--recursive takes them, too)"
                 raise DataError(f"{source} holds no image{deeper}; name a folder with images, or the images")
@@ -66,14 +67,46 @@ def image_files(sources: Sequence[Path], recursive: bool = False) -> dict[str, P
     return files
 
 
-def _images_below(folder: Path, recursive: bool) -> list[Path]:
-    """The images of a folder, sorted."""
+def files_below(folder: Path, endings: Collection[str], recursive: bool = True) -> list[Path]:
+    """Files in a folder and perhaps its subfolders, links followed, in the order of their paths.
+
+    Args:
+        folder: the folder.
+        endings: extensions in lower case, such as ``.jpg``.
+        recursive: search the subfolders, too.
+
+    Raises:
+        DataError: the folder cannot be read, symbolic links form a circle, or a link leads nowhere.
+    """
     found: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        if not recursive:
-            folders.clear()
-        found += [Path(parent, name) for name in names if name.lower().endswith(image_extensions())]
-    return sorted(found)
+    _visit(folder, endings, recursive, (), found)
+    return found
+
+
+def _visit(
+    folder: Path,
+    endings: Collection[str],
+    recursive: bool,
+    above: tuple[tuple[int, int], ...],
+    found: list[Path],
+) -> None:
+    try:
+        status = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); give a folder") from error
+    own = status.st_dev, status.st_ino
+    if own in above:
+        raise DataError(f"{folder} is a symbolic link to a folder that holds it; remove the link")
+    for entry in entries:
+        path = folder / entry.name
+        if os.path.isdir(path):
+            if recursive:
+                _visit(path, endings, recursive, (*above, own), found)
+        elif path.suffix.lower() in endings and not entry.name.startswith("."):
+            if not os.path.isfile(path):
+                raise DataError(f"{path} is a symbolic link to nothing; remove or correct it")
+            found.append(path)
 
 
 def check_some_left(broken: Sequence[DataError], images: int) -> None:
@@ -303,7 +336,7 @@ def denormalise(image: "Tensor", mean: Sequence[float], std: Sequence[float]) ->
     Returns:
         (3, H, W) uint8, on the CPU.
     """
-    import torch
+    import torch  # only here: reading and converting data sets needs no torch
 
     shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     return ((image.float().cpu() * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -26,6 +26,10 @@ def load(source: "str | Path | TaskCheckpoint", device: str = "auto") -> "Detect
         CheckpointError: there is no such model, it is broken, of a newer format, or was not trained here.
         ConfigError: there is no such device.
     """
+    if isinstance(source, str | Path) and str(source).endswith(".onnx"):
+        from botnet.deploy.answers import load_onnx
+
+        return load_onnx(source)
     from botnet.devices import pick_device
     from botnet.training.checkpoint_file import TaskCheckpoint
     from botnet.training.model_source import open_checkpoint

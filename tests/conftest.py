@@ -10,6 +10,16 @@ from tests.support.detection import Set
 
 COCO_BY = Path(os.environ.get("BOTNET_COCO_BY", Path(__file__).parents[2] / "shared" / "data" / "coco_by"))
 
+BCCD = Path(os.environ.get("BOTNET_BCCD", Path(__file__).parents[2] / "shared" / "data" / "bccd"))
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """364 real photographs of blood cells with boxes in Pascal VOC's layout."""
+    if not BCCD.is_dir():
+        pytest.skip(f"no photographs of blood cells at {BCCD}; set BOTNET_BCCD to a clone of BCCD_Dataset")
+    return BCCD
+
 
 @pytest.fixture(scope="session")
 def coco_by() -> Path:
@@ -34,6 +44,13 @@ def digits(tmp_path_factory) -> Path:
 def made(tmp_path: Path) -> Set:
     """A sound COCO-format data set on disk, to be spoilt."""
     return Set(tmp_path)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache, an empty folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture

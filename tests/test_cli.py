@@ -29,8 +29,9 @@ def test_help_lists_the_commands_in_groups(capsys):
     groups = dict(re.findall(r"^(\w+):\n((?:    .*\n)+)", capsys.readouterr().out, flags=re.MULTILINE))
     assert {name: [line.split()[0] for line in lines.splitlines()] for name, lines in groups.items()} == {
         "train": ["fit", "validate"],
-        "use": ["predict", "evaluate", "push"],
-        "data": ["make-digits", "make-images", "check-data"],
+        "use": ["predict", "evaluate"],
+        "deploy": ["export", "push"],
+        "data": ["make-digits", "make-images", "check-data", "convert", "split", "browse-data"],
         "paper": ["reproduce", "report", "info"],
     }
 

@@ -44,23 +44,27 @@ class EvalTransform:
         image_size: side in pixels of the result.
         crop_pct: the short side is resized to ``image_size / crop_pct``; above 0, up to 1.
         interpolation: of the resize, in timm's words.
-        mean, std: for the normalisation, of RGB in [0, 1].
+        mean, std: for the normalisation, of RGB in [0, 1]; by default there is none.
     """
 
     image_size: int
     crop_pct: float
     interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float] = (0, 0, 0)
+    std: tuple[float, float, float] = (1, 1, 1)
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """An RGB image as the network takes it, (3, image_size, image_size) float32."""
+    def crop(self, image: Image.Image) -> Image.Image:
+        """What the network sees of an RGB image."""
         short = math.floor(self.image_size / self.crop_pct)
         # torchvision truncates the long side to whole pixels.
         width, height = (int(short * side / min(image.size)) for side in image.size)
         image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = (round((side - self.image_size) / 2) for side in image.size)
-        pixels = np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))
+        return image.crop((left, top, left + self.image_size, top + self.image_size))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """An RGB image as the network takes it, (3, image_size, image_size) float32."""
+        pixels = np.asarray(self.crop(image))
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         prepared = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
         prepared /= 255

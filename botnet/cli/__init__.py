@@ -8,11 +8,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from botnet import __version__
-from botnet.cli import data, paper, train, use
+from botnet.cli import data, deploy, paper, train, use
 from botnet.errors import BotnetError, ConfigError, nearest
 
 # Packages that only an extra of this project installs.
-EXTRAS = {"mlxtend": "demo", "skimage": "demo", "sklearn": "demo"}
+EXTRAS = {
+    "mlxtend": "demo",
+    "skimage": "demo",
+    "sklearn": "demo",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +89,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"botnet {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="botnet", help=argparse.SUPPRESS)
     lines = []
-    for module in (train, use, data, paper):
+    for module in (train, use, deploy, data, paper):
         before = set(commands.choices)
         module.add_commands(commands)
         lines.append(f"\n{module.__name__.rpartition('.')[2]}:")

@@ -1,4 +1,4 @@
-"""``botnet make-digits``, ``make-images`` and ``check-data``."""
+"""``botnet make-digits``, ``make-images``, ``check-data``, ``convert``, ``split`` and ``browse-data``."""
 
 import argparse
 from pathlib import Path
@@ -38,6 +38,29 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     check.add_argument("--boxes", action="store_true", help="for Faster R-CNN: annotations need no masks")
     check.add_argument("--all", action="store_true", help=f"list more than {LISTED} problems of each kind")
     check.set_defaults(run=run_check_data)
+
+    convert = commands.add_parser("convert", description="YOLO, Pascal VOC or labelme to COCO; COCO to YOLO")
+    convert.add_argument("source", type=Path, metavar="SOURCE/", help="folder of a data set")
+    convert.add_argument("out", type=Path, metavar="OUT/", help="new folder")
+    convert.add_argument("--to", choices=("coco", "yolo"), default="coco", help="format (coco)")
+    convert.set_defaults(run=run_convert)
+
+    split = commands.add_parser("split", description="split an instances file into train.json and val.json")
+    split.add_argument("instances", type=Path, metavar="INSTANCES.json")
+    split.add_argument("--val", type=float, default=0.2, help="part of the images for validation (0.2)")
+    split.add_argument("--seed", type=int, default=0, help="of the choice (0)")
+    split.add_argument("--images", type=Path, help="their folder: equal files stay on one side")
+    split.add_argument("--output", type=Path, help="folder of the new files (that of INSTANCES.json)")
+    split.set_defaults(run=run_split)
+
+    browse = commands.add_parser("browse-data", description="draw what training sees of a data set")
+    browse.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="INSTANCES.json IMAGES/ OUT/; OUT/ with --config"
+    )
+    browse.add_argument("--config", type=Path, metavar="RECIPE", help="take data and settings of a recipe")
+    browse.add_argument("--canvas", type=int, help="side in pixels (1024), without --config")
+    browse.add_argument("--samples", type=int, default=16, help="images to draw (16)")
+    browse.set_defaults(run=run_browse_data)
 
 
 def run_make_digits(options: argparse.Namespace) -> int:
@@ -99,3 +122,61 @@ def run_check_data(options: argparse.Namespace) -> int:
     errors = sum(problem.severity == "error" for problem in problems)
     print(f"{options.instances}: {errors} errors, {len(problems) - errors} warnings")
     return 1 if errors else 0
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """Run ``convert``."""
+    from rich.table import Table
+
+    from botnet.detection.convert import convert
+
+    made = convert(options.source, options.out, options.to)
+    table = Table("split", "images", "hard links", "copies", "objects")
+    for split, count in made.splits.items():
+        linked, images = count["linked"], count["images"]
+        table.add_row(split, *map(str, (images, linked, images - linked, count["objects"])))
+    show(table)
+    for what, number in sorted(made.losses.items()):
+        print(f"{what}: {number}")
+    print(f"{options.out}: {made.kind} layout of {options.source}, as {options.to}")
+    return 0
+
+
+def run_split(options: argparse.Namespace) -> int:
+    """Run ``split``."""
+    from rich.table import Table
+
+    from botnet.detection.split import split_instances
+
+    made = split_instances(options.instances, options.val, options.seed, options.images, options.output)
+    table = Table("class", "train", "val")
+    for name, number in made.objects["train"].items():
+        table.add_row(name, str(number), str(made.objects["val"][name]))
+    show(table)
+    if options.images:
+        print(f"images with the content of another, kept on its side: {made.same_content}")
+    for side, path in made.files.items():
+        print(f"{path}: {made.images[side]} images")
+    one_sided = [name for name, n in made.objects["train"].items() if not (n and made.objects["val"][name])]
+    if one_sided:
+        print(f"classes that are not on both sides: {', '.join(one_sided)}")
+    return 0
+
+
+def run_browse_data(options: argparse.Namespace) -> int:
+    """Run ``browse-data``."""
+    if len(options.paths) != (1 if options.config else 3) or (options.config and options.canvas):
+        raise ConfigError("give INSTANCES.json IMAGES/ OUT/, perhaps with --canvas; or --config RECIPE OUT/")
+    if options.samples < 1 or (options.canvas is not None and options.canvas < 1):
+        raise ConfigError("--samples and --canvas need a number from 1")
+    from botnet.detection.browse import advice_lines, browse_data, plain_data, recipe_data
+
+    if options.config:
+        data = recipe_data(options.config).train_set
+    else:
+        instances, images, _ = options.paths
+        data = plain_data(instances, images, options.canvas or 1024)
+    out = options.paths[-1]
+    print("\n".join(advice_lines(browse_data(data, out, options.samples), data.transform.canvas)))
+    print(f"{out / 'index.html'}: written")
+    return 0

@@ -1,4 +1,4 @@
-"""``botnet predict``, ``evaluate`` and ``push``."""
+"""``botnet predict`` and ``evaluate``."""
 
 import argparse
 import json
@@ -14,8 +14,13 @@ from botnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from botnet.classification.classifier import Classifier
+    from botnet.classification.image_classifier import ImageClassifier
     from botnet.detection.detector import Detector
     from botnet.training.checkpoint_file import TaskCheckpoint
+
+# Options of predict.
+FOR_DETECTORS = ("format", "images_json", "score", "truth", "tile")
+FOR_CLASSIFIERS = ("weights", "label_map", "crop", "size")
 
 logger = logging.getLogger(__name__)
 
@@ -76,16 +81,6 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     evaluate.set_defaults(run=run_evaluate)
 
-    push = commands.add_parser("push", description="publish a trained model on the Hugging Face hub")
-    push.add_argument("model", metavar="RUN", help="a run, or a checkpoint")
-    push.add_argument("name", nargs="?", metavar="USER/NAME", help="on the hub")
-    push.add_argument(
-        "--license", required=True, help="of the model, as the hub names it: apache-2.0, mit, ..."
-    )
-    push.add_argument("--private", action="store_true", help="if the repository is new")
-    push.add_argument("--output", type=Path, help="write to this new folder, instead of the hub")
-    push.set_defaults(run=run_push)
-
 
 def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument("--weights", type=Path, help="file of tensors, for a name (those that timm fetches)")
@@ -120,50 +115,49 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Run ``predict`` with a detector or a classifier."""
-    from botnet.training.model_source import is_trained_here, open_checkpoint
-
     if options.pixel and not options.attention:
         raise ConfigError("--pixel is the query of --attention; give both")
     if options.block and not options.attention:
         raise ConfigError("--block is the block of --attention; give both")
-    pixel = tuple(options.pixel) if options.pixel else None
-    checkpoint = open_checkpoint(options.model) if is_trained_here(options.model) else None
-    if checkpoint is None or checkpoint.kind == "classifier":
-        for_detectors = ("format", "images_json", "score", "truth", "tile")
-        _refuse(options, for_detectors, f"is for detectors, and {options.model} is not a checkpoint of one")
-        return _classify(options, checkpoint or options.model, pixel)
-    for_classifiers = ("weights", "label_map", "crop", "size")
-    _refuse(options, for_classifiers, f"is for classifiers; {options.model} is a detector")
-    return _detect(options, checkpoint, pixel)
+    model = _open_model(options)
+    if model.task == "detection":
+        return _detect(options, cast("Detector", model))
+    return _classify(options, cast("ImageClassifier", model))
 
 
-def run_push(options: argparse.Namespace) -> int:
-    """Run ``push``: publish a model on the hub, or write the same files to a folder."""
-    from botnet.deploy.hub import push, save_published
-
-    if (options.name is None) == (options.output is None):
-        raise ConfigError("give either USER/NAME, or --output FOLDER")
-    if options.output:
-        save_published(options.model, options.output, options.license)
-        print(f"{options.output}: written")
-    else:
-        print(push(options.model, options.name, options.license, private=options.private))
-    return 0
-
-
-def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tuple[int, int] | None) -> int:
-    from botnet.detection.predict import predict, predict_coco
+def _open_model(options: argparse.Namespace) -> "Detector | ImageClassifier":
+    """The model of ``predict``: one that was trained here, or a classifier of timm by its name."""
     from botnet.loading import load
+
+    if options.model.endswith(".onnx"):  # without PyTorch
+        model = load(options.model)
+        _refuse(options, FOR_CLASSIFIERS, f"is for classifiers in PyTorch, and {options.model} is exported")
+        if model.task == "classification":
+            _refuse(options, FOR_DETECTORS, f"is for detectors, and {options.model} is a classifier")
+        return model
+    from botnet.training.model_source import is_trained_here, open_checkpoint
+
+    checkpoint = open_checkpoint(options.model) if is_trained_here(options.model) else None
+    if checkpoint is not None and checkpoint.kind == "detector":
+        _refuse(options, FOR_CLASSIFIERS, f"is for classifiers; {options.model} is a detector")
+        return load(checkpoint, options.device)
+    _refuse(options, FOR_DETECTORS, f"is for detectors, and {options.model} is not a checkpoint of one")
+    from botnet.classification.image_classifier import TorchClassifier
+
+    return TorchClassifier(_open_classifier(options, checkpoint or options.model))
+
+
+def _detect(options: argparse.Namespace, detector: "Detector") -> int:
+    from botnet.detection.predict import predict, predict_coco
 
     if (options.format == "coco") != bool(options.images_json):
         raise ConfigError("--format coco and --images-json belong together: the list gives the images' ids")
     if options.format == "coco":
         _refuse(options, ("score", "truth", "attention"), "is for pictures, and --format coco draws none")
-        detector = cast("Detector", load(checkpoint, options.device))
         predict_coco(detector, options.images, options.output, options.images_json, tile=options.tile)
         return 0
     _, broken = predict(
-        cast("Detector", load(checkpoint, options.device)),
+        detector,
         options.images,
         options.output,
         recursive=options.recursive,
@@ -172,18 +166,18 @@ def _detect(options: argparse.Namespace, checkpoint: "TaskCheckpoint", pixel: tu
         truth=options.truth,
         attention=options.attention,
         block=options.block,
-        pixel=pixel,
+        pixel=_pixel(options),
     )
     return _name_broken(broken)
 
 
-def _classify(
-    options: argparse.Namespace, model: "str | TaskCheckpoint", pixel: tuple[int, int] | None
-) -> int:
-    from botnet.classification.image_classifier import TorchClassifier
+def _pixel(options: argparse.Namespace) -> tuple[int, int] | None:
+    return tuple(options.pixel) if options.pixel else None
+
+
+def _classify(options: argparse.Namespace, classifier: "ImageClassifier") -> int:
     from botnet.classification.predict import classify, render
 
-    classifier = TorchClassifier(_open_classifier(options, model))
     records, broken = classify(
         classifier,
         options.images,
@@ -191,7 +185,7 @@ def _classify(
         recursive=options.recursive,
         attention=options.attention,
         block=options.block,
-        pixel=pixel,
+        pixel=_pixel(options),
     )
     show(render(records))
     left_out = f", {len(broken)} left out" if broken else ""

@@ -44,13 +44,15 @@ class Detector(ABC):
     Args:
         class_names: of class ids 0, 1, ...
         category_ids: of class ids 0, 1, ... in the data that it was trained on.
-        canvas: side in pixels of the square that an image is fitted into.
+        size: (height, width) in pixels of the canvas that an image is fitted into.
     """
 
     task = "detection"
 
-    def __init__(self, class_names: Sequence[str], category_ids: Sequence[int], canvas: int) -> None:
-        self.class_names, self.category_ids, self.canvas = list(class_names), list(category_ids), canvas
+    def __init__(
+        self, class_names: Sequence[str], category_ids: Sequence[int], size: tuple[int, int]
+    ) -> None:
+        self.class_names, self.category_ids, self.size = list(class_names), list(category_ids), size
 
     # A string is an image, though also an iterable of strings.
     @overload
@@ -131,7 +133,7 @@ class Detector(ABC):
         Raises:
             DataError: the file cannot be read, or is of another size.
         """
-        place = EvalTransform(self.canvas).place
+        place = EvalTransform(self.size).place
         if isinstance(image, Image.Image):
             pixels = as_image(image)
             placement = place((pixels.height, pixels.width))
@@ -189,14 +191,15 @@ class TorchDetector(Detector):
 
     Args:
         network: in evaluation mode, on its device.
-        class_names, category_ids, canvas: see :class:`Detector`.
+        class_names, category_ids: see :class:`Detector`.
+        canvas: side in pixels of the square canvas.
     """
 
     def __init__(
         self, network: "RCNN", class_names: Sequence[str], category_ids: Sequence[int], canvas: int
     ) -> None:
-        super().__init__(class_names, category_ids, canvas)
-        self.network = network
+        super().__init__(class_names, category_ids, (canvas, canvas))
+        self.network, self.canvas = network, canvas
 
     def run(self, prepared: Sequence[Prepared]) -> list[dict[str, np.ndarray]]:
         """What the network finds on each canvas."""

@@ -106,7 +106,7 @@ def predict(
             continue
         _save(picture, output / f"{name}.png")
         if probes:
-            sheet = _draw_attention(probes, prepared, detector.canvas, query)
+            sheet = _draw_attention(probes, prepared, max(detector.size), query)
             _save(sheet, output / "attention" / f"{name}.png")
         for record in to_coco(found, image_id):
             records.append({**record, "file_name": name + path.suffix})

@@ -44,7 +44,7 @@ class TrainTransform:
 
         draw = torch.rand(4, generator=rng).tolist()
         jitter = self.jitter[0] + draw[0] * (self.jitter[1] - self.jitter[0])
-        resized = _resized(size, jitter * self.canvas)
+        resized = _resized(size, jitter * self.canvas / max(size))
         valid = min(resized[0], self.canvas), min(resized[1], self.canvas)
         top, left = (int(draw[1 + axis] * (resized[axis] - valid[axis] + 1)) for axis in (0, 1))
         return Placement(size, resized, top, left, valid, draw[3] < self.flip)
@@ -54,25 +54,25 @@ class EvalTransform:
     """Resize into the canvas, keeping the aspect ratio, and pad at the bottom and right: one scale, no flip.
 
     Args:
-        canvas: side of the square in pixels, that of training.
+        canvas: side of the square in pixels, that of training; or height and width.
 
     Raises:
         ConfigError: no side has so many pixels.
     """
 
     @checked
-    def __init__(self, canvas: Side) -> None:
-        self.canvas = canvas
+    def __init__(self, canvas: Side | tuple[Side, Side]) -> None:
+        self.size = (canvas, canvas) if isinstance(canvas, int) else canvas
+        self.canvas = max(self.size)
 
     def place(self, size: tuple[int, int]) -> Placement:
         """The placement of an image of ``size`` (height, width) in pixels."""
-        resized = _resized(size, self.canvas)
+        resized = _resized(size, min(self.size[0] / size[0], self.size[1] / size[1]))
         return Placement(size, resized, 0, 0, resized)
 
 
-def _resized(size: tuple[int, int], longer: float) -> tuple[int, int]:
-    """Height and width of an image whose longer side becomes ``longer`` pixels; at least 1."""
-    scale = longer / max(size)
+def _resized(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width of a scaled image; at least 1."""
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 

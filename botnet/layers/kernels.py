@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-Implementation = Literal["reference", "tiled", "sdpa", "flex"]
+Implementation = Literal["reference", "tiled", "sdpa", "flex", "triton"]
 Size = Sequence[int]
 
 # Queries of one head whose logits are in memory at the same time: enough for efficient matrix products. The
@@ -54,8 +54,10 @@ def relative_attention(
         (B, heads, M, d), M = ceil(H / pool) * ceil(W / pool).
 
     Raises:
-        ValueError: neither keys nor position logits, tensors that do not fit the map, or another pool.
-        RuntimeError: ``implementation="tiled"`` in forward-mode differentiation, which it does not support.
+        ValueError: neither keys nor position logits, tensors that do not fit the map, or another pool; for
+            "triton", a head width that is no multiple of 16 or above 256, or float64.
+        RuntimeError: "tiled" or "triton" in forward-mode differentiation, which they do not support; "triton"
+            without Triton or a GPU.
     """
     height, width = size
     if pool not in (1, 2):
@@ -69,9 +71,9 @@ def relative_attention(
     gradients = torch.is_grad_enabled() and v.requires_grad
     name = implementation or choose(v.shape, v.dtype, v.device, gradients)
     # PyTorch drops tangents at a custom operator without an error.
-    if name == "tiled" and _forward_mode():
+    if name in ("tiled", "triton") and _forward_mode():
         raise RuntimeError(
-            "tiled attention has no forward-mode derivative: force implementation='reference' for one"
+            f"{name} attention has no forward-mode derivative: force implementation='reference' for one"
         )
     return IMPLEMENTATIONS[name](q, k, v, position, size, scale, pool)
 
@@ -110,7 +112,7 @@ def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: boo
         device: of queries, keys and values. GPUs were not measured: they use PyTorch's fused kernel.
         gradients: whether a backward pass will follow.
     """
-    # Neither the tiled nor the fused kernels have a forward-mode derivative.
+    # The other kernels have no forward-mode derivative.
     if _forward_mode():
         return "reference"
     # Exported graphs run on other machines and at other sizes: standard operators only.
@@ -147,7 +149,12 @@ def _windows(size: Size, pool: int, device: torch.device) -> Tensor:
 
 def _average(out: Tensor, size: Size, pool: int) -> Tensor:
     """Average pool of (B, heads, N, d)."""
-    return out if pool == 1 else out[:, :, _windows(size, pool, out.device)].mean(2)
+    if pool == 1:
+        return out
+    # An exported graph holds for even and odd sides.
+    if torch.compiler.is_exporting() or size[0] % pool or size[1] % pool:
+        return out[:, :, _windows(size, pool, out.device)].mean(2)
+    return out.unflatten(2, (size[0] // pool, pool, size[1] // pool, pool)).mean((3, 5)).flatten(2, 3)
 
 
 def _reference(
@@ -160,7 +167,7 @@ def _reference(
 def _sdpa(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
-    """PyTorch's fused kernel at head width d + H + W.
+    """PyTorch's fused kernel at head width d + H + W, or the next that has a kernel.
 
     logits = [scale q, position] [k, onehot(row), onehot(column)]^T: the one-hot vectors of a key's row and
     column pick its two position logits.
@@ -175,14 +182,33 @@ def _sdpa(
         columns = torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)
         queries.append(position)
         keys.append(torch.cat([rows, columns], -1).expand(*v.shape[:2], -1, -1))
-    query, key = torch.cat(queries, -1), torch.cat(keys, -1)
-    # The kernels with linear memory require queries, keys and values of equal width: pad with zeros.
-    full = max(key.shape[-1], v.shape[-1])
-    query, key, value = (
-        torch.cat([x, x.new_zeros(*x.shape[:-1], full - x.shape[-1])], -1) for x in (query, key, v)
-    )
+    # The kernels with linear memory require queries, keys and values of equal width.
+    full = _kernel_width(max(sum(x.shape[-1] for x in keys), v.shape[-1]), v.dtype, v.device)
+    query, key, value = (_joined(parts, full) for parts in (queries, keys, [v]))
     out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     return _average(out[..., : v.shape[-1]], size, pool)
+
+
+def _kernel_width(width: int, dtype: torch.dtype, device: torch.device) -> int:
+    """The smallest head width, at least the given one, for which a GPU has a fused kernel in its best form.
+
+    They need rows of whole 16 bytes: with others, PyTorch computes the formula as written. In low precision,
+    the one for up to 256 is taken from 193 on; at 256 itself more GPUs have it, cuDNN's too.
+    """
+    # An exported graph holds for every width; the kernel for CPUs takes any.
+    if device.type == "cpu" or torch.compiler.is_exporting():
+        return width
+    if dtype in (torch.float16, torch.bfloat16) and 192 < width <= 256:
+        return 256
+    return (width + 7) // 8 * 8
+
+
+def _joined(parts: list[Tensor], width: int) -> Tensor:
+    """Tensors (B, heads, N, ...) beside each other, zeros up to a width; one that fills it is not copied."""
+    rest = width - sum(x.shape[-1] for x in parts)
+    if rest:
+        parts = [*parts, parts[0].new_zeros(*parts[0].shape[:-1], rest)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def _flex(
@@ -191,24 +217,42 @@ def _flex(
     """FlexAttention, position logits added in its score_mod: one kernel under torch.compile on a GPU."""
     from torch.nn.attention.flex_attention import flex_attention  # slow to import
 
-    height, width = size
+    score_mod = None
+    if position is not None:
+        width = size[1]
+        # Two tensors: a compiled backward pass refuses two look-ups in one.
+        by_row, by_column = position.split(size, -1)
 
-    def score_mod(score: Tensor, image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        assert position is not None
-        by_row = position[image, head, query, key // width]
-        return score + by_row + position[image, head, query, height + key % width]
+        def score_mod(score: Tensor, image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (
+                score + by_row[image, head, query, key // width] + by_column[image, head, query, key % width]
+            )
 
     keys = torch.zeros_like(v) if k is None else k
-    out = flex_attention(q, keys, v, score_mod=None if position is None else score_mod, scale=scale)
+    out = flex_attention(q, keys, v, score_mod=score_mod, scale=scale)
     assert isinstance(out, Tensor)
     return _average(out, size, pool)
+
+
+def _triton(
+    q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
+) -> Tensor:
+    """Fused Triton kernels, for GPUs: they store no logits and add the position logits in registers."""
+    try:
+        from botnet.layers.triton_kernel import attend
+    except ImportError as error:
+        raise RuntimeError(
+            "implementation='triton' needs the package triton, which PyTorch's builds for CUDA bring: "
+            "install such a build, or leave the choice to the layer"
+        ) from error
+    return attend(q, k, v, position, size, scale, pool)
 
 
 @torch.library.custom_op("botnet::relative_attention", mutates_args=())
 def _tiled_forward(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
-    out = _empty_output(q, size, pool)
+    out = empty_output(q, size, pool)
     windows = _windows(size, pool, q.device)
     group, step = len(windows), max(1, 2 * TILE // len(windows))
     buffer = q.new_empty(windows[:, :step].numel(), v.shape[2])
@@ -226,7 +270,7 @@ def _tiled_forward(
     return out
 
 
-class _Gradients(NamedTuple):
+class Gradients(NamedTuple):
     """Gradients of the inputs; None where there is none. Without keys, queries have none either."""
 
     q: Tensor | None
@@ -237,6 +281,17 @@ class _Gradients(NamedTuple):
     def present(self) -> list[Tensor]:
         """Those that are not None, in this order: the form that custom operators can return."""
         return [x for x in self if x is not None]
+
+    @classmethod
+    def among(cls, present: list[Tensor], k: Tensor | None, position: Tensor | None) -> "Gradients":
+        """The reverse of `present`, for these inputs."""
+        rest = iter(present)
+        return cls(
+            q=None if k is None else next(rest),
+            k=None if k is None else next(rest),
+            v=next(rest),
+            position=None if position is None else next(rest),
+        )
 
 
 @torch.library.custom_op("botnet::relative_attention_backward", mutates_args=())
@@ -250,7 +305,7 @@ def _tiled_backward(
     scale: float,
     pool: int,
 ) -> list[Tensor]:
-    """The gradients that `_Gradients` has for these inputs."""
+    """The gradients that `Gradients` has for these inputs."""
     grads = _empty_gradients(q, k, v, position)
     windows = _windows(size, pool, q.device)
     group, step = len(windows), max(1, TILE // len(windows))
@@ -280,7 +335,7 @@ def _tiled_backward(
     return grads.present()
 
 
-def _zero_sums(grads: _Gradients) -> _Gradients:
+def _zero_sums(grads: Gradients) -> Gradients:
     """Zeros for one head's gradients, to be summed over its tiles."""
 
     def zeros(x: Tensor, transposed: bool = False) -> Tensor:
@@ -292,7 +347,7 @@ def _zero_sums(grads: _Gradients) -> _Gradients:
         return torch.zeros(tokens, width, dtype=dtype, device=x.device)
 
     # The products that sum over queries, those of keys and values, are faster transposed.
-    return _Gradients(
+    return Gradients(
         q=None if grads.q is None else zeros(grads.q),
         k=None if grads.k is None else zeros(grads.k, transposed=True),
         v=zeros(grads.v, transposed=True),
@@ -306,7 +361,7 @@ def _softmax_backward(grad_weights: Tensor, weights: Tensor) -> None:
 
 
 def _add_logit_gradients(
-    sums: _Gradients,
+    sums: Gradients,
     grad_logits: Tensor,
     tile: Tensor,
     queries: Tensor,
@@ -356,15 +411,15 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> Non
         total.add_(a @ b, alpha=alpha)
 
 
-def _empty_output(q: Tensor, size: Size, pool: int) -> Tensor:
+def empty_output(q: Tensor, size: Size, pool: int) -> Tensor:
     """(B, heads, M, d), in a memory layout that makes the output map channels-last."""
     batch, heads, _, d = q.shape
     rows, columns = ((side + pool - 1) // pool for side in size)
     return q.new_empty(batch, rows * columns, heads, d).transpose(1, 2)
 
 
-def _empty_gradients(q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None) -> _Gradients:
-    return _Gradients(
+def _empty_gradients(q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None) -> Gradients:
+    return Gradients(
         q=None if k is None else torch.empty_like(q),
         k=None if k is None else torch.empty_like(k),
         v=torch.empty_like(v),
@@ -376,7 +431,7 @@ def _empty_gradients(q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | 
 def _(
     q: Tensor, k: Tensor | None, v: Tensor, position: Tensor | None, size: Size, scale: float, pool: int
 ) -> Tensor:
-    return _empty_output(q, size, pool)
+    return empty_output(q, size, pool)
 
 
 @_tiled_backward.register_fake
@@ -400,14 +455,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, position = ctx.saved_tensors
-    present = iter(_tiled_backward(grad, q, k, v, position, ctx.size, ctx.scale, ctx.pool))
-    grads = _Gradients(
-        q=None if k is None else next(present),
-        k=None if k is None else next(present),
-        v=next(present),
-        position=None if position is None else next(present),
-    )
-    return *grads, None, None, None
+    present = _tiled_backward(grad, q, k, v, position, ctx.size, ctx.scale, ctx.pool)
+    return *Gradients.among(present, k, position), None, None, None
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:
@@ -422,4 +471,5 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "tiled": _tiled_forward,
     "sdpa": _sdpa,
     "flex": _flex,
+    "triton": _triton,
 }

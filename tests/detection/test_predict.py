@@ -13,6 +13,7 @@ from botnet.detection.image_files import image_ids
 from botnet.detection.predict import predict
 from botnet.detection.records import ImageRecord
 from botnet.errors import DataError
+from botnet.images import image_files
 from tests.support.classification import picture
 from tests.support.detection import write_detector
 
@@ -77,6 +78,29 @@ def folder(tmp_path):
         (folder / name).write_bytes(b"no image")
     (folder / "folder.png").mkdir()
     return folder
+
+
+def test_frames_in_folders_of_every_mode_are_drawn_into_the_same_folders(detector, tmp_path):
+    source, output = tmp_path / "videos", tmp_path / "found"
+    modes = ("L", "I;16", "P", "RGBA", "CMYK")
+    for number, mode in enumerate(modes):
+        path = source / f"video{number}" / "frames" / "000001.tif"
+        path.parent.mkdir(parents=True)
+        Image.new(mode, (40, 30)).save(path)
+    call = ["predict", str(detector), str(source), "--output", str(output), "--score", "0"]
+    assert main(call) == 2
+    assert not output.exists()
+    assert main([*call, "--recursive"]) == 0
+    names = [f"video{number}/frames/000001" for number in range(len(modes))]
+    assert sorted(path.relative_to(output).as_posix() for path in output.rglob("*.png")) == [
+        f"{name}.png" for name in names
+    ]
+    records = json.loads((output / "results_bbox.json").read_text())
+    assert {record["file_name"] for record in records} <= {f"{name}.tif" for name in names}
+    assert len({record["image_id"] for record in records}) == len({record["file_name"] for record in records})
+    (source / "circle").symlink_to(source)
+    with pytest.raises(DataError, match="circle is a symbolic link to a folder that holds it"):
+        image_files([source], recursive=True)
 
 
 def test_a_broken_image_is_left_out(detector, folder, tmp_path, capsys):

@@ -1,17 +1,22 @@
+import sys
 from collections.abc import Sequence
+from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 from torch.nn.attention import flex_attention
 from torch.profiler import profile
 
 from botnet.layers import kernels
-from botnet.layers.kernels import IMPLEMENTATIONS, relative_attention
+from botnet.layers.kernels import IMPLEMENTATIONS, choose, relative_attention
 
 SIZE = (3, 5)
 TERMS = [(True, True), (True, False), (False, True)]
+# Those that compute on a CPU; for the Triton kernels see test_triton_kernel.py.
+HERE = [name for name in IMPLEMENTATIONS if name != "triton"]
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def plain(
 
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize(("content", "position"), TERMS)
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", HERE)
 @pytest.mark.usefixtures("tiny_tiles", "flex_gradients")
 def test_equals_the_formula(name: str, content: bool, position: bool, pool: int) -> None:
     tensors = draw(SIZE, content=content, position=position)
@@ -73,9 +78,106 @@ def test_equals_the_formula(name: str, content: bool, position: bool, pool: int)
     torch.testing.assert_close(out, plain(*tensors, SIZE, pool))
 
 
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
+    """The widths of queries, keys and values of every call of PyTorch's attention."""
+    seen = []
+    attention = kernels.F.scaled_dot_product_attention
+
+    def record(*tensors: Tensor, scale: float) -> Tensor:
+        seen.append({x.shape[-1] for x in tensors})
+        return attention(*tensors, scale=scale)
+
+    monkeypatch.setattr(kernels.F, "scaled_dot_product_attention", record)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "width"),
+    [
+        ((14, 14), torch.bfloat16, 160),
+        ((24, 24), torch.float16, 176),
+        ((32, 32), torch.bfloat16, 192),
+        ((25, 40), torch.float16, 256),
+        ((40, 40), torch.bfloat16, 256),
+        ((40, 40), torch.float32, 208),
+        ((63, 63), torch.float32, 256),
+        ((64, 64), torch.bfloat16, 256),
+        ((69, 69), torch.bfloat16, 272),
+        ((69, 70), torch.float32, 272),
+    ],
+)
+def test_head_width_on_a_gpu(widths, size: tuple[int, int], dtype: torch.dtype, width: int) -> None:
+    with torch.device("meta"):
+        relative_attention(*draw(size, dtype, d=128), size, 0.1, implementation="sdpa")
+    assert widths == [{width}]
+
+
+def test_head_width_on_a_cpu_is_not_rounded(widths: list[set[int]]) -> None:
+    relative_attention(*draw(SIZE, d=5), SIZE, 0.1, implementation="sdpa")
+    assert widths == [{13}]
+
+
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize(("content", "position"), TERMS)
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("rounded", [16, 256])
+def test_wider_heads_do_not_change_the_result(monkeypatch, rounded, content, position, pool) -> None:
+    monkeypatch.setattr(kernels, "_kernel_width", lambda *shape: rounded)
+    tensors = draw(SIZE, content=content, position=position)
+    expected = plain(*tensors, SIZE, pool)
+    out = relative_attention(*tensors, SIZE, 0.3, pool, "sdpa")
+    torch.testing.assert_close(out, expected)
+    inputs = [x for x in (tensors if content else tensors[2:]) if x is not None]
+    upstream = torch.randn_like(out)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
+    )
+
+
+@pytest.mark.parametrize(("position", "expected"), [(True, 4), (False, 0)])
+def test_joins_no_more_than_it_must(monkeypatch, position: bool, expected: int) -> None:
+    """One-hot vectors, queries, keys and values are copied once; nothing where all have one width already."""
+    copies = []
+    join = torch.cat
+    monkeypatch.setattr(torch, "cat", lambda *given: (copies.append(given), join(*given))[1])
+    relative_attention(*draw((4, 4), position=position), (4, 4), 0.3, implementation="sdpa")
+    assert len(copies) == expected
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 1)])
+def test_even_maps_are_pooled_without_a_gather(size: tuple[int, int]) -> None:
+    """The gradient of a gather is slow on a GPU: it sorts the indices."""
+    q, k, v, p = draw(size)
+    out = relative_attention(q, k, v, p, size, 0.3, 2, "reference")
+    torch.testing.assert_close(out, plain(q, k, v, p, size, 2))
+    with profile() as record:
+        torch.autograd.grad(out.sum(), v)
+    gathers = [event for event in record.events() if "index_put" in event.name]
+    assert bool(gathers) == (size[0] % 2 == 1 or size[1] % 2 == 1)
+
+
+@pytest.mark.usefixtures("flex_gradients")
+def test_flex_has_a_backward_pass_that_inductor_accepts() -> None:
+    """Its check, which needs no GPU, refuses two look-ups in one tensor that has a gradient."""
+    lowering = pytest.importorskip("torch._inductor.kernel.flex.flex_attention")
+    backward: list[fx.GraphModule] = []
+
+    def collect(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
+        backward.append(graph)
+        return graph
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=collect)
+    tensors = [x.float() for x in draw(SIZE, d=16)]
+    attend = torch.compile(lambda *t: relative_attention(*t, SIZE, 0.3, 2, "flex"), backend=backend)
+    attend(*tensors).sum().backward()
+    (joint,) = (m for name, m in backward[0].named_modules() if "joint_graph" in name)
+    assert isinstance(joint, fx.GraphModule)
+    lowering.validate_joint_graph(joint.graph)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize(("content", "position"), TERMS)
+@pytest.mark.parametrize("name", HERE)
 @pytest.mark.usefixtures("tiny_tiles", "flex_gradients")
 def test_gradients(name: str, content: bool, position: bool, pool: int) -> None:
     size = (2, 3)
@@ -109,7 +211,7 @@ def test_implementations_agree(
     truth = relative_attention(*exact, size, 0.25, pool, "reference")
     upstream = torch.randn_like(truth)
     truths = [truth, *torch.autograd.grad(truth, exact, upstream)]
-    for name in IMPLEMENTATIONS:
+    for name in HERE:
         tensors = [t.detach().to(dtype).requires_grad_() for t in exact]
         out = relative_attention(*tensors, size, 0.25, pool, name)
         found = [out, *torch.autograd.grad(out, tensors, upstream.to(dtype))]
@@ -172,7 +274,8 @@ def test_forward_mode_is_right_or_refused(name: str | None, how: str) -> None:
         return relative_attention(*given, size, 0.3, 2, name)
 
     if name not in ("reference", None):
-        message = "tiled attention has no forward-mode derivative" if name == "tiled" else None
+        own = name in ("tiled", "triton")
+        message = f"{name} attention has no forward-mode derivative" if own else None
         with pytest.raises(RuntimeError, match=message):
             tangent(attend, tensors, tangents, how)
         return
@@ -204,3 +307,19 @@ def test_bad_input() -> None:
         relative_attention(q, k, v, p[..., 1:], SIZE, 0.3)
     with pytest.raises(ValueError, match="pool=3: expected 1 or 2"):
         relative_attention(q, k, v, p, SIZE, 0.3, pool=3)
+
+
+def test_triton_is_not_chosen_by_itself() -> None:
+    """Nothing has been measured on a GPU."""
+    for tokens, dtype, gradients in product(
+        (49, 1024, 4096, 6400), (torch.float32, torch.bfloat16), (False, True)
+    ):
+        assert choose((8, 4, tokens, 128), dtype, torch.device("cuda"), gradients) == "sdpa"
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "botnet.layers.triton_kernel", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    x = torch.randn(1, 1, 6, 16)
+    with pytest.raises(RuntimeError, match="implementation='triton' needs the package triton"):
+        relative_attention(x, x, x, None, (2, 3), 0.3, implementation="triton")

@@ -1,0 +1,66 @@
+"""Instances files made of YOLO's labels, kept in the user's cache."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from botnet.folders import make_folder
+from botnet.layouts.coco import write_instances
+from botnet.layouts.yolo import YoloSet, label_file
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # to be raised with every change to what the same labels make
+
+
+def cached_instances(source: YoloSet, split: str) -> Path:
+    """The instances file of one split of a YOLO data set.
+
+    It is made anew when an image or a label file has changed.
+
+    Args:
+        source: the data set.
+        split: which part of it.
+
+    Raises:
+        DataError: a label or an image that cannot be used.
+        ConfigError: the cache cannot be written.
+    """
+    path = cache_folder() / _key(source, split) / f"{split}.json"
+    if path.is_file():
+        logger.info("%s: %s: the instances file %s, made before", source.file, split, path)
+        return path
+    make_folder(path.parent)
+    # Other processes may make the same file: each writes its own and renames it.
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        own = Path(scratch) / path.name
+        counts, _ = write_instances(own, source.names, source.samples(split, Counter()))
+        os.replace(own, path)
+    logger.info(
+        "%s: %s: %d images and %d objects are now in the instances file %s",
+        source.file,
+        split,
+        counts["images"],
+        counts["objects"],
+        path,
+    )
+    return path
+
+
+def cache_folder() -> Path:
+    """``botnet/yolo`` in the user's cache, which ``XDG_CACHE_HOME`` moves."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "botnet" / "yolo"
+
+
+def _key(source: YoloSet, split: str) -> str:
+    """A name for the state of the files."""
+    digest = hashlib.sha256(f"{FORMAT} {source.names}".encode(errors="surrogateescape"))
+    for image in source.images(split):
+        for file in (image.resolve(), label_file(image)):
+            state = file.stat() if file.is_file() else None
+            stamp = (state.st_mtime_ns, state.st_size) if state else None
+            digest.update(f"{file} {stamp}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:20]

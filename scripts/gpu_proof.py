@@ -1,0 +1,455 @@
+"""Prove and measure the attention layer and its networks on this machine's GPU: `make proof-gpu`.
+
+    python scripts/gpu_proof.py                  # on the GPU, in at most about 8 minutes, without downloads
+    python scripts/gpu_proof.py --device cpu     # a tiny version, in seconds
+
+Writes build/proof/<gpu>-<commit>.json and .md: rows with PASS, FAIL or SKIPPED, what was measured, and a
+proposed table for `botnet.layers.kernels.choose`. The exit status is 1 if a result is wrong, never because it
+is slow.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import profile
+
+from botnet.layers import MHSA2d
+from botnet.layers.kernels import relative_attention
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+TERMS = {"both terms": (True, True), "content": (True, False), "position": (False, True)}
+MARGIN = 1.15  # how much faster than the next the Triton kernel must be to be chosen
+
+
+class Scale(NamedTuple):
+    """How much is proved: sides of maps, cases (map side, batch) of the timings, image sizes of networks."""
+
+    sides: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    width: int
+    implementations: tuple[str, ...]
+    timed: tuple[tuple[int, int], ...]
+    images: tuple[int, ...]
+    rounds: int
+
+
+FULL = Scale(
+    sides=(7, 14, 24, 25, 32, 40, 63, 64, 69, 80),
+    sizes=((25, 19), (14, 14), (1, 33), (32, 32)),
+    width=128,
+    implementations=("sdpa", "flex", "triton"),
+    timed=((14, 128), (24, 32), (32, 8), (64, 8), (80, 4)),
+    images=(1024, 1280),
+    rounds=10,
+)
+TINY = Scale(
+    sides=(5,),
+    sizes=((3, 5),),
+    width=16,
+    implementations=("sdpa", "triton"),
+    timed=((4, 2),),
+    images=(),
+    rounds=2,
+)
+
+
+class Skip(Exception):
+    """A part that cannot run here, and why."""
+
+
+class Proof:
+    """The rows of the report, and the machine they were made on."""
+
+    def __init__(self, device: torch.device, scale: Scale, seconds: float) -> None:
+        self.device, self.scale = device, scale
+        self.deadline = time.monotonic() + seconds
+        self.rows: list[dict[str, Any]] = []
+
+    def row(self, part: str, case: str, check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run a check. It returns what was measured, raises AssertionError if wrong, or Skip."""
+        row: dict[str, Any] = {"part": part, "case": case, "status": "PASS"}
+        try:
+            if time.monotonic() > self.deadline:
+                raise Skip("no time left: raise --minutes")
+            row |= check()
+        except Skip as reason:
+            row |= {"status": "SKIPPED", "why": str(reason)}
+        except ImportError as error:
+            row |= {"status": "SKIPPED", "why": f"{error.name or error} is not installed"}
+        except torch.OutOfMemoryError:
+            row |= {"status": "SKIPPED", "why": "out of memory"}
+        except Exception as error:
+            row |= {"status": "FAIL", "why": f"{type(error).__name__}: {str(error)[:500]}"}
+        self.rows.append(row)
+        print(describe(row), flush=True)
+        return row
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def milliseconds(self, call: Callable[[], Any]) -> float:
+        """Median time of a call after two that are not counted; of CUDA events on a GPU."""
+        times = []
+        for turn in range(self.scale.rounds + 2):
+            self.synchronize()
+            if self.device.type == "cuda":
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                call()
+                end.record()
+                torch.cuda.synchronize()
+                elapsed = start.elapsed_time(end)
+            else:
+                begin = time.perf_counter()
+                call()
+                elapsed = 1e3 * (time.perf_counter() - begin)
+            if turn >= 2:
+                times.append(elapsed)
+        return statistics.median(times)
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int:
+        """Peak memory of a call above what was allocated before."""
+        if self.device.type != "cuda":
+            raise Skip("memory is measured on a GPU only")
+        call()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+
+
+def describe(row: dict[str, Any]) -> str:
+    rest = {key: value for key, value in row.items() if key not in ("part", "case", "status", "why")}
+    figures = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in rest.items()
+    )
+    return " | ".join(filter(None, (row["status"], row["part"], row["case"], figures, row.get("why"))))
+
+
+def usable(name: str, device: torch.device) -> None:
+    """Skip an implementation that this machine cannot run."""
+    if name in ("triton", "flex") and device.type != "cuda":
+        raise Skip("needs a GPU")
+
+
+def attention(name: str) -> Callable[..., Tensor]:
+    """`relative_attention` by one implementation."""
+    call = partial(relative_attention, implementation=name)
+    if name != "flex":
+        return call
+    # Uncompiled it stores N x N logits, and so it does after torch's limit of compilations of one function.
+    torch.compiler.reset()
+    return torch.compile(call, dynamic=False)
+
+
+def draw(proof: Proof, size: tuple[int, int], dtype: torch.dtype, terms: tuple[bool, bool] = (True, True)):
+    """Inputs of 2 images and 2 heads, laid out as the layer has them."""
+    torch.manual_seed(0)
+    tokens, d = size[0] * size[1], proof.scale.width
+    qkv = torch.randn(2, tokens, 3, 2, d, device=proof.device).to(dtype).unbind(2)
+    q, k, v = (x.transpose(1, 2).detach().requires_grad_() for x in qkv)
+    position = torch.randn(2, 2, tokens, sum(size), device=proof.device).to(dtype).requires_grad_()
+    return q, k if terms[0] else None, v, position if terms[1] else None
+
+
+def with_gradients(
+    call: Callable[..., Tensor], inputs: Any, size: tuple[int, int], pool: int
+) -> list[Tensor]:
+    """The output and the gradients of all inputs that it depends on, for one upstream gradient."""
+    out = call(*inputs, size, inputs[2].shape[-1] ** -0.5, pool)
+    torch.manual_seed(1)
+    upstream = torch.randn(out.shape, dtype=torch.float32).to(out)
+    used = [x for x in (inputs if inputs[1] is not None else inputs[2:]) if x is not None]
+    return [out.detach(), *torch.autograd.grad(out, used, upstream)]
+
+
+def environment(proof: Proof) -> None:
+    def versions() -> dict[str, Any]:
+        found = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": sys.version.split()[0]}
+        if proof.device.type == "cuda":
+            properties = torch.cuda.get_device_properties(proof.device)
+            found |= {"gpu": properties.name, "capability": f"{properties.major}.{properties.minor}"}
+            found |= {"GiB": properties.total_memory / 2**30, "gpus": torch.cuda.device_count()}
+        return found
+
+    def product_rate(dtype: torch.dtype) -> dict[str, Any]:
+        side = 8192 if proof.device.type == "cuda" else 128
+        a, b = (torch.randn(side, side, device=proof.device).to(dtype) for _ in range(2))
+        return {"TFLOP/s": 2e-9 * side**3 / proof.milliseconds(lambda: a @ b)}
+
+    def copy_rate() -> dict[str, Any]:
+        source = torch.zeros(2**28 if proof.device.type == "cuda" else 2**16, device=proof.device)
+        target = torch.empty_like(source)
+        return {"GB/s": 8e-6 * source.numel() / proof.milliseconds(lambda: target.copy_(source))}
+
+    proof.row("machine", "versions", versions)
+    for name, dtype in DTYPES.items():
+        proof.row("machine", f"matrix product, {name}", partial(product_rate, dtype))
+    proof.row("machine", "copy", copy_rate)
+
+
+def kernels_of_sdpa(proof: Proof) -> None:
+    """Which kernel torch takes, and that its memory stays linear."""
+
+    def run(size: tuple[int, int], dtype: torch.dtype, training: bool) -> Callable[[], Any]:
+        inputs = draw(proof, size, dtype)
+        if training:
+            return lambda: with_gradients(attention("sdpa"), inputs, size, 1)
+        return torch.no_grad()(lambda: attention("sdpa")(*inputs, size, 0.1, 1))
+
+    def check(side: int, dtype: torch.dtype, training: bool) -> dict[str, Any]:
+        call = run((side, side), dtype, training)
+        with profile() as record:
+            call()
+        names = {event.name for event in record.events()}
+        found = sorted(
+            name.removeprefix("aten::_scaled_dot_product_")
+            for name in names
+            if re.fullmatch(r"aten::_scaled_dot_product_\w*attention\w*", name) and "backward" not in name
+        )
+        assert side**2 <= 1024 or not any("math" in name for name in found), f"the formula: {found}"
+        result: dict[str, Any] = {"kernel": " ".join(found)}
+        if proof.device.type == "cuda" and side**2 > 1024:
+            # Wider maps have wider heads too: growth is that of memory beyond the inputs'.
+            growth = proof.peak_bytes(run((side, 2 * side), dtype, training)) / proof.peak_bytes(call)
+            wider = (proof.scale.width + 3 * side) / (proof.scale.width + 2 * side)
+            result["growth"] = growth / wider
+            assert growth / wider <= 2.3, f"twice the cells, {growth / wider:.2f} times the memory"
+        return result
+
+    for side, (name, dtype), training in product(proof.scale.sides, DTYPES.items(), (True, False)):
+        case = f"{side}x{side} {name} {'training' if training else 'inference'}"
+        proof.row("sdpa", case, partial(check, side, dtype, training))
+
+
+def correctness(proof: Proof) -> None:
+    """Every implementation against the formula in float64; unwritten memory is NaN."""
+
+    def check(
+        name: str, size: tuple[int, int], dtype: str, terms: tuple[bool, bool], pool: int
+    ) -> dict[str, Any]:
+        usable(name, proof.device)
+        inputs = draw(proof, size, DTYPES[dtype], terms)
+        exact = tuple(None if x is None else x.detach().double().requires_grad_() for x in inputs)
+        found = with_gradients(attention(name), inputs, size, pool)
+        truth = with_gradients(attention("reference"), exact, size, pool)
+        errors = [
+            float((x.double() - y).norm() / y.norm().clamp(min=1e-6))
+            for x, y in zip(found, truth, strict=True)
+        ]
+        worst = max(errors)
+        assert worst <= TOLERANCES[dtype], f"relative error {worst:.2g}, allowed {TOLERANCES[dtype]:.2g}"
+        if name == "triton":
+            again = with_gradients(attention(name), inputs, size, pool)
+            assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True)), "not deterministic"
+        return {"error": worst}
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    for name, size, dtype, (label, terms), pool in product(
+        proof.scale.implementations, proof.scale.sizes, DTYPES, TERMS.items(), (1, 2)
+    ):
+        # Each combination is compiled: all sizes and dtypes with both terms, FlexAttention at one size.
+        first = size == proof.scale.sizes[0]
+        if not first and (name == "flex" or label != "both terms"):
+            continue
+        case = f"{name} {size[0]}x{size[1]} {dtype} {label} pool {pool}"
+        proof.row("correctness", case, partial(check, name, size, dtype, terms, pool))
+    torch.use_deterministic_algorithms(False)
+
+
+def layers(proof: Proof) -> None:
+    """The layer under autocast, compiled whole, and in channels_last."""
+
+    def check(name: str, stride: int, compiled: bool) -> dict[str, Any]:
+        usable(name, proof.device)
+        torch.manual_seed(0)
+        dim, size = 2 * proof.scale.width, proof.scale.sizes[0]
+        layer = MHSA2d(dim, 2, stride, feat_size=size, qkv_std="fan_in").to(proof.device)
+        layer.implementation = name
+        x = torch.randn(2, dim, *size, device=proof.device).to(memory_format=torch.channels_last)
+        backend = "inductor" if proof.device.type == "cuda" else "aot_eager"
+        call = torch.compile(layer, fullgraph=True, backend=backend) if compiled else layer
+        with torch.autocast(proof.device.type, torch.bfloat16):
+            out = call(x)
+        assert out.dtype == torch.bfloat16, out.dtype
+        assert out.is_contiguous(memory_format=torch.channels_last), "channels_last is lost"
+        out.float().square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+        layer.implementation = "reference"
+        truth = layer.double()(x.double())
+        error = ((out.double() - truth).norm() / truth.norm()).item()
+        assert error <= 2e-2, f"relative error {error:.2g}"
+        return {"error": error}
+
+    for name, stride, compiled in product(proof.scale.implementations, (1, 2), (False, True)):
+        case = f"{name} stride {stride} {'compiled' if compiled else 'eager'}"
+        proof.row("layer", case, partial(check, name, stride, compiled))
+
+
+def peers(side: int) -> dict[str, Callable[[], nn.Module]]:
+    """Constructors of the layer of each implementation, and of other packages' layers."""
+
+    torch.compiler.reset()  # its limit of compilations of one function
+
+    def own(name: str) -> nn.Module:
+        layer = MHSA2d(512, 4, feat_size=(side, side))
+        layer.implementation = name
+        return torch.compile(layer, dynamic=False) if name == "flex" else layer
+
+    def timm() -> nn.Module:
+        from timm.layers.bottleneck_attn import BottleneckAttn
+
+        return BottleneckAttn(512, feat_size=(side, side), num_heads=4, scale_pos_embed=True)
+
+    def pypi() -> nn.Module:
+        from bottleneck_transformer_pytorch.bottleneck_transformer_pytorch import Attention
+
+        return Attention(dim=512, fmap_size=(side, side), heads=4, dim_head=128, rel_pos_emb=True)
+
+    found = {name: partial(own, name) for name in ("sdpa", "triton", "flex", "reference")}
+    found |= {"timm": timm, "pypi": pypi}
+    if side == 64:
+        found["timm compiled"] = lambda: torch.compile(timm(), dynamic=False)
+        found["pypi compiled"] = lambda: torch.compile(pypi(), dynamic=False)
+    return found
+
+
+def timings(proof: Proof) -> None:
+    """Time and memory of the layer beside its peers, in bfloat16."""
+
+    def measure(
+        name: str, build: Callable[[], nn.Module], side: int, batch: int, training: bool
+    ) -> dict[str, Any]:
+        usable(name, proof.device)
+        layer = build().to(proof.device, torch.bfloat16)
+        x = torch.randn(batch, 512, side, side, device=proof.device, dtype=torch.bfloat16)
+        x = x.to(memory_format=torch.channels_last).requires_grad_(training)
+
+        def call() -> None:
+            with torch.set_grad_enabled(training):
+                out = layer(x)
+            if training:
+                torch.autograd.grad(out.sum(), [x, *layer.parameters()], allow_unused=True)
+
+        result: dict[str, Any] = {"ms": proof.milliseconds(call)}
+        if proof.device.type == "cuda":
+            result["MB"] = proof.peak_bytes(call) / 1e6
+        return result
+
+    for (side, batch), training in product(proof.scale.timed, (True, False)):
+        for name, build in peers(side).items():
+            case = f"{side}x{side} batch {batch} {'training' if training else 'inference'}: {name}"
+            proof.row("time", case, partial(measure, name, build, side, batch, training))
+        torch.cuda.empty_cache()
+
+
+def backbones(proof: Proof) -> None:
+    """BoT50 beside R50; the paper's BoT50 takes 1.31 times R50's time in training at 1024 (Table 1)."""
+
+    def measure(name: str, image: int, training: bool, compiled: bool) -> dict[str, Any]:
+        import timm
+
+        import botnet  # noqa: F401 registers the networks
+
+        options = {"img_size": image} if name == "botnet50" else {}
+        net = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4), **options)
+        net = net.to(proof.device, memory_format=torch.channels_last).train(training)
+        call = torch.compile(net, dynamic=False) if compiled else net
+        x = torch.randn(2, 3, image, image, device=proof.device).to(memory_format=torch.channels_last)
+
+        def step() -> None:
+            with torch.set_grad_enabled(training), torch.autocast(proof.device.type, torch.bfloat16):
+                total = sum(level.float().mean() for level in call(x))
+            if training:
+                torch.autograd.grad(total, list(net.parameters()), allow_unused=True)
+
+        return {"ms": proof.milliseconds(step)}
+
+    for image, training, compiled in product(proof.scale.images, (True, False), (False, True)):
+        found = [
+            proof.row(
+                "network",
+                f"{name} {image} batch 2 {'training' if training else 'inference'}"
+                f"{' compiled' if compiled else ''}",
+                partial(measure, name, image, training, compiled),
+            )
+            for name in ("resnet50", "botnet50")
+        ]
+        if all("ms" in row for row in found):
+            found[1]["of R50's time"] = found[1]["ms"] / found[0]["ms"]
+
+
+def proposal(rows: list[dict[str, Any]]) -> list[str]:
+    """For each case of the timings, the implementation that `choose` should take."""
+    times: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["part"] == "time" and "ms" in row:
+            case, _, name = row["case"].rpartition(": ")
+            times.setdefault(case, {})[name] = row["ms"]
+    lines = []
+    for case, found in times.items():
+        own = {name: found[name] for name in ("sdpa", "reference") if name in found}
+        if not own:
+            continue
+        best = min(own, key=own.__getitem__)
+        gain = own[best] / found["triton"] if "triton" in found else 0.0
+        chosen = "triton" if gain >= MARGIN else best
+        lines.append(f"| {case} | {chosen} | {gain:.2f} |" if gain else f"| {case} | {chosen} | |")
+    return lines
+
+
+def write(proof: Proof, folder: Path) -> Path:
+    gpu = torch.cuda.get_device_name(proof.device) if proof.device.type == "cuda" else "cpu"
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+    name = f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-')}-{head.strip() or 'unknown'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(proof.rows, indent=1) + "\n")
+    table = [f"# {name}", "", "| | part | case | result |", "|---|---|---|---|"]
+    for row in proof.rows:
+        status, part, case, *rest = describe(row).replace("\n", " ").split(" | ")
+        table.append(f"| {status} | {part} | {case} | {'; '.join(rest)} |")
+    table += [
+        "",
+        "## Proposed for `choose`",
+        "",
+        "| case | implementation | gain of triton |",
+        "|---|---|---|",
+    ]
+    path = folder / f"{name}.md"
+    path.write_text("\n".join([*table, *proposal(proof.rows)]) + "\n")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--minutes", type=float, default=7.5, help="no check starts later")
+    parser.add_argument("--out", type=Path, default=Path("build/proof"))
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no GPU: see `python -m torch.utils.collect_env`, or try --device cpu")
+    proof = Proof(torch.device(args.device), FULL if args.device == "cuda" else TINY, 60 * args.minutes)
+    for part in (environment, kernels_of_sdpa, correctness, layers, timings, backbones):
+        part(proof)
+    print(f"written: {write(proof, args.out)}")
+    sys.exit(any(row["status"] == "FAIL" for row in proof.rows))
+
+
+if __name__ == "__main__":
+    main()
