@@ -113,8 +113,11 @@ def test_info(capsys):
     [
         *(f"make-digits DIR --{option}" for option in ("train", "val", "size", "seed")),
         *(f"make-images DIR --{option}" for option in ("train", "val")),
-        *(f"predict MODEL IMAGE --{option}" for option in ("score", "crop", "size", "pixel 1")),
+        *(f"predict MODEL IMAGE --{option}" for option in ("score", "crop", "size", "pixel 1", "tile")),
         *(f"evaluate MODEL --data DIR --{option}" for option in ("batch-size", "workers", "crop", "size")),
+        *(f"split FILE --{option}" for option in ("val", "seed")),
+        *(f"browse-data FILE --{option}" for option in ("canvas", "samples")),
+        "export RUN --size 224",
         "info resnet18 --size 224",
     ],
 )
@@ -133,7 +136,7 @@ def test_numbers_out_of_range_are_refused_in_one_line(command, value, capsys):
         ("predict MODEL IMAGE --formt coco", "--format, --score, --output"),
         ("predict MODEL IMAGE --format coc", "coco"),
         ("evaluate MODEL --data DIR --reader foldr", "folder"),
-        ("vlidate", "validate, evaluate"),
+        ("vlidate", "validate, evaluate, split"),
     ],
 )
 def test_a_misspelt_word_is_answered_with_the_nearest(command, hint, capsys):
