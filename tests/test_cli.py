@@ -107,6 +107,45 @@ def test_info(capsys):
     assert "leave --size out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e30", str(10**12)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"make-digits DIR --{option}" for option in ("train", "val", "size", "seed")),
+        *(f"make-images DIR --{option}" for option in ("train", "val")),
+        *(f"predict MODEL IMAGE --{option}" for option in ("score", "crop", "size", "pixel 1", "tile")),
+        *(f"evaluate MODEL --data DIR --{option}" for option in ("batch-size", "workers", "crop", "size")),
+        *(f"split FILE --{option}" for option in ("val", "seed")),
+        *(f"browse-data FILE --{option}" for option in ("canvas", "samples")),
+        "export RUN --size 224",
+        "info resnet18 --size 224",
+    ],
+)
+def test_numbers_out_of_range_are_refused_in_one_line(command, value, capsys):
+    *arguments, option = re.sub(" [0-9]+$", "", command).split()
+    more = command.split()[len(arguments) + 1 :]
+    assert main([*arguments, option, *more, value]) == 2
+    said = capsys.readouterr().err
+    assert re.match(rf"botnet: {option}: \S+ is not allowed; give an? ", said), said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("predict MODEL IMAGE --formt coco", "--format, --score, --output"),
+        ("predict MODEL IMAGE --format coc", "coco"),
+        ("evaluate MODEL --data DIR --reader foldr", "folder"),
+        ("vlidate", "validate, evaluate, split"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_nearest(command, hint, capsys):
+    assert main(command.split()) == 2
+    said = capsys.readouterr().err
+    assert f"; did you mean {hint}? (botnet" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("size", [("0", "0"), ("224", "-3")])
 def test_info_needs_a_positive_size(size, capsys):
     assert main(["info", "resnet18", "--size", *size]) == 2

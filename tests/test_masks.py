@@ -130,9 +130,9 @@ def test_masks_to_supervision_and_back(height, width, count, seed, share):
 
 def test_large_run_lengths_to_supervision_and_back(coco_by):
     for image, annotations in zip(*from_file(coco_by), strict=True):
-        size = image["height"], image["width"]
-        rles = [compress_mask(annotation["segmentation"], *size) for annotation in annotations]
-        masks = compact_masks([annotation["segmentation"] for annotation in annotations], *size)
+        size = image.height, image.width
+        rles = [compress_mask(annotation.segmentation, *size) for annotation in annotations]
+        masks = compact_masks([annotation.segmentation for annotation in annotations], *size)
         assert to_rles(masks) == rles
         for mask, rle in zip(masks, rles, strict=True):
             np.testing.assert_array_equal(mask, decode_mask(rle, *size))
@@ -140,7 +140,7 @@ def test_large_run_lengths_to_supervision_and_back(coco_by):
 
 def from_file(folder):
     instances = CocoInstances(folder / "instances_val.json")
-    return instances.images, [instances.annotations_of(image["id"]) for image in instances.images]
+    return instances.images, [instances.annotations_of(image.id) for image in instances.images]
 
 
 def test_a_mask_without_pixels_is_one_pixel_outside():

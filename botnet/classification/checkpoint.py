@@ -24,14 +24,17 @@ def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: An
         kwargs: timm's further arguments, such as ``drop_path_rate`` or ``pretrained``.
 
     Raises:
-        ConfigError: timm has no network of that name.
+        ConfigError: timm has no network of that name, or the network does not take an argument.
     """
     if ":" not in name and not timm.is_model(name):
         raise ConfigError(no_network(name))
     config = timm.get_pretrained_cfg(name)
     if name in NETWORKS or (config is not None and config.fixed_input_size):
         kwargs["img_size"] = image_size
-    return timm.create_model(name, num_classes=num_classes, **kwargs)
+    try:
+        return timm.create_model(name, num_classes=num_classes, **kwargs)
+    except (TypeError, ValueError) as error:  # of one of the further arguments
+        raise ConfigError(f"{name} cannot be made with {kwargs}: {' '.join(str(error).split())}") from error
 
 
 def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:

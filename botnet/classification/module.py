@@ -25,7 +25,6 @@ from botnet.arguments import (
     Factor,
     Part,
     PartBelowOne,
-    PositiveFactor,
     Side,
     checked,
 )
@@ -82,7 +81,7 @@ class ClassificationModule(TaskModule):
         image_size: Side,
         model_kwargs: dict[str, Any] | None = None,
         init_from: Path | None = None,
-        learning_rate: PositiveFactor = 0.4,
+        learning_rate: Factor = 0.4,
         momentum: PartBelowOne = 0.9,
         weight_decay: Part = 1e-4,
         warmup_epochs: Duration = 5.0,

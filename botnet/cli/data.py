@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from botnet.arguments import COUNT, DIGITS_SIDE, SEED
+from botnet.arguments import COUNT, DIGITS_SIDE, POSITIVE_PART, SEED, SIDE
 from botnet.cli.tables import show
 from botnet.errors import ConfigError
 
@@ -47,8 +47,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     split = commands.add_parser("split", description="split an instances file into train.json and val.json")
     split.add_argument("instances", type=Path, metavar="INSTANCES.json")
-    split.add_argument("--val", type=float, default=0.2, help="part of the images for validation (0.2)")
-    split.add_argument("--seed", type=int, default=0, help="of the choice (0)")
+    split.add_argument(
+        "--val", type=POSITIVE_PART, default=0.2, help="part of the images to validate on (0.2)"
+    )
+    split.add_argument("--seed", type=SEED, default=0, help="of the choice (0)")
     split.add_argument("--images", type=Path, help="their folder: equal files stay on one side")
     split.add_argument("--output", type=Path, help="folder of the new files (that of INSTANCES.json)")
     split.set_defaults(run=run_split)
@@ -58,8 +60,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "paths", type=Path, nargs="+", metavar="PATH", help="INSTANCES.json IMAGES/ OUT/; OUT/ with --config"
     )
     browse.add_argument("--config", type=Path, metavar="RECIPE", help="take data and settings of a recipe")
-    browse.add_argument("--canvas", type=int, help="side in pixels (1024), without --config")
-    browse.add_argument("--samples", type=int, default=16, help="images to draw (16)")
+    browse.add_argument("--canvas", type=SIDE, help="side in pixels (1024), without --config")
+    browse.add_argument("--samples", type=COUNT, default=16, help="images to draw (16)")
     browse.set_defaults(run=run_browse_data)
 
 

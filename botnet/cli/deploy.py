@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from botnet.arguments import SIDE
 from botnet.errors import ConfigError
 
 
@@ -13,7 +14,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     export.add_argument("--format", choices=("onnx",), default="onnx", help="of the file (onnx)")
     export.add_argument("--output", type=Path, default=Path("model.onnx"), help="new file (model.onnx)")
     export.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images in pixels (that of the run)"
+        "--size", type=SIDE, nargs=2, metavar=("H", "W"), help="of the images in pixels (that of the run)"
     )
     export.add_argument("--half", action="store_true", help="weights and activations in float16")
     export.add_argument(

@@ -35,7 +35,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.add_argument("--recursive", action="store_true", help="take images in subfolders, too")
     predict.add_argument(
         "--tile",
-        type=int,
+        type=SIDE,
         help="find objects in tiles of this side in pixels (in the whole image)",
     )
     _add_classifier_options(predict.add_argument_group("classifiers"))

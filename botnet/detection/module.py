@@ -11,7 +11,7 @@ from rich.console import Console
 from supervision import Detections
 from torch import Tensor, nn
 
-from botnet.arguments import PART, CountOrZero, Factor, Part, PartBelowOne, PositiveFactor, checked
+from botnet.arguments import PART, CountOrZero, Factor, Part, PartBelowOne, checked
 from botnet.detection.checkpoint import initialise
 from botnet.detection.datamodule import CocoDataModule
 from botnet.detection.datasets import EvalTarget
@@ -61,7 +61,7 @@ class DetectionModule(TaskModule):
     def __init__(
         self,
         detector: RCNN,
-        learning_rate: PositiveFactor = 0.08,
+        learning_rate: Factor = 0.08,
         momentum: PartBelowOne = 0.9,
         weight_decay: Part = 1e-4,
         warmup_steps: CountOrZero = 500,

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
 from botnet import __version__
-from botnet.arguments import Count, CountOrZero, Part, PartBelowOne, PositiveFactor, Workers, checked
+from botnet.arguments import Count, CountOrZero, Factor, Part, PartBelowOne, Workers, checked
 from botnet.errors import ConfigError, first_few
 from botnet.layers import MHSA2d
 from botnet.training.checkpoint_file import FORMAT, check_format
@@ -143,7 +143,7 @@ class TaskModule(L.LightningModule):
     @checked
     def __init__(
         self,
-        learning_rate: PositiveFactor,
+        learning_rate: Factor,
         momentum: PartBelowOne,
         weight_decay: Part,
         init_from: Path | None,

@@ -732,9 +732,13 @@ def test_the_check_never_raises_and_what_passes_it_can_be_used(made, data):
         assert torch.isfinite(boxes).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         assert len(target["labels"]) == len(target["area"]) == len(boxes)
-    metric = CocoMetric(samples.instances.class_names, masks)
+    names, ids = samples.instances.class_names, samples.instances.category_ids
+    metric = CocoMetric(names, ids, masks)
     for _, target in made.dataset(masks=masks):
         truth = truth_of(target)
         assert all(torch.isfinite(truth[key]).all() for key in ("boxes", "area"))
-        metric.update(truth | {"scores": torch.ones(len(truth["labels"]))}, truth)
+        found = true_detections(truth, names, target["size"])
+        found.confidence = np.ones(len(found), np.float32)
+        found.data["category_id"] = np.array(ids)[found.class_id]
+        metric.update(to_coco(found, target["image_id"]), truth)
     assert metric.report()["box"]["AP"] <= 1

@@ -67,14 +67,14 @@ def compare(inputs: tuple[Tensor | None, ...], size: tuple[int, int], pool: int,
 def test_equals_the_formula(size, d, pool, terms, tiles) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(triton_kernel, "choose_tiles", lambda *shape: tiles)
-        compare(draw(size, d, torch.float32, *terms), size, pool, 1e-6)
+        compare(draw(size, d, torch.float32, *terms), size, pool, 3e-6)
 
 
 @pytest.mark.parametrize(
     ("size", "pool", "dtype", "tolerance"),
     [
-        ((5, 7), 1, torch.float32, 1e-6),
-        ((3, 13), 2, torch.float32, 1e-6),
+        ((5, 7), 1, torch.float32, 3e-6),
+        ((3, 13), 2, torch.float32, 3e-6),
         ((3, 19), 1, torch.float16, 2e-3),
         ((7, 10), 2, torch.float16, 2e-3),
     ],

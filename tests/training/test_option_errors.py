@@ -72,6 +72,19 @@ def test_so_it_does_for_a_recipe_and_names_it(lines, expected, tmp_path, capsys)
     assert capsys.readouterr().err == f"botnet: {recipe}: {expected}\n"
 
 
+def test_a_base_is_named_with_the_recipe_that_builds_on_it(tmp_path, capsys):
+    base, top = tmp_path / "base.yaml", tmp_path / "top.yaml"
+    base.write_text(
+        yaml.safe_dump({"base": str(RECIPES / "quickstart.yaml"), "data": {"init_args": {"flip": 2}}})
+    )
+    top.write_text(yaml.safe_dump({"base": "base.yaml", "trainer": {"max_epochs": 1}}))
+    expected = "--data.flip: 2 is not allowed; give a number from 0 to 1\n"
+    assert main(["fit", "--config", str(top)]) == 2
+    assert capsys.readouterr().err == f"botnet: {base}, a base of {top}: {expected}"
+    assert main(["fit", "--config", str(top), "--data.flip", "2"]) == 2
+    assert capsys.readouterr().err == f"botnet: {expected}"
+
+
 def test_messages_of_another_form_are_joined_and_cut():
     assert explain("one\n  two") == "one two"
     assert explain("a" * 1000) == "a" * 300 + " ..."

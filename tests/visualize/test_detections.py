@@ -18,6 +18,7 @@ from supervision.detection.compact_mask import CompactMask
 import botnet
 from botnet.detection import predict
 from botnet.detection.coco import CocoInstances
+from botnet.detection.detector import Detector
 from botnet.errors import DataError
 from botnet.masks import encode_mask
 from botnet.pasting import paste_masks
@@ -281,26 +282,24 @@ def test_truth_is_drawn_in_the_frame_of_its_record(made, monkeypatch, tmp_path, 
     made.data["annotations"] = [
         annotation | ({} if kind == "absent" else {"segmentation": segmentation[kind]})
     ]
-    found = Detections(np.zeros((1, 4)), confidence=np.ones(1), class_id=np.zeros(1, int))
     sizes, drawn = [], []
 
-    def detect(detector, image, placement, names):
-        sizes.append(placement.size)
-        return found
+    class FindsOne(Detector):
+        def run(self, prepared):
+            sizes.extend(image.placement.size for image in prepared)
+            return [{"boxes": np.zeros((1, 4), np.float32), "scores": np.ones(1), "labels": np.ones(1, int)}]
 
     def record(image, detections, *rest):
         drawn.append((image.size, detections))
         return draw(image, detections, *rest)
 
-    about = {"canvas": 40, "category_ids": [3, 90], "class_names": ["dog", "cat"]}
-    monkeypatch.setattr(predict, "load_detector", lambda path: (torch.nn.Identity(), about))
-    monkeypatch.setattr(predict, "_detect", detect)
     monkeypatch.setattr(predict, "draw", record)
     output = tmp_path / "out"
-    predict.predict(Path(), [made.folder / "a.png"], output, truth=made.write(), device="cpu")
+    detector = FindsOne(["dog", "cat"], [3, 90], (40, 40))
+    predict.predict(detector, [made.folder / "a.png"], output, truth=made.write())
     assert sizes == [(height, width)]
     (_, prediction), (size, truth) = drawn
-    assert prediction is found
+    assert prediction.confidence.tolist() == [1]
     assert size == (width, height)
     assert truth.xyxy.tolist() == [[5, 10, 15, 25]]
     assert truth["class_name"].tolist() == ["dog"]
@@ -310,6 +309,6 @@ def test_truth_is_drawn_in_the_frame_of_its_record(made, monkeypatch, tmp_path, 
 
 def test_a_true_mask_that_cannot_be_decoded_is_named(made):
     made.annotation(segmentation={"size": [30, 40], "counts": "o"})
-    instances, image = CocoInstances(made.write()), Image.new("RGB", (40, 30))
+    instances = CocoInstances(made.write())
     with pytest.raises(DataError, match=r"instances\.json: annotation 200 of image 7 .*cannot be decoded"):
-        predict._beside_truth(image, image, instances, 7, 0.5)
+        instances.detections_of(7)
