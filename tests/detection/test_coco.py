@@ -7,6 +7,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +19,7 @@ from botnet.detection import pack
 from botnet.detection.check import check_data
 from botnet.detection.coco import CocoInstances
 from botnet.detection.metric import CocoMetric, truth_of
+from botnet.detection.results import to_coco, true_detections
 from botnet.errors import DataError
 from tests.support.detection import SQUARE, sound_set
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
