@@ -50,7 +50,7 @@ def _embedded_figure(figure: Figure) -> str:
     return embedded(file.getvalue(), "png")
 
 
-def _axes(width: float = 5.4, height: float = 3.8) -> tuple[Figure, Axes]:
+def _axes(width: float = 4.9, height: float = 3.6) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
@@ -94,7 +94,7 @@ def thresholds(scores: Scores) -> str:
 
 def errors(scores: Scores) -> str:
     """What AP50 would gain without each type of error."""
-    figure, axes = _axes(5.4, 2.8)
+    figure, axes = _axes(4.9, 2.6)
     names = list(TIDE)[::-1]
     bars = axes.barh([TIDE[name] for name in names], [scores.tide[name] for name in names], color="#4477aa")
     axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
