@@ -57,7 +57,7 @@ class Detector(ABC):
     # A string is an image, though also an iterable of strings.
     @overload
     def predict(  # type: ignore[overload-overlap]
-        self, images: ImageLike, threshold: float = ..., *, tile: int | None = ..., overlap: int = ...
+        self, images: ImageLike, threshold: float = ..., *, tile: int | None = ..., overlap: int | None = ...
     ) -> "Detections": ...
 
     @overload
@@ -69,7 +69,7 @@ class Detector(ABC):
         batch_size: int = ...,
         stream: bool = ...,
         tile: int | None = ...,
-        overlap: int = ...,
+        overlap: int | None = ...,
     ) -> "list[Detections] | Iterator[Detections]": ...
 
     def predict(
@@ -80,7 +80,7 @@ class Detector(ABC):
         batch_size: int = 1,
         stream: bool = False,
         tile: int | None = None,
-        overlap: int = 128,
+        overlap: int | None = None,
     ) -> "Detections | list[Detections] | Iterator[Detections]":
         """Find objects in one image or in several.
 
@@ -93,8 +93,8 @@ class Detector(ABC):
             stream: return an iterator, which takes images as it is read. Default False.
             tile: side in pixels of the tiles that a large image is cut into; each is fitted into the canvas.
                 Default None: the whole image is.
-            overlap: of neighbouring tiles in pixels. Default 128. An object that is smaller is whole in one
-                of them.
+            overlap: of neighbouring tiles in pixels. Default 128, or a quarter of a smaller tile. An object
+                that is smaller is whole in one of them.
 
         Returns:
             ``supervision.Detections`` for each image, the highest confidence first: ``xyxy`` (n, 4) float32
@@ -108,6 +108,7 @@ class Detector(ABC):
         """
         if not 0 <= threshold <= 1:
             raise ConfigError(f"threshold {threshold}: give a confidence from 0 to 1")
+        overlap = min(128, (tile or 0) // 4) if overlap is None else overlap
         if tile is not None and not 0 <= overlap < tile:
             raise ConfigError(
                 f"tile {tile}, overlap {overlap}: give a tile in pixels, larger than the overlap"

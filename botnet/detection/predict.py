@@ -165,7 +165,7 @@ def _detect(
     if tile is None:
         return detector.detect([prepared])[0]
     assert shown is not None
-    return detector.predict(shown, threshold=0, tile=tile, overlap=min(128, tile // 4))
+    return detector.predict(shown, threshold=0, tile=tile)
 
 
 def _check_images(paths: Sequence[Path], images: Sequence[ImageRecord], images_json: Path) -> None:

@@ -13,7 +13,7 @@ from supervision.detection.compact_mask import CompactMask
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import botnet
-from botnet.detection.detector import TorchDetector
+from botnet.detection.detector import Detector, TorchDetector
 from botnet.errors import ConfigError, DataError
 from botnet.masks import decode_mask
 from tests.support.classification import picture
@@ -203,7 +203,7 @@ def test_a_broken_file_in_a_list_is_named(detector, files, tmp_path):
         {"threshold": float("nan")},
         {"batch_size": 0},
         {"tile": 0},
-        {"tile": 100},
+        {"tile": 100, "overlap": 100},
         {"tile": 100, "overlap": -1},
     ],
 )
@@ -227,3 +227,36 @@ def test_supervisions_tools_take_the_answers(detector, files, tmp_path):
 def test_drawing_an_answer(detector, files):
     picture = botnet.draw(files[0], detector.predict(files[0]))
     assert max(picture.size) == 480
+
+
+class FindsBright(Detector):
+    """Finds the bright rectangle of a canvas of 128 pixels, if there is one."""
+
+    def run(self, prepared):
+        assert all(image.placement.size <= (128, 128) for image in prepared)  # no more than a tile at once
+        return [self._bright(image.pixels[..., 0] > 128) for image in prepared]
+
+    def _bright(self, bright):
+        rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
+        count = int(bright.any())
+        box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if count else []
+        return {
+            "boxes": np.array(box, np.float32).reshape(-1, 4),
+            "scores": np.full(count, 0.9, np.float32),
+            "labels": np.full(count, 2),
+            "masks": np.ones((count, 1, 28, 28), np.float32),
+        }
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_object_cut_by_tiles_is_one(batch_size):
+    image = np.zeros((200, 300, 3), np.uint8)
+    image[90:130, 80:220] = 255  # in four tiles or more
+    detector = FindsBright(NAMES, IDS, (128, 128))
+    (found,) = detector.predict([image], tile=128, overlap=64, batch_size=batch_size)
+    assert found.xyxy.tolist() == [[80, 90, 220, 130]]
+    assert found["class_name"].tolist() == ["ant"]
+    assert [record["category_id"] for record in botnet.to_coco(found, 1)] == [0]
+    masks = found.mask.to_dense() if isinstance(found.mask, CompactMask) else found.mask
+    assert np.array_equal(masks[0], image[..., 0] > 128)
+    assert len(detector.predict(np.zeros_like(image), tile=128)) == 0
