@@ -51,6 +51,8 @@ class DetectionModule(TaskModule):
         pictures: validation images that are drawn, ground truth beside prediction.
         init_from: checkpoint of another run to start from, or to validate, whose classes may be others
             (:func:`initialise`); not read where a checkpoint of this run is.
+        ema_decay: of a moving average of the weights, which is validated and kept in checkpoints; None: no
+            average, as in the paper.
     """
 
     task, metric_max = "detector", 1.0
@@ -69,8 +71,9 @@ class DetectionModule(TaskModule):
         decay_at: Annotated[Sequence[float], PART] = (2 / 3, 8 / 9),
         pictures: CountOrZero = 8,
         init_from: Path | None = None,
+        ema_decay: PartBelowOne | None = None,
     ) -> None:
-        super().__init__(learning_rate, momentum, weight_decay, init_from)
+        super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay)
         # The attention and oneDNN's and cuDNN's convolutions are fastest with channels last.
         self.detector = detector.to(memory_format=torch.channels_last)
         self.warmup_steps, self.warmup_learning_rate = warmup_steps, warmup_learning_rate
@@ -146,7 +149,7 @@ class DetectionModule(TaskModule):
 
     def scale_batch(self, factor: float) -> None:
         """Follow a batch ``factor`` times as large: linear rule, and a warm-up over as many images."""
-        self.learning_rate *= factor
+        super().scale_batch(factor)
         self.warmup_learning_rate *= factor
         self.warmup_steps = round(self.warmup_steps / factor)
 
@@ -157,7 +160,7 @@ class DetectionModule(TaskModule):
     def rate(self, step: int, total: int) -> float:
         """The learning rate at an optimiser step, relative to ``learning_rate``."""
         decayed = 0.1 ** sum(step >= round(part * total) for part in self.decay_at)
-        if step >= self.warmup_steps:
+        if step >= self.warmup_steps or not self.learning_rate:
             return decayed
         start = self.warmup_learning_rate / self.learning_rate
         return decayed * (start + (1 - start) * step / self.warmup_steps)

@@ -23,7 +23,7 @@ from botnet.training.global_batch import GlobalBatch
 from botnet.training.options import check_options
 from botnet.training.progress import BarProgress, LineProgress
 from botnet.training.recipes import with_bases
-from botnet.training.run_end import FinalValidation
+from botnet.training.run_end import FinalValidation, Patience
 from botnet.training.run_folder import RunFolder, starting_checkpoint
 from botnet.training.step_seed import StepSeed
 from botnet.training.task import TaskModule
@@ -111,6 +111,11 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--save_minutes", type=float, default=10.0, help="minutes between two last.ckpt within an epoch"
         )
+        parser.add_argument(
+            "--patience",
+            type=int | None,
+            help="validations without a better val/AP or val/top1 after which a run ends; default: no end",
+        )
         # What the model needs of the data. A link whose target a class does not have is ignored.
         detector = "model.init_args.detector.init_args"
         for source, target in (
@@ -194,15 +199,18 @@ class TrainingCLI(LightningCLI):
 
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         run, global_batch = self.run_folder, self._get(self.config, "global_batch")
+        patience, monitor = self._get(self.config, "patience"), self._get(self.config_init, "model").monitor
         callbacks: list[Callback] = [
             StepSeed(),
             FiniteLoss(),
             FinalValidation(),
             BarProgress() if Console().is_terminal else LineProgress(),
         ]
+        if patience is not None:
+            callbacks.append(Patience(patience, monitor))
         if checkpointing:
             callbacks += [
-                BestCheckpoint(run.checkpoints, self._get(self.config_init, "model").monitor),
+                BestCheckpoint(run.checkpoints, monitor),
                 LastCheckpoint(run.last, self._get(self.config, "save_minutes")),
             ]
         if global_batch is not None:

@@ -29,6 +29,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
     "seed_everything": (SEED,),
     "global_batch": (COUNT,),
     "save_minutes": (Range(float, 0),),
+    "patience": (COUNT,),
     "trainer.accelerator": (Choice(("auto", "gpu", *AcceleratorRegistry.available_accelerators())),),
     "trainer.strategy": (
         Choice(("auto", "ddp"), "another of Lightning's", "|".join(StrategyRegistry.available_strategies())),

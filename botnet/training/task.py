@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -20,6 +21,7 @@ from botnet import __version__
 from botnet.arguments import Count, CountOrZero, Factor, Part, PartBelowOne, Workers, checked
 from botnet.errors import ConfigError, first_few
 from botnet.layers import MHSA2d
+from botnet.training.average import WeightAverage, choose_weights
 from botnet.training.checkpoint_file import FORMAT, check_format
 from botnet.training.loader import Loader, Samples, make_loader
 from botnet.training.memory import step_bytes, total_memory
@@ -124,6 +126,7 @@ class TaskModule(L.LightningModule):
         momentum: of SGD, without Nesterov's form.
         weight_decay: on the kernels of convolutions and fully connected layers only.
         init_from: file of weights to start from, or to validate; not read where a checkpoint brings its own.
+        ema_decay: of a moving average of the weights, which is validated and kept; None: no average.
 
     Attributes:
         task: what a checkpoint holds: ``detector`` or ``classifier``.
@@ -147,10 +150,11 @@ class TaskModule(L.LightningModule):
         momentum: PartBelowOne,
         weight_decay: Part,
         init_from: Path | None,
+        ema_decay: PartBelowOne | None = None,
     ) -> None:
         super().__init__()
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
-        self.init_from = init_from
+        self.init_from, self.ema_decay = init_from, ema_decay
         self.report: dict[str, dict[str, Any]] = {}
         self.evaluated: dict[str, int] | None = None
         self.loaded: dict[str, int] | None = None  # the same of a checkpoint that is to be validated
@@ -174,8 +178,19 @@ class TaskModule(L.LightningModule):
         raise NotImplementedError
 
     def scale_batch(self, factor: float) -> None:
-        """Follow a batch ``factor`` times as large by the linear rule."""
-        raise NotImplementedError
+        """Follow a batch ``factor`` times as large by the linear rule.
+
+        The average of the weights spans as many images as before.
+        """
+        self.learning_rate *= factor
+        if self.ema_decay is not None:
+            self.ema_decay **= factor
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The average of the weights, if there is one."""
+        if self.ema_decay is None:
+            return []
+        return [WeightAverage(self.trainer.strategy.root_device)]
 
     def start_from(self, path: Path, class_names: Sequence[str]) -> str:
         """Take the weights of another run for data of these classes; returns a message on what was taken."""
@@ -323,7 +338,7 @@ class TaskModule(L.LightningModule):
 
     def _settings(self) -> dict[str, Any]:
         """What the learning rate and the updates of a run depend on."""
-        names = ("learning_rate", "momentum", "weight_decay", *self.schedule_settings)
+        names = ("learning_rate", "momentum", "weight_decay", "ema_decay", *self.schedule_settings)
         epochs = self.trainer.max_epochs if self.trainer.max_steps == -1 else None
         return {name: getattr(self, name) for name in names} | {
             "total_steps": self.total_steps,
@@ -374,6 +389,8 @@ class TaskModule(L.LightningModule):
             ConfigError: it is of other classes.
         """
         check_format(checkpoint, "the checkpoint")
+        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        choose_weights(checkpoint, fitting, self.ema_decay is not None)
         self.init_from = None  # it has weights of its own
         loops = checkpoint.get("loops", {}).get("fit_loop", {})  # not where weights alone were saved
         epoch_done = bool(loops.get("epoch_loop.batch_progress", {}).get("is_last_batch"))
