@@ -146,10 +146,10 @@ class ClassificationModule(TaskModule):
         if self.compiles:
             self.model.compile()  # in place: the names of its parameters stay
 
-    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]] | None:
+    def training_batch(self, images: int) -> tuple[nn.Module, tuple[int, ...]] | None:
         """The network and the shape of a batch; None where ``torch.compile`` chooses what is kept."""
         size = self.spec["image_size"]
-        return None if self.compiles else (self.model, (self.data.batch_size, 3, size, size))
+        return None if self.compiles else (self.model, (images, 3, size, size))
 
     # ---- training
 
@@ -173,14 +173,18 @@ class ClassificationModule(TaskModule):
             if left_out := getattr(images.reader, "left_out", 0):
                 logger.warning("%d files in the %s folder are not images and were left out", left_out, part)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The loss of a batch."""
         images, target = batch
-        if self.mix is not None:
+        if self.mix is not None and len(images) % 2 == 0:
             images, target = self.mix(images, target)
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss.detach(), batch_size=len(images))
+        return {"loss": F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """The loss of a batch."""
+        loss = self.losses(batch)["loss"]
+        self.log("train/loss", loss.detach(), batch_size=len(batch[0]))
         return loss
 
     def schedule(self, total: int) -> Callable[[int], float]:

@@ -102,9 +102,9 @@ class DetectionModule(TaskModule):
             raise ConfigError(f"a detector is trained on a CocoDataModule, not on {type(data).__name__}")
         return data
 
-    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]]:
+    def training_batch(self, images: int) -> tuple[nn.Module, tuple[int, ...]]:
         """The backbone, and the shape of a batch."""
-        return self.detector.backbone, (self.data.batch_size, 3, self.data.canvas, self.data.canvas)
+        return self.detector.backbone, (images, 3, self.data.canvas, self.data.canvas)
 
     # ---- training
 
@@ -132,19 +132,26 @@ class DetectionModule(TaskModule):
                     "%s: left out or trimmed: %s (botnet check-data lists them)", instances.path, parts
                 )
 
-    def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
-        """The loss of a batch: the plain sum of its parts."""
+    def losses(self, batch: tuple[Tensor, list[dict[str, Any]]]) -> dict[str, Tensor]:
+        """The parts of the loss of a batch, whose plain sum is minimised."""
         images, targets = batch
         images = images.contiguous(memory_format=torch.channels_last)
         # What is sampled in an image depends on no other image, and is the same in a resumed run.
         seeds = [
             generator(run_seed(), self.current_epoch, target["image_id"]).initial_seed() for target in targets
         ]
-        losses = self.detector(images, targets, [target["valid"] for target in targets], seeds)
+        found: dict[str, Tensor] = self.detector(
+            images, targets, [target["valid"] for target in targets], seeds
+        )
+        return found
+
+    def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
+        """The loss of a batch."""
+        losses, images = self.losses(batch), len(batch[0])
         total = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", total.detach(), batch_size=images)
         parts = {f"train/{name}": loss.detach() for name, loss in losses.items()}
-        self.log("train/loss", total.detach(), batch_size=len(images))
-        self.log_dict(parts, batch_size=len(images))
+        self.log_dict(parts, batch_size=images)
         return total
 
     def scale_batch(self, factor: float) -> None:

@@ -88,7 +88,7 @@ def _check_class(option: str, given: Any) -> None:
     limits = limits_of(resolve_name(given.class_path))
     for name, value in vars(given.get("init_args", Namespace())).items():
         if name in limits:
-            check(f"{option}.{name}", value, limits[name])
+            check(f"{option}.{name}", value, *limits[name])
         _check_class(f"{option}.{name}", value)
 
 

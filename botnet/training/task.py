@@ -12,15 +12,16 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
 from botnet import __version__
-from botnet.arguments import Count, CountOrZero, Factor, Part, PartBelowOne, Workers, checked
+from botnet.arguments import BatchSize, Count, CountOrZero, Factor, Part, PartBelowOne, Workers, checked
 from botnet.errors import ConfigError, first_few
 from botnet.layers import MHSA2d
+from botnet.training.auto_batch import find_batch_size
 from botnet.training.average import WeightAverage, choose_weights
 from botnet.training.checkpoint_file import FORMAT, check_format
 from botnet.training.loader import Loader, Samples, make_loader
@@ -38,7 +39,8 @@ class TaskDataModule(L.LightningDataModule):
     from :func:`~botnet.training.seeding.run_seed`, the epoch and the index.
 
     Args:
-        batch_size: images a step on each device.
+        batch_size: images a step on each device; ``auto``: the largest power of two that fits, which is found
+            before the first step (:func:`~botnet.training.auto_batch.find_batch_size`).
         val_batch_size: images at once in validation.
         num_workers: processes that prepare images; default: as many as the machine has cores for each device,
             at most 16.
@@ -49,6 +51,7 @@ class TaskDataModule(L.LightningDataModule):
         ConfigError: a number out of its range.
 
     Attributes:
+        batch_size: as given; 1 until ``auto`` is found.
         train_set: indexed by (epoch, index).
         val_set: indexed by a number.
     """
@@ -59,13 +62,15 @@ class TaskDataModule(L.LightningDataModule):
     @checked
     def __init__(
         self,
-        batch_size: Count,
+        batch_size: BatchSize,
         val_batch_size: Count,
         num_workers: Workers | None = None,
         skip_broken: CountOrZero = 0,
     ) -> None:
         super().__init__()
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.finds_batch_size = batch_size == "auto"
+        self.batch_size = 1 if batch_size == "auto" else batch_size
+        self.val_batch_size = val_batch_size
         self.num_workers, self.skip_broken = num_workers, skip_broken
 
     @property
@@ -82,6 +87,13 @@ class TaskDataModule(L.LightningDataModule):
     def collate(samples: list[Any]) -> Any:
         """A batch of these samples."""
         return default_collate(samples)
+
+    def setup(self, stage: str) -> None:
+        """Find the size of the batch, before anything depends on it."""
+        trainer = self.trainer
+        if stage == "fit" and self.finds_batch_size and trainer is not None:
+            self.batch_size = find_batch_size(trainer, cast(TaskModule, trainer.lightning_module), self)
+            self.finds_batch_size = False
 
     def train_dataloader(self) -> Loader:
         """Batches of this device in the order of the epoch."""
@@ -177,6 +189,10 @@ class TaskModule(L.LightningModule):
         """The learning rate at each of ``total`` optimiser steps, relative to ``learning_rate``."""
         raise NotImplementedError
 
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """The parts of the loss of a batch, whose sum is minimised."""
+        raise NotImplementedError
+
     def scale_batch(self, factor: float) -> None:
         """Follow a batch ``factor`` times as large by the linear rule.
 
@@ -248,7 +264,7 @@ class TaskModule(L.LightningModule):
 
     def _check_memory(self) -> None:
         """Refuse a batch that cannot fit, whatever else is in memory."""
-        device, batch = self.trainer.strategy.root_device, self.training_batch()
+        device, batch = self.trainer.strategy.root_device, self.training_batch(self.data.batch_size)
         available = total_memory(device)
         if available is None or batch is None:
             return
@@ -261,8 +277,8 @@ class TaskModule(L.LightningModule):
                 "data.batch_size, or the size of the images"
             )
 
-    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]] | None:
-        """What sees the images, and the shape of a batch; None where they are not known."""
+    def training_batch(self, images: int) -> tuple[nn.Module, tuple[int, ...]] | None:
+        """What sees the images, and the shape of a batch of so many; None where they are not known."""
         return None
 
     # The next two hooks come after a checkpoint was read.
@@ -294,11 +310,14 @@ class TaskModule(L.LightningModule):
 
     # ---- optimiser and schedule
 
+    def make_optimizer(self) -> Optimizer:
+        """SGD with momentum."""
+        groups = parameter_groups(self.network, self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+
     def configure_optimizers(self) -> Any:
-        """SGD with momentum, and the schedule in steps."""
-        optimizer = torch.optim.SGD(
-            parameter_groups(self.network, self.weight_decay), lr=self.learning_rate, momentum=self.momentum
-        )
+        """The optimiser, and the schedule in steps."""
+        optimizer = self.make_optimizer()
         self.total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, self.schedule(self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -378,6 +397,7 @@ class TaskModule(L.LightningModule):
             "format": FORMAT,
             "version": __version__,
             "class_names": list(self.data.class_names),
+            "batch_size": self.data.batch_size,
             "settings": self._settings(),
         } | self.checkpoint_metadata()
 

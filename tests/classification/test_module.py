@@ -434,11 +434,11 @@ def test_the_command_warns_of_random_weights(run, images, tmp_path, log):
 def test_a_checkpoint_has_its_own_weights(run, images):
     """The file that a resumed or validated run started from is not read again."""
     checkpoint = run[1] / "checkpoints" / "last.ckpt"
-    stored = torch.load(checkpoint, weights_only=True)["state_dict"]
-    for call in ("fit", "validate"):
+    stored = torch.load(checkpoint, weights_only=True)
+    for call, weights in (("fit", "current_model_state"), ("validate", "state_dict")):
         module = module_of(init_from=Path("gone.ckpt"), ema_decay=0.9, label_smoothing=0.1, pictures=0)
         getattr(trainer_of(max_epochs=1), call)(module, data_module(images), ckpt_path=checkpoint)
-        assert torch.equal(module.model.fc.weight, stored["model.fc.weight"])
+        assert torch.equal(module.model.fc.weight, stored[weights]["model.fc.weight"])
 
 
 def test_a_network_of_another_class_count_is_refused(images):
