@@ -51,6 +51,8 @@ class DetectionModule(TaskModule):
         pictures: validation images that are drawn, ground truth beside prediction.
         init_from: checkpoint of another run to start from, or to validate, whose classes may be others
             (:func:`initialise`); not read where a checkpoint of this run is.
+        ema_decay: of a moving average of the weights, which is validated and kept in checkpoints; None: no
+            average, as in the paper.
     """
 
     task, metric_max = "detector", 1.0
@@ -69,8 +71,9 @@ class DetectionModule(TaskModule):
         decay_at: Annotated[Sequence[float], PART] = (2 / 3, 8 / 9),
         pictures: CountOrZero = 8,
         init_from: Path | None = None,
+        ema_decay: PartBelowOne | None = None,
     ) -> None:
-        super().__init__(learning_rate, momentum, weight_decay, init_from)
+        super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay)
         # The attention and oneDNN's and cuDNN's convolutions are fastest with channels last.
         self.detector = detector.to(memory_format=torch.channels_last)
         self.warmup_steps, self.warmup_learning_rate = warmup_steps, warmup_learning_rate
@@ -99,9 +102,9 @@ class DetectionModule(TaskModule):
             raise ConfigError(f"a detector is trained on a CocoDataModule, not on {type(data).__name__}")
         return data
 
-    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]]:
+    def training_batch(self, images: int) -> tuple[nn.Module, tuple[int, ...]]:
         """The backbone, and the shape of a batch."""
-        return self.detector.backbone, (self.data.batch_size, 3, self.data.canvas, self.data.canvas)
+        return self.detector.backbone, (images, 3, self.data.canvas, self.data.canvas)
 
     # ---- training
 
@@ -129,24 +132,31 @@ class DetectionModule(TaskModule):
                     "%s: left out or trimmed: %s (botnet check-data lists them)", instances.path, parts
                 )
 
-    def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
-        """The loss of a batch: the plain sum of its parts."""
+    def losses(self, batch: tuple[Tensor, list[dict[str, Any]]]) -> dict[str, Tensor]:
+        """The parts of the loss of a batch, whose plain sum is minimised."""
         images, targets = batch
         images = images.contiguous(memory_format=torch.channels_last)
         # What is sampled in an image depends on no other image, and is the same in a resumed run.
         seeds = [
             generator(run_seed(), self.current_epoch, target["image_id"]).initial_seed() for target in targets
         ]
-        losses = self.detector(images, targets, [target["valid"] for target in targets], seeds)
+        found: dict[str, Tensor] = self.detector(
+            images, targets, [target["valid"] for target in targets], seeds
+        )
+        return found
+
+    def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
+        """The loss of a batch."""
+        losses, images = self.losses(batch), len(batch[0])
         total = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", total.detach(), batch_size=images)
         parts = {f"train/{name}": loss.detach() for name, loss in losses.items()}
-        self.log("train/loss", total.detach(), batch_size=len(images))
-        self.log_dict(parts, batch_size=len(images))
+        self.log_dict(parts, batch_size=images)
         return total
 
     def scale_batch(self, factor: float) -> None:
         """Follow a batch ``factor`` times as large: linear rule, and a warm-up over as many images."""
-        self.learning_rate *= factor
+        super().scale_batch(factor)
         self.warmup_learning_rate *= factor
         self.warmup_steps = round(self.warmup_steps / factor)
 
@@ -157,7 +167,7 @@ class DetectionModule(TaskModule):
     def rate(self, step: int, total: int) -> float:
         """The learning rate at an optimiser step, relative to ``learning_rate``."""
         decayed = 0.1 ** sum(step >= round(part * total) for part in self.decay_at)
-        if step >= self.warmup_steps:
+        if step >= self.warmup_steps or not self.learning_rate:
             return decayed
         start = self.warmup_learning_rate / self.learning_rate
         return decayed * (start + (1 - start) * step / self.warmup_steps)

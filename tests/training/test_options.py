@@ -23,6 +23,7 @@ MEANINGFUL = {
     "seed_everything": (0,),
     "save_minutes": (0,),
     "global_batch": (),
+    "patience": (),
     "trainer.num_nodes": (),
     "trainer.fast_dev_run": (0,),
     "trainer.max_epochs": (-1, 0),
