@@ -5,7 +5,7 @@ COCO_BY ?= ../shared/data/coco_by
 
 .PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-newest dist test-oldest \
 	recipes-check overfit full-size proof-ddp proof-survival proof-gpu triton-check bench-step \
-	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-export
+	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-eval bench-export
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
 	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
 	@echo "make bench-scale reading, workers and scoring at the size of COCO, listing at that of ImageNet (COCO_BY as above)"
+	@echo "make bench-eval  images per second of a validation, with and without pasting and scoring on a thread"
 	@echo "make bench-export   an exported detector beside the eager one: onnxruntime, torch.compile, OpenVINO"
 	@echo "make bench-family   the training step of every network of Figure 5 at its own image size"
 
@@ -126,5 +127,9 @@ bench-family: .venv/installed
 
 bench-scale: .venv/installed
 	$(BIN)/python benchmarks/scale.py $(COCO_BY)
+
+bench-eval: .venv/installed
+	$(BIN)/python benchmarks/eval.py
+
 bench-export: .venv/installed
 	$(BIN)/python benchmarks/export.py

@@ -31,7 +31,8 @@ def logged_steps(folder):
 
 def test_a_run_writes_its_files(run):
     _, folder = run
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert (folder / "config.yaml").is_file()
     assert list((folder / "tensorboard").glob("events.*"))
     assert logged_steps(folder) == [0, 1]
