@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-newest dist test-oldest \
+.PHONY: help quickstart quickstart-classify small-scale pictures docs test test-fast test-wheel test-newest dist \
+	test-oldest \
 	recipes-check overfit full-size proof-ddp proof-survival proof-gpu triton-check bench-step \
 	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-export
 
@@ -12,6 +13,7 @@ help:
 	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on images of clothes, from nothing"
 	@echo "make small-scale  the same two at more length, three seeds each, as a table"
 	@echo "make pictures    the pictures of the README, with the detector of make quickstart"
+	@echo "make docs        the documentation as a site, in build/site"
 	@echo "make test        lint, types, tests, and the wheel in an empty environment"
 	@echo "make test-fast   the tests without those marked long, in a minute or two"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
@@ -48,6 +50,13 @@ small-scale: .venv/installed
 
 pictures: .venv/installed
 	$(BIN)/python scripts/pictures.py
+
+# Warnings are errors. The pages are made anew: what a page no longer says must not stay.
+docs: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	rm -rf build/site
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/site
+	$(BIN)/python scripts/check_site.py build/site
 
 test: .venv/installed
 	$(BIN)/ruff check .
