@@ -16,6 +16,7 @@ help:
 	@echo "make docs        the documentation as a site, in build/site"
 	@echo "make test        lint, types, tests, and the wheel in an empty environment"
 	@echo "make test-fast   the tests without those marked long, in a minute or two"
+	@echo "make test-wheel  the wheel in an empty environment: help, counts, rows, a fit of three steps, export"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
 	@echo "make test-newest  the tests with the newest releases that pyproject.toml allows, in .venv-newest"
 	@echo "make dist        the sdist and the wheel, in dist/"
@@ -62,12 +63,15 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python scripts/check_wheel.py
+	$(MAKE) test-wheel
 	# Waiting threads must not spin: it would slow the tests on a busy machine.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 test-fast: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not slow and not long'
+
+test-wheel: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/check_wheel.py
 
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
