@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-newest dist test-oldest \
+.PHONY: help quickstart quickstart-classify small-scale pictures docs test test-fast test-wheel test-newest dist \
+	test-oldest \
 	recipes-check overfit full-size proof-ddp proof-survival proof-gpu triton-check bench-step \
 	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-eval bench-export
 
@@ -12,8 +13,10 @@ help:
 	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on images of clothes, from nothing"
 	@echo "make small-scale  the same two at more length, three seeds each, as a table"
 	@echo "make pictures    the pictures of the README, with the detector of make quickstart"
+	@echo "make docs        the documentation as a site, in build/site"
 	@echo "make test        lint, types, tests, and the wheel in an empty environment"
 	@echo "make test-fast   the tests without those marked long, in a minute or two"
+	@echo "make test-wheel  the wheel in an empty environment: help, counts, rows, a fit of three steps, export"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
 	@echo "make test-newest  the tests with the newest releases that pyproject.toml allows, in .venv-newest"
 	@echo "make dist        the sdist and the wheel, in dist/"
@@ -50,16 +53,26 @@ small-scale: .venv/installed
 pictures: .venv/installed
 	$(BIN)/python scripts/pictures.py
 
+# Warnings are errors. The pages are made anew: what a page no longer says must not stay.
+docs: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	rm -rf build/site
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/site
+	$(BIN)/python scripts/check_site.py build/site
+
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python scripts/check_wheel.py
+	$(MAKE) test-wheel
 	# Waiting threads must not spin: it would slow the tests on a busy machine.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 test-fast: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not slow and not long'
+
+test-wheel: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/check_wheel.py
 
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
