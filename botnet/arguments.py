@@ -107,9 +107,11 @@ POSITIVE_PART = Range(float, 0, 1, above=True)
 POSITIVE = Range(float, 0, 1000, above=True)
 SIDE = Range(int, 1, 2**16)
 DIGITS_SIDE = Range(int, 64, 2**16)  # of make-digits: less does not show a digit
+RELATIONS_CANVAS = Range(int, 96, 2**16)  # of make-relations: less has no room for its distances
 WORKERS = Range(int, 0, 1024)
 SEED = Range(int, 0, 2**32 - 1)  # what numpy takes
 
+RELATION = Choice(("cue", "direction", "match", "local"))  # tasks of make-relations
 READER = Choice(("folder", "tar", "wds"), "hfds/NAME", "hfds/.+")
 # timm's; random: bilinear or bicubic.
 INTERPOLATION = Choice(("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"))
