@@ -30,7 +30,7 @@ class Scale(NamedTuple):
         canvas: their side.
         classifier: network, image side and images a step of the training runs.
         family: networks, image sides and images a step of the last comparison.
-        files: images that are written for the loaders.
+        files: images for the loaders.
     """
 
     sides: tuple[int, ...]
@@ -65,7 +65,7 @@ FULL = Scale(
     classifier=("botnet50", 224, 64),
     family=(("botnet_t7", 384), ("efficientnet_b7", 600)),
     family_batch=8,
-    files=256,
+    files=4096,
 )
 TINY = Scale(
     sides=(5,),
@@ -88,7 +88,7 @@ TINY = Scale(
     classifier=("botnet_s1_tiny", 32, 8),
     family=(("botnet_s1_tiny", 32), ("efficientnet_b0", 32)),
     family_batch=2,
-    files=16,
+    files=48,
 )
 
 
