@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import gc
 import io
+import math
 import os
 import re
 import sys
@@ -379,12 +380,14 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--parts", type=parts_of, help=f"some of {','.join(PARTS)}; default: all")
-    parser.add_argument("--minutes", type=float, default=7.5, help="no check starts later")
+    parser.add_argument("--minutes", type=float, help="no check starts later; default: 7.5 on a GPU")
     parser.add_argument("--out", type=Path, default=Path("build/proof"))
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU: see `python -m torch.utils.collect_env`, or try --device cpu")
-    proof = Proof(torch.device(args.device), FULL if args.device == "cuda" else TINY, 60 * args.minutes)
+    gpu = args.device == "cuda"
+    limit = 60 * (args.minutes or (7.5 if gpu else math.inf))
+    proof = Proof(torch.device(args.device), FULL if gpu else TINY, limit)
     names = [name for name in PARTS if name in (args.parts or PARTS)]
     ahead = None
     for name in names:
@@ -393,7 +396,7 @@ def main() -> None:
             ahead = Ahead(proof, names)
         if ahead is not None and name != "training":
             ahead.finish(60)
-        proof.allow(60 * args.minutes if args.parts else seconds)
+        proof.allow(seconds if gpu and not args.parts else limit)
         proof.run(name, part)
         path = write(proof, args.out)
     print(f"written: {path}")
