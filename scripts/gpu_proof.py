@@ -11,7 +11,9 @@ is slow. A part whose time is up skips the rest of its checks, and the report is
 
 import argparse
 import contextlib
+import gc
 import io
+import math
 import os
 import re
 import sys
@@ -27,7 +29,7 @@ import proof_training
 import torch
 from proof_report import FULL, TINY, Proof, Skip, write
 from torch import Tensor, nn
-from torch.profiler import profile
+from torch.profiler import ProfilerActivity, profile
 
 from botnet.layers import MHSA2d
 from botnet.layers.kernels import relative_attention
@@ -111,7 +113,7 @@ def kernels_of_sdpa(proof: Proof) -> None:
 
     def check(side: int, dtype: torch.dtype, training: bool) -> dict[str, Any]:
         call = run((side, side), dtype, training)
-        with profile() as record:
+        with profile(activities=[ProfilerActivity.CPU]) as record:
             call()
         names = {event.name for event in record.events()}
         found = sorted(
@@ -248,10 +250,13 @@ def timings(proof: Proof) -> None:
             result["MB"] = proof.peak_bytes(call) / 1e6
         return result
 
-    for (side, batch), training in product(proof.scale.timed, (True, False)):
+    # What is compiled comes last.
+    for compiled, (side, batch), training in product((False, True), proof.scale.timed, (True, False)):
         for name, build in peers(side).items():
-            case = f"{side}x{side} batch {batch} {'training' if training else 'inference'}: {name}"
-            proof.row("time", case, partial(measure, name, build, side, batch, training))
+            if compiled == (name == "flex" or "compiled" in name):
+                case = f"{side}x{side} batch {batch} {'training' if training else 'inference'}: {name}"
+                proof.row("time", case, partial(measure, name, build, side, batch, training))
+        gc.collect()
         torch.cuda.empty_cache()
 
 
@@ -277,7 +282,7 @@ def backbones(proof: Proof) -> None:
 
         return {"ms": proof.milliseconds(step)}
 
-    for image, training, compiled in product(proof.scale.images, (True, False), (False, True)):
+    for compiled, image, training in product((False, True), proof.scale.images, (True, False)):
         found = [
             proof.row(
                 "network",
@@ -375,12 +380,14 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--parts", type=parts_of, help=f"some of {','.join(PARTS)}; default: all")
-    parser.add_argument("--minutes", type=float, default=7.5, help="no check starts later")
+    parser.add_argument("--minutes", type=float, help="no check starts later; default: 7.5 on a GPU")
     parser.add_argument("--out", type=Path, default=Path("build/proof"))
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU: see `python -m torch.utils.collect_env`, or try --device cpu")
-    proof = Proof(torch.device(args.device), FULL if args.device == "cuda" else TINY, 60 * args.minutes)
+    gpu = args.device == "cuda"
+    limit = 60 * (args.minutes or (7.5 if gpu else math.inf))
+    proof = Proof(torch.device(args.device), FULL if gpu else TINY, limit)
     names = [name for name in PARTS if name in (args.parts or PARTS)]
     ahead = None
     for name in names:
@@ -388,8 +395,8 @@ def main() -> None:
         if proof.gpu and ahead is None and name not in FIRST:
             ahead = Ahead(proof, names)
         if ahead is not None and name != "training":
-            ahead.finish(90)
-        proof.allow(60 * args.minutes if args.parts else seconds)
+            ahead.finish(60)
+        proof.allow(seconds if gpu and not args.parts else limit)
         proof.run(name, part)
         path = write(proof, args.out)
     print(f"written: {path}")

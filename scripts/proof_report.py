@@ -30,7 +30,7 @@ class Scale(NamedTuple):
         canvas: their side.
         classifier: network, image side and images a step of the training runs.
         family: networks, image sides and images a step of the last comparison.
-        files: images that are written for the loaders.
+        files: images for the loaders.
     """
 
     sides: tuple[int, ...]
@@ -65,7 +65,7 @@ FULL = Scale(
     classifier=("botnet50", 224, 64),
     family=(("botnet_t7", 384), ("efficientnet_b7", 600)),
     family_batch=8,
-    files=256,
+    files=4096,
 )
 TINY = Scale(
     sides=(5,),
@@ -86,9 +86,9 @@ TINY = Scale(
     canvas=64,
     batches=(2,),
     classifier=("botnet_s1_tiny", 32, 8),
-    family=(("botnet_s1_tiny", 32), ("efficientnet_b0", 32)),
+    family=(("botnet_s1_tiny", 32), ("resnet_tiny", 32)),
     family_batch=2,
-    files=16,
+    files=48,
 )
 
 
@@ -123,6 +123,7 @@ class Proof:
         only: run no other cases.
 
     Attributes:
+        name: of the report: the GPU and the commit.
         cases: all that the parts have, run or not.
         done: outcomes of cases that other processes have checked, by part and case.
     """
@@ -136,6 +137,9 @@ class Proof:
     ) -> None:
         self.device, self.scale, self.only = device, scale, only
         self.end = self.deadline = time.monotonic() + seconds
+        gpu = torch.cuda.get_device_name(device) if self.gpu else "cpu"
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+        self.name = f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-')}-{head.strip() or 'unknown'}"
         self.cases: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self.done: dict[tuple[str, str], dict[str, Any]] = {}
@@ -241,9 +245,8 @@ def proposal(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def write(proof: Proof, folder: Path) -> Path:
-    gpu = torch.cuda.get_device_name(proof.device) if proof.gpu else "cpu"
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-    name = f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-')}-{head.strip() or 'unknown'}"
+    """Write the rows so far into a folder; returns the path of the table."""
+    name = proof.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(proof.rows, indent=1) + "\n")
     table = [f"# {name}", "", "| | part | case | result |", "|---|---|---|---|"]
