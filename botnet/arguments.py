@@ -86,6 +86,10 @@ class Choice:
     def __contains__(self, value: str) -> bool:
         return value in self.names or bool(self.pattern and re.fullmatch(self.pattern, value))
 
+    def near(self, value: str) -> str:
+        """A hint at the words that are nearest to one that is not allowed; empty if none is near."""
+        return nearest(value, self.names)
+
     def __call__(self, text: str) -> str:
         """A word of the command line, if it is allowed."""
         if text not in self:
@@ -103,9 +107,11 @@ POSITIVE_PART = Range(float, 0, 1, above=True)
 POSITIVE = Range(float, 0, 1000, above=True)
 SIDE = Range(int, 1, 2**16)
 DIGITS_SIDE = Range(int, 64, 2**16)  # of make-digits: less does not show a digit
+RELATIONS_CANVAS = Range(int, 96, 2**16)  # of make-relations: less has no room for its distances
 WORKERS = Range(int, 0, 1024)
 SEED = Range(int, 0, 2**32 - 1)  # what numpy takes
 
+RELATION = Choice(("cue", "direction", "match", "local"))  # tasks of make-relations
 READER = Choice(("folder", "tar", "wds"), "hfds/NAME", "hfds/.+")
 # timm's; random: bilinear or bicubic.
 INTERPOLATION = Choice(("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"))
@@ -170,9 +176,8 @@ def check(name: str, given: Any, *limits: Limit) -> None:
 
 def _refusal(value: float | str, *limits: Limit) -> str:
     """The message about a number or a word that no limit allows."""
-    hint = ""
-    if isinstance(value, str):
-        hint = nearest(value, [name for limit in limits if isinstance(limit, Choice) for name in limit.names])
+    words = [limit for limit in limits if isinstance(limit, Choice)]
+    hint = words[0].near(value) if words and isinstance(value, str) else ""
     return f"{repr(value).removesuffix('.0')} is not allowed; give {' or '.join(map(str, limits))}{hint}"
 
 

@@ -32,6 +32,7 @@ from botnet.classification.datamodule import ImageDataModule
 from botnet.classification.metric import Accuracy, accuracy_table
 from botnet.errors import ConfigError
 from botnet.images import denormalise
+from botnet.models.zoo import NetworkName
 from botnet.training.distributed import gather_shares
 from botnet.training.run_folder import EvaluationFolder
 from botnet.training.task import OptimizerName, TaskModule, half_cosine
@@ -77,7 +78,7 @@ class ClassificationModule(TaskModule):
     @checked
     def __init__(
         self,
-        model: str,
+        model: NetworkName,
         num_classes: Count,
         image_size: Side,
         model_kwargs: dict[str, Any] | None = None,

@@ -45,7 +45,8 @@ pytestmark = pytest.mark.long
 
 def test_a_run_writes_its_files(run):
     _, folder = run
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert (folder / "config.yaml").is_file()
     assert (folder / "curves.png").is_file()
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -11,6 +11,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from botnet.cli import main
@@ -489,7 +490,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, capsys):
     assert fit(write_tiny(recipe, run, {"infinite": 13}), "--save_minutes", "0") == 2
     message = capsys.readouterr().err
     done = learnt(run)["global_step"] if (run / "checkpoints" / "last.ckpt").exists() else 0
-    assert f"step {done} (epoch 0, batch {done}): the loss is nan (square nan)" in message
+    assert f"step {done} (epoch 0, batch {done}): the loss is not finite (square nan)" in message
     assert "sample 13" in message
     assert message.count("sample ") == 4
     assert "Traceback" not in message
@@ -518,6 +519,27 @@ def test_a_loss_that_is_not_finite_does_not_reach_the_weights(passes):
     assert len(weights) == trainer.fit_loop.batch_idx + 1
     assert differing(list(module.parameters()), weights[-1]) == []
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+def test_the_scaled_loss_of_fp16_is_not_shown_as_the_loss():
+    class Large(TinyModule):
+        def training_step(self, batch, index):
+            loss = super().training_step(batch, index) * 0 + 1e35
+            self.log("train/square", loss.detach())
+            return loss
+
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        plugins=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=65536.0)),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=FiniteLoss(),
+    )
+    with pytest.raises(TrainingError, match=r"the loss, scaled by 65536 for fp16, .*\(square 1e\+35\)"):
+        trainer.fit(Large(), TinyData())
 
 
 # ---- several devices
@@ -557,5 +579,6 @@ def test_a_loss_that_is_not_finite_on_one_device_ends_all(tmp_path):
     recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", {"infinite": 13}, devices=2, strategy="ddp")
     ended = fit_in_a_process(recipe)
     assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.count("the loss is nan") == ended.stderr.count("the loss of another device") == 1
+    for message in ("the loss is not finite (", "the loss of another device"):
+        assert ended.stderr.count(message) == 1
     assert "sample 13" in ended.stderr
