@@ -26,7 +26,7 @@ from botnet.images import denormalise
 from botnet.training.distributed import gather_shares
 from botnet.training.run_folder import EvaluationFolder
 from botnet.training.seeding import generator, run_seed
-from botnet.training.task import TaskModule
+from botnet.training.task import OptimizerName, TaskModule, half_cosine
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class DetectionModule(TaskModule):
     Args:
         detector: from :func:`botnet.detection.mask_rcnn` or :func:`botnet.detection.faster_rcnn`.
         learning_rate: after the warm-up, for the whole batch over all devices.
-        momentum: of SGD, without Nesterov's form.
+        momentum: of SGD, without Nesterov's form; the first beta of AdamW.
         weight_decay: on the kernels of convolutions and fully connected layers only.
         warmup_steps: optimiser steps in which the rate rises linearly.
         warmup_learning_rate: the rate at the first step.
@@ -50,11 +50,13 @@ class DetectionModule(TaskModule):
             (:func:`initialise`); not read where a checkpoint of this run is.
         ema_decay: of a moving average of the weights, which is validated and kept in checkpoints; None: no
             average, as in the paper.
+        optimizer: SGD, or AdamW, whose rates are some hundred times as small.
+        cosine: after the warm-up the rate falls to 0 as half a cosine, and ``decay_at`` does not count.
     """
 
     task, metric_max = "detector", 1.0
     monitor = "val/AP"  # of masks, or of boxes where there are none
-    schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at")
+    schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at", "cosine")
 
     @checked
     def __init__(
@@ -69,12 +71,14 @@ class DetectionModule(TaskModule):
         pictures: CountOrZero = 8,
         init_from: Path | None = None,
         ema_decay: PartBelowOne | None = None,
+        optimizer: OptimizerName = "sgd",
+        cosine: bool = False,
     ) -> None:
-        super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay)
+        super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay, optimizer)
         # The attention and oneDNN's and cuDNN's convolutions are fastest with channels last.
         self.detector = detector.to(memory_format=torch.channels_last)
         self.warmup_steps, self.warmup_learning_rate = warmup_steps, warmup_learning_rate
-        self.decay_at = tuple(decay_at)
+        self.decay_at, self.cosine = tuple(decay_at), cosine
         self.pictures = pictures
         # Of the last validation, on the first device.
         self.sheets: list[tuple[int, Any]] = []
@@ -163,6 +167,8 @@ class DetectionModule(TaskModule):
     def rate(self, step: int, total: int) -> float:
         """The learning rate at an optimiser step, relative to ``learning_rate``."""
         decayed = 0.1 ** sum(step >= round(part * total) for part in self.decay_at)
+        if self.cosine:
+            decayed = half_cosine(max(step, self.warmup_steps), total, self.warmup_steps)
         if step >= self.warmup_steps or not self.learning_rate:
             return decayed
         start = self.warmup_learning_rate / self.learning_rate
