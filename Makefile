@@ -6,7 +6,8 @@ COCO_BY ?= ../shared/data/coco_by
 .PHONY: help quickstart quickstart-classify small-scale pictures docs test test-fast test-wheel test-newest dist \
 	test-oldest \
 	recipes-check overfit full-size proof-ddp proof-survival proof-gpu triton-check bench-step \
-	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-eval bench-export
+	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-eval bench-predict \
+	bench-tiles bench-export
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -33,6 +34,8 @@ help:
 	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
 	@echo "make bench-scale reading, workers and scoring at the size of COCO, listing at that of ImageNet (COCO_BY as above)"
 	@echo "make bench-eval  images per second of a validation, with and without pasting and scoring on a thread"
+	@echo "make bench-predict   images a second from files to masks, beside torchvision's detector of the same network"
+	@echo "make bench-tiles   a large picture in tiles and whole: accuracy and memory, after make quickstart"
 	@echo "make bench-export   an exported detector beside the eager one: onnxruntime, torch.compile, OpenVINO"
 	@echo "make bench-family   the training step of every network of Figure 5 at its own image size"
 
@@ -143,6 +146,12 @@ bench-scale: .venv/installed
 
 bench-eval: .venv/installed
 	$(BIN)/python benchmarks/eval.py
+
+bench-predict: .venv/installed
+	$(BIN)/python benchmarks/predict.py
+
+bench-tiles: .venv/installed
+	$(BIN)/python benchmarks/tiles.py
 
 bench-export: .venv/installed
 	$(BIN)/python benchmarks/export.py
