@@ -86,6 +86,7 @@ def _detector_content(
         "picture": embedded_picture(as_image(image)),
         "shown": [height, width],
         "sides": [1, 1],
+        "threshold": threshold,
         "objects": _objects(found, np.array([scale_x, scale_y, scale_x, scale_y])),
         "blocks": blocks,
     }

@@ -1,7 +1,6 @@
 """The terms of a block's logits for one image, rounded to 16 bits: all that the page computes from."""
 
 import base64
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from botnet.errors import DataError
 from botnet.visualize.attention import AttentionProbe
 
-LEVELS = 2**15 - 1  # 8 bits change weights of the quickstart's detector by tenths, 16 bits by thousandths
+LEVELS = 2**15 - 1  # with 8 bits logits of 10 would be off by tenths, and so the weights
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def block_terms(probe: AttentionProbe) -> dict[str, Any]:
 
     Returns:
         ``queries``, ``keys`` and ``position`` as :meth:`botnet.layers.MHSA2d.logit_terms` has them, None for
-        a term that the layer does not have; ``rounding``, see :func:`most_change`; and the map's sizes.
+        a term that the layer does not have; ``rounding``, see :func:`most_moved`; and the map's sizes.
 
     Raises:
         DataError: the terms are not finite.
@@ -83,14 +82,16 @@ def block_terms(probe: AttentionProbe) -> dict[str, Any]:
         "queries": None if keys is None else queries.packed(),
         "keys": None if keys is None else keys.packed(),
         "position": None if position is None else position.packed(),
-        "rounding": most_change(queries, keys, position, terms[1]),
+        "rounding": most_moved(queries, keys, position, terms[1]),
     }
 
 
-def most_change(
+def most_moved(
     queries: Rounded, keys: Rounded | None, position: Rounded | None, unrounded: np.ndarray | None
 ) -> float:
-    """An upper bound on what rounding changes in any attention weight, relative to the weight.
+    """An upper bound e on what rounding adds to or takes from any logit.
+
+    A weight then is that of the layer times a factor from exp(-2 e) to exp(2 e).
 
     Args:
         queries, keys, position: the rounded terms.
@@ -103,5 +104,4 @@ def most_change(
         error += keys.scales / 2 * np.abs(queries.values).sum(-1).max(-1)
     if position is not None:
         error += position.scales  # half for the row, half for the column
-    # In a softmax, the logit and the logarithm of the sum are off by that much.
-    return math.expm1(2 * error.max())
+    return float(error.max())

@@ -10,7 +10,7 @@ from torch import nn
 
 from botnet.errors import DataError
 from botnet.explorer import terms
-from botnet.explorer.terms import Rounded, block_terms, most_change
+from botnet.explorer.terms import Rounded, block_terms, most_moved
 from botnet.layers import MHSA2d
 from botnet.visualize.attention import AttentionProbe
 from tests.support.explorer import attention_by_terms
@@ -72,7 +72,9 @@ def test_each_term_gives_the_weights_of_the_layer_within_the_rounding(position, 
     modes = ["both"] + ["content", "position"] * bool(content and position)
     for mode in modes:
         expected = attention_by_terms(layer, x, mode).numpy()
-        np.testing.assert_allclose(on_the_page(block, mode), expected, rtol=block["rounding"], atol=0)
+        np.testing.assert_allclose(
+            on_the_page(block, mode), expected, rtol=np.expm1(2 * block["rounding"]), atol=0
+        )
     if size != (1, 1):
         assert expected.max() * x[0, 0].numel() > 2
 
@@ -81,21 +83,22 @@ def test_the_bound_on_the_rounding_holds_and_is_not_far_above_it(monkeypatch):
     """Rounded so coarsely that the bound is nearly reached, in one of many draws."""
     monkeypatch.setattr(terms, "LEVELS", 40)
     reached = []
-    for seed in range(200):
+    for seed in range(60):
         torch.manual_seed(seed)
         layer, x = peaked(1, 1, 1, "relative", True, (1, 2)), torch.randn(1, 1, 1, 2, dtype=torch.float64)
         block = block_terms(run(layer, x))
         for mode in ("both", "content", "position"):
             change = np.abs(on_the_page(block, mode) / attention_by_terms(layer, x, mode).numpy() - 1).max()
-            assert change <= block["rounding"]
-            reached.append(change / block["rounding"])
+            bound = np.expm1(2 * block["rounding"])
+            assert change <= bound
+            reached.append(change / bound)
     assert max(reached) > 0.3
 
 
 def test_what_rounds_to_itself():
     rounded = Rounded.of(np.array([[[terms.LEVELS, -3.0]], [[0.0, 0.0]]]))
     np.testing.assert_array_equal(rounded.values, [[[terms.LEVELS, -3.0]], [[0.0, 0.0]]])
-    assert most_change(rounded, None, Rounded.of(np.zeros((2, 1, 2))), None) > 0
+    assert most_moved(rounded, None, Rounded.of(np.zeros((2, 1, 2))), None) > 0
 
 
 def test_three_blocks_at_512_pixels_fit_into_eight_megabytes():
