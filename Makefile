@@ -50,9 +50,11 @@ small-scale: .venv/installed
 
 study: .venv/installed
 	$(BIN)/python scripts/study.py
+	$(BIN)/python scripts/study_report.py
 
 study-quick: .venv/installed
 	$(BIN)/python scripts/study.py --quick
+	$(BIN)/python scripts/study_report.py --quick
 
 pictures: .venv/installed
 	$(BIN)/python scripts/pictures.py

@@ -133,11 +133,14 @@ class Reader(nn.Module):
 
     def __init__(self, network: Network, classes: int) -> None:
         super().__init__()
-        self.trunk = BoTNet(network, num_classes=0, global_pool="")
+        # Blocks that start as the identity would take most of the few steps to wake.
+        trunk = BoTNet(network, num_classes=0, global_pool="", zero_init_last=False)
+        self.trunk = trunk.to(memory_format=torch.channels_last)
         self.head = nn.Linear(self.trunk.num_features, classes)
 
     def c5(self, pixels: Tensor) -> Tensor:
-        return self.trunk.forward_features((pixels.float() - 128) / 64)
+        x = (pixels.float() - 128) / 64
+        return self.trunk.forward_features(x.contiguous(memory_format=torch.channels_last))
 
     def forward(self, pixels: Tensor, objects: Tensor) -> Tensor:
         """Logits (B, objects, classes)."""
