@@ -292,11 +292,11 @@ class TaskModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _fused(self) -> bool | None:
-        """Whether one kernel updates all weights: on NVIDIA's GPUs; None elsewhere, as by default."""
-        trainer = self.trainer
-        # A fused step takes the scale off the gradients itself, too late for clipping them.
-        clipped_in_fp16 = trainer.gradient_clip_val and getattr(trainer.precision_plugin, "scaler", None)
-        return True if trainer.strategy.root_device.type == "cuda" and not clipped_in_fp16 else None
+        """Whether one kernel updates all weights: on GPUs, but not in fp16; None elsewhere, as by default."""
+        # Where fp16's scaler skips the first step, torch's fused SGD takes memory that nobody has written for
+        # the momentum.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        return True if self.trainer.strategy.root_device.type == "cuda" and not scaled else None
 
     def on_train_start(self) -> None:
         """Apply the recipe to optimiser and schedule: a checkpoint restores them with its own settings."""

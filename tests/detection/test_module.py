@@ -425,19 +425,12 @@ def test_what_cannot_be_recomputed_is_named(digits):
 
 
 @pytest.mark.parametrize(
-    ("device", "clip", "scaler", "fused"),
-    [
-        ("cuda", None, None, True),
-        ("cuda", 1.0, None, True),
-        ("cuda", None, "a scaler", True),
-        ("cuda", 1.0, "a scaler", None),
-        ("cpu", None, None, None),
-    ],
+    ("device", "scaler", "fused"),
+    [("cuda", None, True), ("cuda", "a scaler", None), ("cpu", None, None)],
 )
-def test_one_kernel_updates_the_weights_on_a_gpu(device, clip, scaler, fused):
+def test_one_kernel_updates_the_weights_on_a_gpu(device, scaler, fused):
     module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
     module._trainer = SimpleNamespace(
-        gradient_clip_val=clip,
         precision_plugin=SimpleNamespace(scaler=scaler),
         strategy=SimpleNamespace(root_device=torch.device(device)),
         estimated_stepping_batches=10,
@@ -450,3 +443,22 @@ def test_one_kernel_updates_the_weights_on_a_gpu(device, clip, scaler, fused):
         group["fused"] = not fused
     module._apply_recipe(optimizer, schedule)
     assert {group["fused"] for group in optimizer.param_groups} == {fused}
+
+
+@pytest.mark.parametrize("fused", [True, None])
+def test_torch_has_no_momentum_after_a_first_fused_step_that_is_skipped(fused):
+    """Why fp16 is not fused: if this fails for True, torch has mended it."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # fills memory that nobody has written with NaN
+    try:
+        for gradient in (float("inf"), 4.0):
+            weight.grad = torch.full((3,), gradient)
+            scaler.scale(torch.ones(()))
+            scaler.step(optimizer)
+            scaler.update()
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    assert bool(weight.isfinite().all()) == (fused is None)
