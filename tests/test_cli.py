@@ -31,7 +31,15 @@ def test_help_lists_the_commands_in_groups(capsys):
         "train": ["fit", "validate"],
         "use": ["predict", "explore", "evaluate"],
         "deploy": ["export", "push"],
-        "data": ["make-digits", "make-images", "check-data", "convert", "split", "browse-data"],
+        "data": [
+            "make-digits",
+            "make-relations",
+            "make-images",
+            "check-data",
+            "convert",
+            "split",
+            "browse-data",
+        ],
         "paper": ["reproduce", "report", "info"],
     }
 
@@ -112,6 +120,7 @@ def test_info(capsys):
     "command",
     [
         *(f"make-digits DIR --{option}" for option in ("train", "val", "size", "seed")),
+        *(f"make-relations DIR --task cue --{option}" for option in ("train", "val", "canvas", "seed")),
         *(f"make-images DIR --{option}" for option in ("train", "val")),
         *(f"predict MODEL IMAGE --{option}" for option in ("score", "crop", "size", "pixel 1", "tile")),
         *(f"explore MODEL IMAGE --{option}" for option in ("score", "crop", "size")),

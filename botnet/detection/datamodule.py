@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from botnet.arguments import Count, CountOrZero, Part, Side, Span, Workers, checked
+from botnet.arguments import BatchSize, Count, CountOrZero, Part, Side, Span, Workers, checked
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import EvalDataset, TrainDataset, collate
 from botnet.detection.transforms import EvalTransform, TrainTransform
@@ -28,7 +28,7 @@ class CocoDataModule(TaskDataModule):
         jitter: range of the random scale, relative to the canvas ([0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in
             the paper, Section 4.2).
         flip: probability of a horizontal flip.
-        batch_size: images a step on each device.
+        batch_size: images a step on each device; ``auto``: the largest power of two that fits.
         val_batch_size: images at once in validation.
         num_workers: processes that prepare images; default: as many as the machine has cores for each device,
             at most 16.
@@ -62,7 +62,7 @@ class CocoDataModule(TaskDataModule):
         canvas: Side = 1024,
         jitter: Span = (0.1, 2.0),
         flip: Part = 0.5,
-        batch_size: Count = 2,
+        batch_size: BatchSize = 2,
         val_batch_size: Count = 2,
         num_workers: Workers | None = None,
         masks: bool = True,
@@ -88,7 +88,7 @@ class CocoDataModule(TaskDataModule):
             copy_paste=copy_paste,
         )
         self.val_set = EvalDataset(self.val_instances, val.images, EvalTransform(canvas), masks)
-        if len(self.train_set) < batch_size:
+        if len(self.train_set) < self.batch_size:
             raise ConfigError(
                 f"{train.instances} has {len(self.train_set)} images, fewer than one batch of {batch_size}; "
                 "lower data.batch_size"

@@ -30,7 +30,7 @@ from botnet.detection.rpn import build_rpn
 from botnet.detection.sampler import Sampler
 from botnet.errors import ConfigError
 from botnet.models.weights import load_resnet
-from botnet.models.zoo import no_network
+from botnet.models.zoo import NetworkName
 
 # A quarter of the RoIs at most is positive: of fewer than four, none would be.
 Samples = Annotated[int, Range(int, 4)]
@@ -81,14 +81,14 @@ class RCNN(nn.Module):
             the backbone was passed as a module and cannot be named.
 
     Raises:
-        ConfigError: a number out of its range, a backbone that does not give four maps from stride 4 on, or
-            one whose c2 cannot be found to be frozen.
+        ConfigError: a number out of its range, a backbone that timm does not know or that does not give four
+            maps from stride 4 on, or one whose c2 cannot be found to be frozen.
     """
 
     @checked
     def __init__(
         self,
-        backbone: str | nn.Module,
+        backbone: NetworkName | nn.Module,
         num_classes: Count,
         *,
         masks: bool = True,
@@ -248,13 +248,7 @@ def faster_rcnn(backbone: str | nn.Module, num_classes: int, **options: Any) -> 
 
 
 def feature_backbone(name: str, canvas: int) -> nn.Module:
-    """The timm network ``name`` as an extractor of c2..c5, a BoTNet's tables sized for ``canvas``.
-
-    Raises:
-        ConfigError: timm has no network of that name.
-    """
-    if ":" not in name and not timm.is_model(name):  # a colon: from a hub
-        raise ConfigError(no_network(name))
+    """The timm network ``name`` as an extractor of c2..c5, a BoTNet's tables sized for ``canvas``."""
     ours = timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("botnet.")
     sized: dict[str, Any] = {"img_size": canvas} if ours else {}
     return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)
