@@ -161,8 +161,8 @@ class TrainingCLI(LightningCLI):
             config.batch_rule = "linear"
             if config.global_batch is None:
                 rank_zero_only(logger.warning)(
-                    "no --global_batch, the batch that the learning rate is for: the rate does not follow the "
-                    "batch that is found"
+                    "no --global_batch, the batch that the learning rate is for: the rate does not follow "
+                    "the batch that is found"
                 )
             if config.ckpt_path is not None:
                 config[BATCH_SIZE] = kept_batch_size(config.ckpt_path) or "auto"
