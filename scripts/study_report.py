@@ -89,7 +89,7 @@ def accuracy_tables(rows: Rows, seeds: dict[str, int]) -> str:
         ]
         for network, runs in found.items():
             columns = [shown([float(run[band]) for run in runs]) for band in BANDS]
-            each = ", ".join(run["far"] for run in runs)
+            each = ", ".join(f"{float(run['far']):.3f}" for run in runs)
             if len(runs) < seeds[task]:
                 each += f" ({len(runs)} of {seeds[task]} runs finished)"
             seconds = statistics.mean(float(run["seconds"]) for run in runs)
