@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
 	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on images of clothes, from nothing"
 	@echo "make small-scale  the same two at more length, three seeds each, as a table"
-	@echo "make study       what attention reaches that convolutions do not: 136 runs, in about three hours of one core"
+	@echo "make study       what attention reaches that convolutions do not: 136 runs, in about two hours of one core"
 	@echo "make study-quick  of it, ResNet and BoT on two tasks, one seed, in a quarter of an hour"
 	@echo "make pictures    the pictures of the README, with the detector of make quickstart"
 	@echo "make docs        the documentation as a site, in build/site"
