@@ -27,6 +27,7 @@ COMMANDS = (
         Path("run/checkpoints/last.ckpt"),
     ),  # three steps of four images
     ("export run --output model.onnx", Path("model.onnx")),
+    ("explore run digits/val/000001.jpg --output page.html", Path("page.html")),
 )
 
 
