@@ -20,7 +20,7 @@ help:
 	@echo "make notebooks   the notebooks of the tutorials, run and written with their output"
 	@echo "make test        lint, types, tests, and the wheel in an empty environment"
 	@echo "make test-fast   the tests without those marked long, in a minute or two"
-	@echo "make test-wheel  the wheel in an empty environment: help, counts, rows, a fit of three steps, export"
+	@echo "make test-wheel  the wheel in an empty environment: help, counts, rows, a fit of three steps, export, explore"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
 	@echo "make test-newest  the tests with the newest releases that pyproject.toml allows, in .venv-newest"
 	@echo "make dist        the sdist and the wheel, in dist/"
