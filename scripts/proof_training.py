@@ -508,7 +508,7 @@ def devices(proof: Proof) -> None:
                         capture_output=True,
                         text=True,
                         timeout=180,
-                        env=os.environ | {"OMP_NUM_THREADS": "1"},
+                        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
                     )
                     errors += done.stderr[-500:] if done.returncode else ""
             found = json.loads(answer.read_text()) if answer.exists() else {}
