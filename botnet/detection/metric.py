@@ -29,6 +29,7 @@ COCO_NUMBERS = (
     ("ARl", "over 96² px"),
 )
 TASKS = {"box": "bbox", "mask": "segm"}
+MOST_OBJECTS = 2**20  # of an image: objects are numbered from image to image
 
 
 def truth_of(target: Truth) -> Truth:
@@ -54,48 +55,61 @@ class CocoMetric:
     """
 
     def __init__(self, class_names: Sequence[str], category_ids: Sequence[int], masks: bool = True) -> None:
-        self.class_names = list(class_names)
+        self.class_names, self.category_ids = list(class_names), list(category_ids)
         self._labels = {category: label for label, category in enumerate(category_ids, 1)}
         categories = [{"id": label, "name": name} for label, name in enumerate(self.class_names, 1)]
         kinds = ("box", "mask") if masks else ("box",)
         self._evaluators = {kind: StreamingEval(categories, TASKS[kind]) for kind in kinds}
-        self._images = self._objects = 0
+        self._images = 0
 
-    def update(self, found: Sequence[ResultRecord], truth: Truth) -> None:
+    def update(self, found: Sequence[ResultRecord], truth: Truth, place: int | None = None) -> None:
         """Add an image.
 
         Args:
             found: its detections, of :func:`botnet.detection.results.to_coco`.
             truth: of :func:`truth_of`.
+            place: of the image in the data set, where several devices share it; default: behind the last one.
         """
+        number = 1 + (self._images if place is None else place)
         columns = [
             [*record["bbox"], record["score"], self._labels[record["category_id"]]] for record in found
         ]
         masks = [record["segmentation"] for record in found if "segmentation" in record]
-        self._add(np.array(columns, np.float64).reshape(-1, 6), masks, _records(truth, self._objects + 1))
+        self._add(np.array(columns, np.float64).reshape(-1, 6), masks, _records(truth, number), number)
 
-    def _add(self, found: np.ndarray, masks: Sequence[Rle], objects: list[dict[str, Any]]) -> None:
+    def _add(
+        self, found: np.ndarray, masks: Sequence[Rle], objects: list[dict[str, Any]], number: int
+    ) -> None:
         """Match an image's detections with its objects.
 
         Args:
             found: (n, 6) x, y, width, height, score, label.
             masks: of the detections.
             objects: COCO's annotations.
+            number: of the image.
         """
         self._images += 1
-        self._objects += len(objects)
-        for record in objects:
-            record["image_id"] = self._images
-        columns = np.column_stack([np.full(len(found), float(self._images)), found])
-        self._evaluators["box"].update([{"id": self._images}], objects, columns)
+        columns = np.column_stack([np.full(len(found), float(number)), found])
+        self._evaluators["box"].update([{"id": number}], objects, columns)
         if "mask" in self._evaluators:
             # With its box, a mask would be counted as small, medium or large by the box's area.
             labels, scores = found[:, 5].astype(int).tolist(), found[:, 4].tolist()
             records = [
-                {"image_id": self._images, "category_id": label, "score": score, "segmentation": mask}
+                {"image_id": number, "category_id": label, "score": score, "segmentation": mask}
                 for label, score, mask in zip(labels, scores, masks, strict=True)
             ]
-            self._evaluators["mask"].update([{"id": self._images}], objects, records)
+            self._evaluators["mask"].update([{"id": number}], objects, records)
+
+    def state(self) -> dict[str, bytes]:
+        """What was added, to be sent to another process."""
+        return {kind: evaluator.to_bytes() for kind, evaluator in self._evaluators.items()}
+
+    def merge(self, states: Sequence[dict[str, bytes]]) -> None:
+        """Hold what the metrics of all devices, this one among them, have in their states."""
+        for kind in self._evaluators:
+            self._evaluators[kind] = StreamingEval.merge(
+                StreamingEval.from_bytes(state[kind]) for state in states
+            )
 
     def report(self) -> dict[str, dict[str, Any]]:
         """All twelve numbers for ``box`` and, if scored, ``mask``; -1 where there is nothing to average.
@@ -121,14 +135,21 @@ class CocoMetric:
         return table
 
 
-def _records(truth: Truth, first_id: int) -> list[dict[str, Any]]:
-    """COCO's annotations of one image's objects, numbered from ``first_id``."""
+def _records(truth: Truth, number: int) -> list[dict[str, Any]]:
+    """COCO's annotations of the objects of one image, which has a number."""
     boxes = box_convert(truth["boxes"], "xyxy", "xywh").tolist()
     columns = zip(
         boxes, truth["labels"].tolist(), truth["iscrowd"].tolist(), truth["area"].tolist(), strict=True
     )
     records: list[dict[str, Any]] = [
-        {"id": first_id + index, "category_id": label, "bbox": box, "iscrowd": int(crowd), "area": area}
+        {
+            "id": number * MOST_OBJECTS + index,
+            "image_id": number,
+            "category_id": label,
+            "bbox": box,
+            "iscrowd": int(crowd),
+            "area": area,
+        }
         for index, (box, label, crowd, area) in enumerate(columns)
     ]
     for record, mask in zip(records, truth.get("masks", ()), strict=False):

@@ -8,17 +8,17 @@ from typing import Annotated, Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from supervision import Detections
 from torch import Tensor, nn
 
 from botnet.arguments import PART, CountOrZero, Factor, Part, PartBelowOne, checked
 from botnet.detection.checkpoint import initialise
 from botnet.detection.datamodule import CocoDataModule
 from botnet.detection.datasets import EvalTarget
-from botnet.detection.metric import CocoMetric, metrics_table, truth_of
-from botnet.detection.postprocess import as_arrays, to_original
+from botnet.detection.metric import CocoMetric, metrics_table
+from botnet.detection.postprocess import as_arrays
 from botnet.detection.rcnn import RCNN, checkpoint_activations
-from botnet.detection.results import ResultRecord, Truth, to_coco, true_detections, write_results
+from botnet.detection.results import ResultRecord, write_results
+from botnet.detection.scoring import BackgroundScoring
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
 from botnet.detection.validation_loss import ValidationLoss
 from botnet.errors import ConfigError
@@ -26,12 +26,9 @@ from botnet.images import denormalise
 from botnet.training.distributed import gather_shares
 from botnet.training.run_folder import EvaluationFolder
 from botnet.training.seeding import generator, run_seed
-from botnet.training.task import TaskModule
-from botnet.visualize.detections import beside_truth, draw
+from botnet.training.task import OptimizerName, TaskModule, half_cosine
 
 logger = logging.getLogger(__name__)
-
-PICTURE_SCORE = 0.5  # lowest score of a detection that is drawn
 
 
 class DetectionModule(TaskModule):
@@ -43,7 +40,7 @@ class DetectionModule(TaskModule):
     Args:
         detector: from :func:`botnet.detection.mask_rcnn` or :func:`botnet.detection.faster_rcnn`.
         learning_rate: after the warm-up, for the whole batch over all devices.
-        momentum: of SGD, without Nesterov's form.
+        momentum: of SGD, without Nesterov's form; the first beta of AdamW.
         weight_decay: on the kernels of convolutions and fully connected layers only.
         warmup_steps: optimiser steps in which the rate rises linearly.
         warmup_learning_rate: the rate at the first step.
@@ -51,6 +48,10 @@ class DetectionModule(TaskModule):
         pictures: validation images that are drawn, ground truth beside prediction.
         init_from: checkpoint of another run to start from, or to validate, whose classes may be others
             (:func:`initialise`); not read where a checkpoint of this run is.
+        ema_decay: of a moving average of the weights, which is validated and kept in checkpoints; None: no
+            average, as in the paper.
+        optimizer: SGD, or AdamW, whose rates are some hundred times as small.
+        cosine: after the warm-up the rate falls to 0 as half a cosine, and ``decay_at`` does not count.
         compile: run backbone and pyramid through ``torch.compile``.
         activation_checkpointing: compute c2 to c4 again in the backward pass instead of keeping what they
             need there: less memory, more time, the same results.
@@ -61,7 +62,7 @@ class DetectionModule(TaskModule):
 
     task, metric_max = "detector", 1.0
     monitor = "val/AP"  # of masks, or of boxes where there are none
-    schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at")
+    schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at", "cosine")
 
     @checked
     def __init__(
@@ -75,10 +76,13 @@ class DetectionModule(TaskModule):
         decay_at: Annotated[Sequence[float], PART] = (2 / 3, 8 / 9),
         pictures: CountOrZero = 8,
         init_from: Path | None = None,
+        ema_decay: PartBelowOne | None = None,
+        optimizer: OptimizerName = "sgd",
+        cosine: bool = False,
         compile: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__(learning_rate, momentum, weight_decay, init_from)
+        super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay, optimizer)
         if compile and activation_checkpointing:
             raise ConfigError(
                 "compile and activation_checkpointing: a compiled backbone decides itself what it computes "
@@ -88,10 +92,9 @@ class DetectionModule(TaskModule):
         # The attention and oneDNN's and cuDNN's convolutions are fastest with channels last.
         self.detector = detector.to(memory_format=torch.channels_last)
         self.warmup_steps, self.warmup_learning_rate = warmup_steps, warmup_learning_rate
-        self.decay_at = tuple(decay_at)
+        self.decay_at, self.cosine = tuple(decay_at), cosine
         self.pictures = pictures
-        # Of the validation: this device's share, then on the first device those of all.
-        self.share: list[tuple[list[ResultRecord], Truth]] = []
+        # Of the last validation, on the first device.
         self.sheets: list[tuple[int, Any]] = []
         self.results: list[ResultRecord] = []
 
@@ -124,11 +127,11 @@ class DetectionModule(TaskModule):
             self.detector.backbone.compile()
             self.detector.fpn.compile()
 
-    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]] | None:
+    def training_batch(self, images: int) -> tuple[nn.Module, tuple[int, ...]] | None:
         """The backbone and the shape of a batch; None where ``torch.compile`` chooses what is kept."""
         if self.compiles:
             return None
-        return self.detector.backbone, (self.data.batch_size, 3, self.data.canvas, self.data.canvas)
+        return self.detector.backbone, (images, 3, self.data.canvas, self.data.canvas)
 
     # ---- training
 
@@ -156,24 +159,31 @@ class DetectionModule(TaskModule):
                     "%s: left out or trimmed: %s (botnet check-data lists them)", instances.path, parts
                 )
 
-    def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
-        """The loss of a batch: the plain sum of its parts."""
+    def losses(self, batch: tuple[Tensor, list[dict[str, Any]]]) -> dict[str, Tensor]:
+        """The parts of the loss of a batch, whose plain sum is minimised."""
         images, targets = batch
         images = images.contiguous(memory_format=torch.channels_last)
         # What is sampled in an image depends on no other image, and is the same in a resumed run.
         seeds = [
             generator(run_seed(), self.current_epoch, target["image_id"]).initial_seed() for target in targets
         ]
-        losses = self.detector(images, targets, [target["valid"] for target in targets], seeds)
+        found: dict[str, Tensor] = self.detector(
+            images, targets, [target["valid"] for target in targets], seeds
+        )
+        return found
+
+    def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
+        """The loss of a batch."""
+        losses, images = self.losses(batch), len(batch[0])
         total = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", total.detach(), batch_size=images)
         parts = {f"train/{name}": loss.detach() for name, loss in losses.items()}
-        self.log("train/loss", total.detach(), batch_size=len(images))
-        self.log_dict(parts, batch_size=len(images))
+        self.log_dict(parts, batch_size=images)
         return total
 
     def scale_batch(self, factor: float) -> None:
         """Follow a batch ``factor`` times as large: linear rule, and a warm-up over as many images."""
-        self.learning_rate *= factor
+        super().scale_batch(factor)
         self.warmup_learning_rate *= factor
         self.warmup_steps = round(self.warmup_steps / factor)
 
@@ -184,7 +194,9 @@ class DetectionModule(TaskModule):
     def rate(self, step: int, total: int) -> float:
         """The learning rate at an optimiser step, relative to ``learning_rate``."""
         decayed = 0.1 ** sum(step >= round(part * total) for part in self.decay_at)
-        if step >= self.warmup_steps:
+        if self.cosine:
+            decayed = half_cosine(max(step, self.warmup_steps), total, self.warmup_steps)
+        if step >= self.warmup_steps or not self.learning_rate:
             return decayed
         start = self.warmup_learning_rate / self.learning_rate
         return decayed * (start + (1 - start) * step / self.warmup_steps)
@@ -194,46 +206,46 @@ class DetectionModule(TaskModule):
     def on_validation_start(self) -> None:
         """Start collecting."""
         super().on_validation_start()
-        self.share, self.sheets = [], []
-        self.validation_loss = ValidationLoss(self.detector, self.data)
+        data, trainer = self.data, self.trainer
+        metric = CocoMetric(data.class_names, data.val_instances.category_ids, self.detector.has_masks)
+        self.scoring = BackgroundScoring(metric, trainer.global_rank, trainer.world_size)
+        # Each device draws its share of the first images.
+        self.drawn = len(range(trainer.global_rank, self.pictures, trainer.world_size))
+        self.validation_loss = ValidationLoss(self.detector, data)
 
     def validation_step(self, batch: tuple[Tensor, list[EvalTarget]], index: int) -> None:
-        """Detect, in original pixels, and draw some images."""
+        """Detect; a thread brings the detections to original pixels, scores them and draws some images."""
         images, targets = batch
         images = images.contiguous(memory_format=torch.channels_last)
         detections = self.detector(images, valid=[target["valid"] for target in targets])
-        names, ids = self.data.class_names, self.data.val_instances.category_ids
         for image, detection, target in zip(images, detections, targets, strict=True):
-            found, truth = (
-                to_original(as_arrays(detection), target["scale"], target["size"], names, ids),
-                truth_of(target),
-            )
             self.validation_loss.update(image, target["image_id"])
-            self.share.append((to_coco(found, target["image_id"]), truth))
-            if len(self.sheets) * self.trainer.world_size < self.pictures:
-                self._draw(image, found, true_detections(truth, names, target["size"]), target)
+            picture = self._picture(image, target) if self.drawn > 0 else None
+            self.drawn -= 1
+            self.scoring.add(as_arrays(detection), target, picture)
 
-    def _draw(self, image: Tensor, found: Detections, truth: Detections, target: EvalTarget) -> None:
-        """Keep a picture of one image in its original size and aspect: ground truth beside prediction."""
+    @staticmethod
+    def _picture(image: Tensor, target: EvalTarget) -> Tensor:
+        """An image (3, canvas, canvas) in its original size and aspect, (3, H, W) uint8 on the CPU."""
         height, width = target["valid"]
         pixels = denormalise(image[:, :height, :width], IMAGENET_MEAN, IMAGENET_STD)
-        shown = nn.functional.interpolate(pixels[None].float(), target["size"], mode="bilinear")[0].byte()
-        left, right = draw(shown, truth), draw(shown, found, PICTURE_SCORE)
-        self.sheets.append((target["image_id"], beside_truth(left, right, PICTURE_SCORE)))
+        return (
+            nn.functional.interpolate(pixels[None].float(), target["size"], mode="bilinear")[0].byte().cpu()
+        )
 
     def on_validation_epoch_end(self) -> None:
-        """Score all devices' images on the first one, each once, and send the numbers to the others."""
-        everything, sheets = gather_shares(self.share), gather_shares(self.sheets)
-        if everything is not None and sheets is not None:
-            data = self.data
-            self.sheets = sheets[: self.pictures]
-            ids = data.val_instances.category_ids
-            metric, self.results = CocoMetric(data.class_names, ids, masks=self.detector.has_masks), []
-            for found, truth in everything:
-                metric.update(found, truth)
-                self.results += found
-            self.report = metric.report()
-        self.share = []
+        """Put together on the first device what all have scored, and send the numbers to the others."""
+        scoring = self.scoring
+        scoring.finish()
+        results, sheets = gather_shares(scoring.results), gather_shares(scoring.sheets)
+        states = gather_shares([scoring.metric.state()]) if self.trainer.world_size > 1 else None
+        if results is not None and sheets is not None:
+            self.results = [record for found in results for record in found]
+            self.sheets = sheets
+            if states is not None:
+                scoring.metric.merge(states)
+            self.report = scoring.metric.report()
+        del self.scoring
         self.report = self.trainer.strategy.broadcast(self.report)
         # Every device has the same.
         losses = self.validation_loss.compute(self.device)

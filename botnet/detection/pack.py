@@ -6,14 +6,16 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 import numpy as np
+from filelock import FileLock
 
 from botnet import __version__
 
@@ -25,6 +27,7 @@ SMALLEST_CACHED = 2**24
 ALIGNMENT = 64  # bytes
 BLOCK = 2**22  # bytes that are read at once
 PIECES = 2**12  # that are written at once
+LONGEST_WAIT = 600  # seconds for another process to make a file
 
 Parts = Mapping[str, np.ndarray | Sequence[bytes | msgspec.Raw]]
 
@@ -121,7 +124,8 @@ def packed(contents: bytes, build: Build, cache: bool = True) -> Pack:
     The cache is the folder ``botnet`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``): it
     serves every run on the machine, and data folders are often read-only. A file there is named by a hash of
     the contents, of this package's version and of the format: a stale one is never taken, and copies of the
-    data share one. Small files are not cached. Without the cache the arrays lie in this process's memory.
+    data share one. Where several processes start at once, one makes it and the others wait. Small files are
+    not cached. Without the cache the arrays lie in this process's memory.
 
     Args:
         contents: of the source file.
@@ -130,21 +134,55 @@ def packed(contents: bytes, build: Build, cache: bool = True) -> Pack:
     """
     if not cache or len(contents) < SMALLEST_CACHED:
         return _in_memory(*build())
+    size = len(contents)
     with ThreadPoolExecutor(1) as thread:
-        digest = thread.submit(hashlib.sha256, contents)
+        name = thread.submit(_name, contents)
         # Without a file of this size there is nothing to wait for.
-        built = None if any(cache_folder().glob(f"{len(contents)}-*.pack")) else build()
-        key = digest.result()
+        if _of_size(size) and (found := _cached(cache_folder() / name.result())):
+            return found
+        with _alone(size):
+            if _of_size(size) and (found := _cached(cache_folder() / name.result())):
+                return found  # the process before this one has made it
+            parts, about = build()
+            path = cache_folder() / name.result()
+            try:
+                return _store(path, parts, about)
+            except OSError as error:
+                logger.warning(
+                    "%s: cannot be written (%s); the data are kept in memory", path, error.strerror
+                )
+                return _in_memory(parts, about)
+
+
+def _name(contents: bytes) -> str:
+    key = hashlib.sha256(contents)
     key.update(f"{FORMAT} {__version__}".encode())
-    path = cache_folder() / f"{len(contents)}-{key.hexdigest()[:32]}.pack"
-    if not built and (found := _cached(path)):
-        return found
-    parts, about = built or build()
+    return f"{len(contents)}-{key.hexdigest()[:32]}.pack"
+
+
+def _of_size(size: int) -> bool:
+    return any(cache_folder().glob(f"{size}-*.pack"))
+
+
+@contextmanager
+def _alone(size: int) -> Iterator[None]:
+    """Let one process of the machine at a time pack a file of this size: the others take what it makes.
+
+    The lock of a killed process is free again; what it left half-written is removed.
+    """
+    lock = FileLock(cache_folder() / f"{size}.lock", timeout=LONGEST_WAIT)
     try:
-        return _store(path, parts, about)
-    except OSError as error:
-        logger.warning("%s: cannot be written (%s); the data are kept in memory", path, error.strerror)
-        return _in_memory(parts, about)
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError):  # a folder or a file system that has no locks, or too long a wait
+        yield
+        return
+    try:
+        for partial in cache_folder().glob(f".{size}-*"):
+            partial.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
 
 
 def cache_folder() -> Path:

@@ -32,7 +32,7 @@ from botnet.detection.rpn import build_rpn
 from botnet.detection.sampler import Sampler
 from botnet.errors import ConfigError
 from botnet.models.weights import load_resnet
-from botnet.models.zoo import no_network
+from botnet.models.zoo import NetworkName
 
 # A quarter of the RoIs at most is positive: of fewer than four, none would be.
 Samples = Annotated[int, Range(int, 4)]
@@ -49,8 +49,8 @@ class RCNN(nn.Module):
             maps c2..c5 from stride 4 on, and ``feature_info``.
         num_classes: object classes, without background.
         masks: predict masks as well as boxes.
-        weights: ImageNet weights for all of the backbone that is a ResNet (Section 4.1, note 6): a file, or
-            the name of a timm network with or without tag, such as "resnet50.a1_in1k", which is downloaded.
+        weights: of the backbone, in a BoTNet of all but its attention (Section 4.1, note 6): a file, or the
+            name of a timm network with or without tag, such as "resnet50.a1_in1k", which is downloaded.
         canvas: side in pixels of the images; sizes the position tables of a BoTNet. Other
             sizes work too.
         fpn_channels: width of the pyramid and of the RPN's convolution.
@@ -83,14 +83,14 @@ class RCNN(nn.Module):
             the backbone was passed as a module and cannot be named.
 
     Raises:
-        ConfigError: a number out of its range, a backbone that does not give four maps from stride 4 on, or
-            one whose c2 cannot be found to be frozen.
+        ConfigError: a number out of its range, a backbone that timm does not know or that does not give four
+            maps from stride 4 on, or one whose c2 cannot be found to be frozen.
     """
 
     @checked
     def __init__(
         self,
-        backbone: str | nn.Module,
+        backbone: NetworkName | nn.Module,
         num_classes: Count,
         *,
         masks: bool = True,
@@ -250,16 +250,22 @@ def faster_rcnn(backbone: str | nn.Module, num_classes: int, **options: Any) -> 
 
 
 def feature_backbone(name: str, canvas: int) -> nn.Module:
-    """The timm network ``name`` as an extractor of c2..c5, a BoTNet's tables sized for ``canvas``.
+    """The timm network ``name`` as an extractor of c2..c5, with attention that is sized for ``canvas``.
 
     Raises:
-        ConfigError: timm has no network of that name.
+        ConfigError: timm cannot make four maps of it.
     """
-    if ":" not in name and not timm.is_model(name):  # a colon: from a hub
-        raise ConfigError(no_network(name))
     ours = timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("botnet.")
-    sized: dict[str, Any] = {"img_size": canvas} if ours else {}
-    return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    fixed = config is not None and config.fixed_input_size
+    sized: dict[str, Any] = {"img_size": canvas} if ours or fixed else {}
+    try:
+        return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)
+    except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:  # timm's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"backbone: {name} cannot be made to give four maps on a canvas of {canvas} ({reason})"
+        ) from error
 
 
 def feature_maps(backbone: nn.Module) -> tuple[list[int], list[int]]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,15 @@ def check_format(contents: Any, source: str | Path) -> None:
         )
 
 
-def write_file(contents: Any, path: str | Path) -> None:
+def write_file(contents: Any, path: str | Path, previous: Path | None = None) -> None:
     """Write a checkpoint under another name, to the disk, and only then give it its own.
 
     Whatever happens in between, a checkpoint that existed before stays intact.
+
+    Args:
+        contents: of the checkpoint.
+        path: the file.
+        previous: name in the same folder under which the one that existed before is kept.
 
     Raises:
         CheckpointError: it cannot be written, for instance because the disk is full.
@@ -125,7 +131,10 @@ def write_file(contents: Any, path: str | Path) -> None:
             torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        if previous is not None and path.exists():
+            _replace_and_keep(partial, path, previous)
+        else:
+            os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch's writer turns some of the first into the second
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -136,6 +145,20 @@ def write_file(contents: Any, path: str | Path) -> None:
         ) from error
 
 
+def _replace_and_keep(partial: Path, path: Path, previous: Path) -> None:
+    """Give a file its name, and what had it before another; at every moment one of the two is whole."""
+    kept = previous.with_name(previous.name + PARTIAL)
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without hard links
+        os.replace(path, previous)
+        os.replace(partial, path)
+        return
+    os.replace(partial, path)
+    os.replace(kept, previous)
+
+
 def copy_file(source: Path, destination: Path) -> None:
     """Copy a checkpoint under another name, and only then give it its own."""
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -144,9 +167,35 @@ def copy_file(source: Path, destination: Path) -> None:
     os.replace(partial, destination)
 
 
-def steps_of(path: Path) -> int:
-    """The optimiser steps of a checkpoint, of which no tensor is read."""
+def damage_of(path: Path) -> str:
+    """What is wrong with a checkpoint file, by its checksums; empty if it is whole."""
     try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+            return f"{part} in it has another checksum" if part else ""
+    except zipfile.BadZipFile as error:
+        damage = str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    try:
+        read_file(path)  # of an old format of torch, without checksums
+    except CheckpointError:
+        return damage
+    return ""
+
+
+def peek(path: str | Path) -> Any:
+    """The contents of a checkpoint, of which no tensor is read before it is used.
+
+    Raises:
+        CheckpointError: as in :func:`read_file`.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch cannot map its older formats; read_file says what is wrong
-        return int(read_file(path)["global_step"])
+        return read_file(path)
+
+
+def steps_of(path: Path) -> int:
+    """The optimiser steps of a checkpoint."""
+    return int(peek(path)["global_step"])

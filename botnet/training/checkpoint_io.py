@@ -14,8 +14,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint."""
-        write_file(checkpoint, path)
+        """Write a checkpoint; the one before is kept where ``storage_options["previous"]`` says."""
+        write_file(checkpoint, path, **(storage_options or {}))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None

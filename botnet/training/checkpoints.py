@@ -18,7 +18,7 @@ from botnet.arguments import Duration, checked
 from botnet.training.checkpoint_file import copy_file
 from botnet.training.distributed import Greatest, greatest
 from botnet.training.run_end import run_ends, step_is_complete, validates_next
-from botnet.training.run_folder import RunFolder
+from botnet.training.run_folder import PREVIOUS, RunFolder
 
 
 class Action(IntEnum):
@@ -39,6 +39,8 @@ class LastCheckpoint(Checkpoint):
     SIGTERM, with which schedulers announce that a machine will be taken away, ends the run on all devices
     after the current step (on several devices perhaps after the next), or in a validation after the current
     batch.
+
+    The one before stays beside it as ``previous.ckpt``, for a run whose ``last.ckpt`` the disk has damaged.
 
     Args:
         path: the file.
@@ -205,7 +207,8 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        trainer.save_checkpoint(self.path, weights_only=False)
+        keep = {"previous": self.path.with_name(PREVIOUS)}
+        trainer.save_checkpoint(self.path, weights_only=False, storage_options=keep)
         self._save_logs(trainer)
         self.saved_at, self.saved_step, self.logs_saved = time.monotonic(), trainer.global_step, False
 

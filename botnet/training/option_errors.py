@@ -28,6 +28,7 @@ RUN_OPTIONS = (
     "global_batch",
     "batch_rule",
     "save_minutes",
+    "patience",
     "ckpt_path",
 )
 MAX_LENGTH = 300  # characters of a message of another form
@@ -94,7 +95,7 @@ def _parameters(class_path: str) -> Iterable[str]:
 
 def _allowed(message: str) -> list[str]:
     """What a message says it expected, innermost option only, each once."""
-    inner = message[message.rfind("Parser key") :]
+    inner = message[message.rfind("Parser key") :].partition("Given value")[0]
     found: list[str] = []
     for kind, choices in re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])", inner):
         found += [TYPES.get(kind, kind)] if kind else [choice.strip(" '") for choice in choices.split(",")]

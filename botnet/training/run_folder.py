@@ -1,14 +1,19 @@
 """What the folder of a run holds, and the checkpoint that a command starts from."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from botnet.errors import ConfigError, DataError
-from botnet.training.checkpoint_file import PARTIAL, steps_of
+from botnet.errors import CheckpointError, ConfigError, DataError
+from botnet.training.checkpoint_file import PARTIAL, damage_of, read_file, steps_of
+
+logger = logging.getLogger(__name__)
+
+PREVIOUS = "previous.ckpt"  # the last.ckpt before the last
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,11 @@ class RunFolder(EvaluationFolder):
         return self.checkpoints / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        """The one before it, which counts where the last one is broken."""
+        return self.checkpoints / PREVIOUS
+
+    @property
     def best(self) -> Path:
         """The checkpoint of the best validation."""
         return self.checkpoints / "best.ckpt"
@@ -115,12 +125,27 @@ class RunFolder(EvaluationFolder):
     def newest(self) -> Path | None:
         """The checkpoint with the most steps: ``last.ckpt``, or a later one that Lightning saved for SLURM.
 
+        Where one is broken, a warning says so, and ``previous.ckpt`` counts, too.
+
         Raises:
-            CheckpointError: there are several, and one of them cannot be read.
+            CheckpointError: all of them are broken.
         """
         found = [path for path in (self.last,) if path.exists()] + [*self.path.glob("hpc_ckpt_*.ckpt")]
+        damages = {path: damage_of(path) for path in found}
+        sound = [path for path in found if not damages[path]]
+        if self.last not in sound and self.previous.exists() and not damage_of(self.previous):
+            sound.append(self.previous)
         # Times of modification would not do: copying a folder changes them.
-        return max(found, key=steps_of, default=None) if len(found) > 1 else next(iter(found), None)
+        newest = max(sound, key=steps_of, default=None) if len(sound) > 1 else next(iter(sound), None)
+        for path, damage in damages.items():
+            if damage and newest is None:
+                read_file(path)
+                raise CheckpointError(f"{path} is broken ({damage}); restore it, or start another run")
+            if damage:
+                logger.warning("%s is broken (%s); %s is taken", path, damage, newest)
+        if newest == self.previous and not self.last.exists():
+            logger.warning("%s is missing; %s is taken", self.last, newest)
+        return newest
 
     def remove_partial_files(self) -> None:
         """Remove what a killed run left half-written."""

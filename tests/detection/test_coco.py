@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import pickle
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as reference
 
-from botnet.detection import pack
+from botnet.detection import coco, pack
 from botnet.detection.check import check_data
 from botnet.detection.coco import CocoInstances
 from botnet.detection.metric import CocoMetric, truth_of
@@ -563,7 +564,7 @@ def cached(made, tmp_path, monkeypatch):
 
 
 def cache_files():
-    return sorted(pack.cache_folder().iterdir())
+    return sorted(file for file in pack.cache_folder().iterdir() if file.suffix != ".lock")
 
 
 def test_the_packed_records_are_those_of_the_file(cached):
@@ -661,6 +662,40 @@ def test_processes_that_build_at_once_map_one_file(cached, monkeypatch):
     monkeypatch.setattr(pack, "_store", late)
     assert contents(CocoInstances(cached.file)) == contents(CocoInstances(cached.file, cache=False))
     assert len(cache_files()) == 1
+
+
+def read_and_count(file, start, queue):
+    """Read a file at the same time as others; whether this process has packed it."""
+    packed_here, build = [], coco._build
+    coco._build = lambda *given: (packed_here.append(1), time.sleep(0.5), build(*given))[-1]
+    start.wait(60)
+    queue.put((contents(CocoInstances(file)), len(packed_here)))
+
+
+@pytest.mark.long
+def test_of_processes_that_start_at_once_one_packs(cached):
+    context = multiprocessing.get_context("fork")
+    start, queue = context.Event(), context.Queue()
+    ranks = [context.Process(target=read_and_count, args=(cached.file, start, queue)) for _ in range(4)]
+    for rank in ranks:
+        rank.start()
+    start.set()
+    answers = [queue.get(timeout=120) for _ in ranks]
+    for rank in ranks:
+        rank.join(60)
+    assert sum(count for _, count in answers) == 1
+    assert [answer for answer, _ in answers] == [contents(CocoInstances(cached.file, cache=False))] * 4
+
+
+def test_what_a_killed_process_left_of_the_cache_is_removed(cached):
+    size = cached.file.stat().st_size
+    pack.cache_folder().mkdir(parents=True)
+    left, other = (pack.cache_folder() / f".{number}-0123-abc" for number in (size, size + 1))
+    left.write_bytes(b"half")
+    other.write_bytes(b"perhaps being written now")
+    CocoInstances(cached.file)
+    assert not left.exists()
+    assert other.exists()
 
 
 @pytest.mark.long

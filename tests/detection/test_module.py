@@ -34,7 +34,8 @@ def logged_steps(folder):
 
 def test_a_run_writes_its_files(run):
     _, folder = run
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert (folder / "config.yaml").is_file()
     assert list((folder / "tensorboard").glob("events.*"))
     assert logged_steps(folder) == [0, 1]
@@ -156,14 +157,6 @@ def test_fewer_images_than_a_batch_are_refused(digits, tmp_path, capsys):
     assert "fewer than one batch of 9" in capsys.readouterr().err
 
 
-def test_an_unknown_backbone_is_answered_with_the_nearest_names(digits, tmp_path, capsys):
-    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
-    assert main(["fit", "--config", str(recipe), "--model.detector.backbone", "resnet19"]) == 2
-    message = capsys.readouterr().err
-    assert "botnet: no network 'resnet19' in timm or here; did you mean resnet18" in message
-    assert "Traceback" not in message
-
-
 # 118,287 images in batches of 64 are 1,848 whole steps an epoch. By hand: the rate is 0.0067 first, rises by
 # 0.0733 / 500 a step to 0.08 at step 500, and falls to a tenth at 2/3 and 8/9 of the steps.
 @pytest.mark.parametrize(
@@ -192,6 +185,19 @@ def test_learning_rate_at_chosen_steps(epochs, total, falls):
         total - 1: 0.0008,
     }
     assert {step: 0.08 * module.rate(step, total) for step in expected} == pytest.approx(expected)
+
+
+def test_learning_rate_of_a_cosine():
+    """Up to 0.01 in 100 steps of 1100, then half a cosine: at 1/3 of it cos(60 degrees), at 1/2 cos(90)."""
+    module = DetectionModule(
+        mask_rcnn(num_classes=2, canvas=64, **DETECTOR),
+        learning_rate=0.01,
+        warmup_steps=100,
+        warmup_learning_rate=0.002,
+        cosine=True,
+    )
+    expected = {0: 0.002, 50: 0.006, 100: 0.01, 100 + 1000 / 3: 0.0075, 600: 0.005, 1100: 0.0}
+    assert {step: 0.01 * module.rate(step, 1100) for step in expected} == pytest.approx(expected)
 
 
 # 12 epochs. A batch of 16 is a quarter of 64: a quarter of the rates, four times the warm-up; 7,392 steps an

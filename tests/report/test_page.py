@@ -118,7 +118,7 @@ def test_a_large_picture_is_made_smaller():
     import base64
     import io
 
-    from botnet.report.figures import embedded_picture
+    from botnet.visualize.embed import embedded_picture
 
     data = base64.b64decode(embedded_picture(Image.new("RGB", (4000, 1000))).partition(",")[2])
     assert Image.open(io.BytesIO(data)).size == (1100, 275)

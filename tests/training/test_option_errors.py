@@ -25,6 +25,10 @@ from botnet.training.recipes import RECIPES
             ["--trainer.max_epochs", "abc"],
             "--trainer.max_epochs: 'abc' is not allowed; give an integer or null",
         ),
+        (
+            ["--data.batch_size", "auro"],
+            "--data.batch_size: 'auro' is not allowed; give an integer or auto; did you mean auto?",
+        ),
         (["--data.canvas", "x"], "--data.canvas: 'x' is not allowed; give an integer"),
         (["--global_batch", "x"], "--global_batch: 'x' is not allowed; give an integer or null"),
         (

@@ -1,14 +1,17 @@
 """The folder of a run, and the checkpoint that a command starts from."""
 
+import errno
 import os
 
 import pytest
 import torch
 
 from botnet.errors import CheckpointError, ConfigError, DataError
+from botnet.training.checkpoint_file import steps_of, write_file
 from botnet.training.run_folder import RunFolder, starting_checkpoint
 
 LAST, BEST, SLURM = "checkpoints/last.ckpt", "checkpoints/best.ckpt", "hpc_ckpt_1.ckpt"
+PREVIOUS = "checkpoints/previous.ckpt"
 LOG = "csv/version_0/metrics.csv"
 
 
@@ -86,9 +89,62 @@ def test_the_newest_checkpoint_is_the_one_with_most_steps(tmp_path):
     assert run.newest() == last
     torch.save({"global_step": 8}, second)
     assert run.newest() == second
-    slurm.write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match=r"hpc_ckpt_1\.ckpt cannot be read"):
+
+
+def damage(path, how):
+    contents = bytearray(path.read_bytes())
+    if how == "truncated":
+        contents = contents[: len(contents) // 2]
+    elif how == "zeros":  # as some file systems leave after a power cut
+        middle = contents.index(b"data.pkl") + 80
+        contents[middle : middle + 20] = bytes(20)
+    else:
+        contents = bytearray()
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize("how", ["truncated", "zeros", "empty"])
+def test_where_the_last_checkpoint_is_broken_the_one_before_is_taken(how, tmp_path, log):
+    run = make_run(tmp_path, PREVIOUS, LAST)
+    assert run.newest() == run.last
+    assert log.text == ""
+    damage(run.last, how)
+    assert run.newest() == run.previous
+    assert f"{run.last} is broken (" in log.text
+    assert f"); {run.previous} is taken" in log.text
+    damage(run.previous, how)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt"):
         run.newest()
+
+
+def test_a_run_killed_between_the_two_names_resumes_from_the_one_before(tmp_path, log):
+    """On a file system without hard links."""
+    run = make_run(tmp_path, PREVIOUS)
+    assert run.newest() == run.previous
+    assert "is missing" in log.text
+
+
+def test_a_broken_checkpoint_of_slurm_is_left_out(tmp_path, log):
+    run = make_run(tmp_path, PREVIOUS, LAST, SLURM)
+    damage(tmp_path / SLURM, "truncated")
+    assert run.newest() == run.last
+    assert "hpc_ckpt_1.ckpt is broken" in log.text
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_checkpoints_are_kept(links, tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    if not links:
+
+        def refuse(*_):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    for step in range(1, 4):
+        write_file({"global_step": step}, run.last, previous=run.previous)
+        kept = [steps_of(path) for path in (run.last, run.previous) if path.exists()]
+        assert kept == [step, step - 1][:step]
+    assert {path.name for path in run.checkpoints.iterdir()} == {"last.ckpt", "previous.ckpt"}
 
 
 def test_partial_files_are_removed(tmp_path):
