@@ -320,8 +320,7 @@ class TaskModule(L.LightningModule):
         """SGD with momentum, or AdamW."""
         groups = parameter_groups(self.network, self.weight_decay)
         if self.optimizer == "adamw":
-            betas = self.momentum, BETA2
-            return torch.optim.AdamW(groups, lr=self.learning_rate, betas=betas, fused=self._fused())
+            return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.momentum, BETA2))
         return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, fused=self._fused())
 
     def configure_optimizers(self) -> Any:
@@ -360,8 +359,10 @@ class TaskModule(L.LightningModule):
         for group, own in zip(optimizer.param_groups, groups, strict=True):
             group["lr"], group["initial_lr"] = self.learning_rate * factor, self.learning_rate
             group["weight_decay"] = own["weight_decay"]
-            group |= {"betas": (self.momentum, BETA2)} if "betas" in group else {"momentum": self.momentum}
-            group["fused"] = self._fused()  # the checkpoint may come from another kind of device
+            if "betas" in group:
+                group["betas"] = (self.momentum, BETA2)
+            else:  # the checkpoint may come from another kind of device
+                group |= {"momentum": self.momentum, "fused": self._fused()}
 
     def _report_changes(self, settings: dict[str, Any]) -> None:
         before = self.resumed
