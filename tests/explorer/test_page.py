@@ -372,23 +372,48 @@ def test_nothing_is_loaded_and_names_are_text(shown, written):
     assert "rounded to 16 bits" in shown.text("notes")
 
 
-def test_a_classifier_names_classes(browser, tmp_path):
+@pytest.fixture
+def classifier(tmp_path):
     torch.manual_seed(0)
     weights = tmp_path / "w.pth"
     torch.save(timm.create_model("botnet_tiny", num_classes=3).state_dict(), weights)
     classifier = TorchClassifier(open_classifier("botnet_tiny", weights, size=96, device="cpu"))
     sharpen(classifier.network)
-    image = picture(2, SIZE)
-    page = Page(browser, explore(classifier, image, tmp_path / "page.html"))
+    return classifier
+
+
+def open_page(browser, classifier, image, path):
+    """The page of a classifier, its content, and what it has to show."""
+    page = Page(browser, explore(classifier, image, path))
+    (content,) = re.findall(r'id="content">(.*?)</script>', path.read_text())
     expected = expected_weights(classifier.network, lambda: classifier.predict(image))
+    return page, json.loads(content), expected
+
+
+def test_a_classifier_names_classes(browser, classifier, tmp_path):
+    image = picture(2, SIZE)
+    page, content, expected = open_page(browser, classifier, image, tmp_path / "page.html")
     page.point(0.2, 0.3)
-    (content,) = re.findall(r'id="content">(.*?)</script>', (tmp_path / "page.html").read_text())
-    page.check(at_cell(expected, json.loads(content)["blocks"], 0.2, 0.3))
+    page.check(at_cell(expected, content["blocks"], 0.2, 0.3))
     found = classifier.predict(image)
     for index, score in zip(found.class_id, found.confidence, strict=True):
         assert f"{classifier.class_names[index]} {score:.2f}" in page.text("found")
     assert "padding" not in page.text("how")
     assert browser.get_log("browser") == []
+
+
+def test_a_term_that_the_layer_lacks_cannot_be_chosen(browser, classifier, tmp_path):
+    for layer in classifier.network.modules():
+        if isinstance(layer, MHSA2d):
+            layer.content = False
+    page, content, expected = open_page(browser, classifier, picture(2, SIZE), tmp_path / "page.html")
+    page.point(0.2, 0.3)
+    page.check(at_cell(expected, content["blocks"], 0.2, 0.3))
+    enabled = {
+        element.get_attribute("value"): element.is_enabled()
+        for element in browser.find_elements("css selector", "[name=mode]")
+    }
+    assert enabled == {"both": True, "content": False, "position": True}
 
 
 def test_the_command(tmp_path, capsys):
@@ -409,6 +434,19 @@ def test_the_command(tmp_path, capsys):
     assert main([*call, str(tmp_path / "other.html")]) == 2
     assert "a.jpg: cannot be decoded" in capsys.readouterr().err
     assert not (tmp_path / "other.html").exists()
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(detector, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    page = tmp_path / "page.html"
+    page.write_text("an older page")
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(ConfigError, match=r"page\.html: cannot be written \(No space left"):
+        explore(detector, picture(1), page)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert page.read_text() == "an older page"
 
 
 def test_what_cannot_be_explored_is_refused(detector, tmp_path):
