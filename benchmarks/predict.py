@@ -9,7 +9,7 @@ padded to the square canvas, for which our networks are trained, and as it is by
 of 32 pixels. All end with boolean masks (n, H, W), also ours, of which ``predict`` gives run lengths.
 
 The quickstart's detector at 160 px (that of ``make quickstart`` if it is there), and an untrained R50 at
-1024 px that finds 100 objects in every picture. The pictures are digits on photographs, JPEGs of 640 px. One
+512 px that finds 100 objects in every picture. The pictures are digits on photographs, JPEGs of 640 px. One
 thread.
 """
 
@@ -36,7 +36,7 @@ from botnet.detection import RCNN
 from botnet.detection.detector import TorchDetector
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
 
-CASES = {"quickstart": 160, "R50": 1024}  # side of the canvas in pixels
+CASES = {"quickstart": 160, "R50": 512}  # side of the canvas in pixels
 OURS, SAME, LEAST = "botnet", "torchvision, the same canvas", "torchvision, padded to 32 px"
 
 

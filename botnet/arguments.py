@@ -128,6 +128,7 @@ PositivePart = Annotated[float, POSITIVE_PART]
 PartBelowOne = Annotated[float, Range(float, 0, 1, below=True)]
 Factor = Annotated[float, Range(float, 0, 1000)]
 PositiveFactor = Annotated[float, POSITIVE]
+Degrees = Annotated[float, Range(float, 0, 180)]
 Workers = Annotated[int, WORKERS]  # processes
 Seed = Annotated[int, SEED]
 Reader = Annotated[str, READER]

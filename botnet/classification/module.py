@@ -35,7 +35,7 @@ from botnet.images import denormalise
 from botnet.models.zoo import NetworkName
 from botnet.training.distributed import gather_shares
 from botnet.training.run_folder import EvaluationFolder
-from botnet.training.task import TaskModule
+from botnet.training.task import OptimizerName, TaskModule, half_cosine
 from botnet.visualize.classes import draw_sheet
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class ClassificationModule(TaskModule):
             a file of tensors, whose classes may be others (:func:`start_from`); not read where a checkpoint
             of this run is.
         learning_rate: after the warm-up, for the whole batch over all devices.
-        momentum: of SGD, without Nesterov's form.
+        momentum: of SGD, without Nesterov's form; the first beta of AdamW.
         weight_decay: on the kernels of convolutions and fully connected layers only.
         warmup_epochs: in which the rate rises linearly from 0; then it falls to 0 as a half cosine.
         label_smoothing: part of the target that is spread over all classes.
@@ -68,6 +68,7 @@ class ClassificationModule(TaskModule):
             average.
         compile: run the network through ``torch.compile``.
         pictures: validation images that are drawn.
+        optimizer: SGD, or AdamW, whose rates are some hundred times as small.
     """
 
     task, metric_max = "classifier", 100.0  # accuracies are logged in percent
@@ -94,8 +95,9 @@ class ClassificationModule(TaskModule):
         ema_decay: PartBelowOne | None = None,
         compile: bool = False,
         pictures: CountOrZero = 16,
+        optimizer: OptimizerName = "sgd",
     ) -> None:
-        super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay)
+        super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay, optimizer)
         options = dict(model_kwargs or {})
         # Only what is used: not every network of timm knows both.
         options |= {"drop_rate": drop_rate} if drop_rate else {}
@@ -201,7 +203,7 @@ class ClassificationModule(TaskModule):
         """The learning rate at an optimiser step, relative to ``learning_rate``."""
         if step < warmup:
             return step / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+        return half_cosine(step, total, warmup)
 
     # ---- evaluation
 

@@ -11,6 +11,9 @@ from botnet import __version__
 from botnet.errors import CheckpointError
 
 FORMAT = 1  # of inputs, outputs and metadata; raised when an older version could not run the graph
+METADATA = {
+    "task", "class_names", "category_ids", "size", "fixed_size", "preparation", "mean", "std", "version",
+}  # fmt: skip
 
 
 class OnnxModel:
@@ -75,16 +78,27 @@ class OnnxModel:
                 f"{self.path} was not written by botnet export: it does not name its classes; "
                 "export the run by botnet export"
             )
-        about = {
-            key.removeprefix("botnet_"): json.loads(value)
-            for key, value in stored.items()
-            if key.startswith("botnet_")
-        }
-        if about["format"] > FORMAT:
+        try:
+            about = {
+                key.removeprefix("botnet_"): json.loads(value)
+                for key, value in stored.items()
+                if key.startswith("botnet_")
+            }
+            newer = about["format"] > FORMAT
+        except (ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{self.path} was written by botnet {about['version']} in format {about['format']}; "
+                f"{self.path}: its metadata are broken ({error}); write it again by botnet export"
+            ) from error
+        if newer:
+            raise CheckpointError(
+                f"{self.path} was written by botnet {about.get('version')} in format {about['format']}; "
                 f"botnet {__version__} runs up to format {FORMAT}: "
                 "upgrade with pip install --upgrade bottleneck-transformers"
+            )
+        if missing := METADATA - about.keys():
+            raise CheckpointError(
+                f"{self.path}: its metadata lack {', '.join(sorted(missing))}; "
+                "write it again by botnet export"
             )
         return about
 

@@ -4,7 +4,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from botnet.arguments import BatchSize, Count, CountOrZero, Part, Side, Span, Workers, checked
+from botnet.arguments import (
+    BatchSize,
+    Count,
+    CountOrZero,
+    Degrees,
+    Factor,
+    Part,
+    Side,
+    Span,
+    Workers,
+    checked,
+)
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import EvalDataset, TrainDataset, collate
 from botnet.detection.transforms import EvalTransform, TrainTransform
@@ -41,6 +52,9 @@ class CocoDataModule(TaskDataModule):
             processes of the machine map them.
         root: folder of the data set, where splits that are not named are looked for: COCO's own layout,
             Roboflow's COCO export, ``train.json`` with ``train/``, or YOLO's ``data.yaml``.
+        color_jitter: brightness, contrast and saturation of training images change by factors of up to so
+            much below or above 1; 0 in the paper.
+        rotation: greatest angle in degrees by which training images are turned; 0 in the paper.
 
     Raises:
         DataError: a file is missing or broken, the root has no known layout, or the two files differ in
@@ -70,6 +84,8 @@ class CocoDataModule(TaskDataModule):
         skip_broken: CountOrZero = 0,
         cache: bool = True,
         root: Path | None = None,
+        color_jitter: Factor = 0.0,
+        rotation: Degrees = 0.0,
     ) -> None:
         super().__init__(batch_size, val_batch_size, num_workers, skip_broken)
         self.canvas, self.masks = canvas, masks
@@ -83,7 +99,7 @@ class CocoDataModule(TaskDataModule):
         self.train_set = TrainDataset(
             self.train_instances,
             train.images,
-            TrainTransform(canvas, jitter, flip),
+            TrainTransform(canvas, jitter, flip, color_jitter, rotation),
             masks,
             copy_paste=copy_paste,
         )

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, Namespace, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
@@ -159,6 +159,11 @@ class TrainingCLI(LightningCLI):
         """Of a batch that is found: keep the one that was, where the run resumes, and scale the rate."""
         if self.subcommand == "fit" and config.get(BATCH_SIZE) == "auto":
             config.batch_rule = "linear"
+            if config.global_batch is None:
+                rank_zero_only(logger.warning)(
+                    "no --global_batch, the batch that the learning rate is for: the rate does not follow "
+                    "the batch that is found"
+                )
             if config.ckpt_path is not None:
                 config[BATCH_SIZE] = kept_batch_size(config.ckpt_path) or "auto"
 
@@ -181,8 +186,9 @@ class TrainingCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         kwargs["default_root_dir"] = str(self.run_folder.path)
         kwargs["use_distributed_sampler"] = False  # training.loader deals the samples out
-        if config.logger in (None, True):
-            kwargs["logger"] = self._loggers()
+        if config.logger is not False:
+            given = [] if config.logger is True else _as_list(config.logger)
+            kwargs["logger"] = [*self._loggers(), *given]
         checkpointing = config.enable_checkpointing is not False
         kwargs["callbacks"] = [*_as_list(config.callbacks), *self._callbacks(checkpointing)]
         kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
@@ -200,9 +206,10 @@ class TrainingCLI(LightningCLI):
             )
         return trainer
 
-    def _loggers(self) -> Any:
+    def _loggers(self) -> list[Logger]:
+        """Those of a training, to which others are added: the curves are drawn from the CSV."""
         if self.subcommand != "fit":
-            return False
+            return []
         run = self.run_folder
         # A new CSV version for each start: Lightning empties a folder that it is given twice.
         return [

@@ -1,8 +1,10 @@
 """Data loaders whose order, shared among devices, a resumed run continues exactly."""
 
+import atexit
 import logging
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -189,6 +191,20 @@ def _ignore_first_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
+_open: "weakref.WeakSet[Loader]" = weakref.WeakSet()
+
+
+@atexit.register
+def _shut_down() -> None:
+    """End the workers of loaders that an error keeps alive.
+
+    multiprocessing would send them SIGTERM, which they ignore once, and wait for them for ever.
+    """
+    for loader in list(_open):
+        if loader._iterator is not None and hasattr(loader._iterator, "_shutdown_workers"):
+            loader._iterator._shutdown_workers()
+
+
 class Loader(DataLoader[Any]):
     """A DataLoader that continues where a run stopped.
 
@@ -206,6 +222,7 @@ class Loader(DataLoader[Any]):
     def __init__(self, dataset: Batches, *, first_batch: Callable[[], int], **kwargs: Any) -> None:
         self.first_batch = first_batch
         super().__init__(dataset, **kwargs)
+        _open.add(self)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not isinstance(self.sampler, EpochSampler | EvalSampler):

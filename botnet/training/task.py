@@ -2,9 +2,10 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as L
 import torch
@@ -30,6 +31,9 @@ from botnet.training.run_folder import EvaluationFolder, RunFolder
 from botnet.visualize.curves import plot_curves
 
 logger = logging.getLogger(__name__)
+
+OptimizerName = Literal["sgd", "adamw"]
+BETA2 = 0.999  # of AdamW, torch's default
 
 
 class TaskDataModule(L.LightningDataModule):
@@ -135,10 +139,11 @@ class TaskModule(L.LightningModule):
 
     Args:
         learning_rate: after the warm-up, for the whole batch over all devices.
-        momentum: of SGD, without Nesterov's form.
+        momentum: of SGD, without Nesterov's form; the first beta of AdamW.
         weight_decay: on the kernels of convolutions and fully connected layers only.
         init_from: file of weights to start from, or to validate; not read where a checkpoint brings its own.
         ema_decay: of a moving average of the weights, which is validated and kept; None: no average.
+        optimizer: SGD, or AdamW, whose rates are some hundred times as small.
 
     Attributes:
         task: what a checkpoint holds: ``detector`` or ``classifier``.
@@ -163,10 +168,11 @@ class TaskModule(L.LightningModule):
         weight_decay: Part,
         init_from: Path | None,
         ema_decay: PartBelowOne | None = None,
+        optimizer: OptimizerName = "sgd",
     ) -> None:
         super().__init__()
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
-        self.init_from, self.ema_decay = init_from, ema_decay
+        self.init_from, self.ema_decay, self.optimizer = init_from, ema_decay, optimizer
         self.report: dict[str, dict[str, Any]] = {}
         self.evaluated: dict[str, int] | None = None
         self.loaded: dict[str, int] | None = None  # the same of a checkpoint that is to be validated
@@ -311,9 +317,11 @@ class TaskModule(L.LightningModule):
     # ---- optimiser and schedule
 
     def make_optimizer(self) -> Optimizer:
-        """SGD with momentum."""
+        """SGD with momentum, or AdamW."""
         groups = parameter_groups(self.network, self.weight_decay)
-        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.momentum, BETA2))
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, fused=self._fused())
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and the schedule in steps."""
@@ -321,6 +329,13 @@ class TaskModule(L.LightningModule):
         self.total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, self.schedule(self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _fused(self) -> bool | None:
+        """Whether one kernel updates all weights: on GPUs, but not in fp16; None elsewhere, as by default."""
+        # Where fp16's scaler skips the first step, torch's fused SGD takes memory that nobody has written for
+        # the momentum.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        return True if self.trainer.strategy.root_device.type == "cuda" and not scaled else None
 
     def on_train_start(self) -> None:
         """Apply the recipe to optimiser and schedule: a checkpoint restores them with its own settings."""
@@ -343,7 +358,11 @@ class TaskModule(L.LightningModule):
         groups = parameter_groups(self.network, self.weight_decay)
         for group, own in zip(optimizer.param_groups, groups, strict=True):
             group["lr"], group["initial_lr"] = self.learning_rate * factor, self.learning_rate
-            group["momentum"], group["weight_decay"] = self.momentum, own["weight_decay"]
+            group["weight_decay"] = own["weight_decay"]
+            if "betas" in group:
+                group["betas"] = (self.momentum, BETA2)
+            else:  # the checkpoint may come from another kind of device
+                group |= {"momentum": self.momentum, "fused": self._fused()}
 
     def _report_changes(self, settings: dict[str, Any]) -> None:
         before = self.resumed
@@ -357,7 +376,8 @@ class TaskModule(L.LightningModule):
 
     def _settings(self) -> dict[str, Any]:
         """What the learning rate and the updates of a run depend on."""
-        names = ("learning_rate", "momentum", "weight_decay", "ema_decay", *self.schedule_settings)
+        common = ("optimizer", "learning_rate", "momentum", "weight_decay", "ema_decay")
+        names = (*common, *self.schedule_settings)
         epochs = self.trainer.max_epochs if self.trainer.max_steps == -1 else None
         return {name: getattr(self, name) for name in names} | {
             "total_steps": self.total_steps,
@@ -406,7 +426,7 @@ class TaskModule(L.LightningModule):
 
         Raises:
             CheckpointError: it is of a newer format.
-            ConfigError: it is of other classes.
+            ConfigError: it is of other classes, or of another optimiser.
         """
         check_format(checkpoint, "the checkpoint")
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
@@ -417,6 +437,12 @@ class TaskModule(L.LightningModule):
         self.loaded = {"epoch": checkpoint["epoch"] + epoch_done, "step": checkpoint["global_step"]}
         metadata = checkpoint.get("botnet", {})
         self.resumed = metadata.get("settings", {})
+        theirs = self.resumed.get("optimizer", "sgd")
+        if fitting and theirs != self.optimizer:
+            raise ConfigError(
+                f"the checkpoint was trained by {theirs}, not by {self.optimizer}; resume it with "
+                f"--model.optimizer {theirs}, or start a new run from it by --model.init_from"
+            )
         if "class_names" in metadata and getattr(self._trainer, "datamodule", None) is not None:
             self._check_classes(metadata["class_names"])
 
@@ -428,6 +454,11 @@ class TaskModule(L.LightningModule):
                 f"{data.num_classes} ({first_few(data.class_names)}); a run can only be resumed with its own "
                 "classes; to train on others, give the checkpoint by --model.init_from"
             )
+
+
+def half_cosine(step: int, total: int, warmup: float = 0) -> float:
+    """The learning rate after a warm-up, relative to the highest: from 1 to 0 as half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -336,6 +336,57 @@ def test_only_kernels_decay(name):
     assert not {"cls_token", "pos_embed"} & expected
 
 
+def test_adamw_takes_the_step_of_its_formula(images):
+    """The first: the sign of the gradient times the rate, and the decay of kernels times the rate."""
+
+    class Watch(L.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            self.before = {
+                name: (p.detach().clone(), p.grad.clone()) for name, p in module.model.named_parameters()
+            }
+
+        def on_train_batch_end(self, trainer, module, *_):
+            after = dict(module.model.named_parameters())
+            for name, (value, gradient) in self.before.items():
+                decay = 0.1 if value.ndim > 1 else 0.0
+                expected = value - 0.01 * (decay * value + gradient / (gradient.abs() + 1e-8))
+                torch.testing.assert_close(after[name].detach(), expected, msg=name)
+            self.compared = len(self.before)
+
+    watch, module = (
+        Watch(),
+        module_of(optimizer="adamw", learning_rate=0.01, weight_decay=0.1, warmup_epochs=0),
+    )
+    trainer_of(callbacks=[watch], limit_train_batches=1, limit_val_batches=0).fit(module, data_module(images))
+    assert watch.compared > 10
+
+
+def test_adamw_resumes_bit_for_bit_and_only_with_itself(images, tmp_path, capsys):
+    def fit(name, *more, callbacks=None):
+        recipe = write_recipe(
+            tmp_path / f"{name}.yaml", images, tmp_path / name, {"optimizer": "adamw", "learning_rate": 1e-3}
+        )
+        if callbacks:
+            content = yaml.safe_load(recipe.read_text())
+            content["trainer"]["callbacks"] = callbacks
+            recipe.write_text(yaml.safe_dump(content))
+        return main(["fit", "--config", str(recipe), "--save_minutes", "0", *more])
+
+    assert fit("whole") == 0
+    with pytest.raises(Stopped):
+        fit("run", callbacks=end_at("on_train_batch_start", 2))
+    assert fit("run", "--ckpt_path", "last", "--model.optimizer", "sgd") == 2
+    assert "trained by adamw, not by sgd; resume it with --model.optimizer adamw" in capsys.readouterr().err
+    assert fit("run", "--ckpt_path", "last") == 0
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("whole", "run")
+    )
+    for part in ("state_dict", "current_model_state", "optimizer_states"):
+        assert differing(one[part], two[part]) == []
+    assert "exp_avg_sq" in one["optimizer_states"][0]["state"][0]
+
+
 def test_mixed_and_smoothed_loss_is_timms(images):
     """timm smooths the targets while it mixes them, here the loss does: the same."""
 

@@ -4,6 +4,9 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -232,6 +235,31 @@ def test_the_second_sigterm_stops_a_worker():
     worker.join(10)
     assert worker.exitcode == -signal.SIGTERM
     loader._iterator._shutdown_workers()
+
+
+FAILS = """
+import sys
+from torch.utils.data import default_collate
+from botnet.training import loader
+from tests.support.tiny import Numbers
+batches = iter(loader.make_loader(Numbers(12), 2, 2, default_collate, train=False))
+next(batches)
+print("begun", flush=True)
+sys.exit(2)  # the module, and so the loader, is still there when the functions of atexit are called
+"""
+
+
+@pytest.mark.long
+def test_a_process_that_ends_with_an_error_does_not_wait_for_its_workers():
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILS],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "begun\n"), ended.stderr
 
 
 # ---- samples that cannot be read

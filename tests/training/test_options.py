@@ -47,6 +47,7 @@ MEANINGFUL = {
     "data.jitter": (),
     "data.flip": (0,),
     "data.copy_paste": (0,),
+    "data.rotation": (0,),
     "data.batch_size": (),
     "data.val_batch_size": (),
     "data.num_workers": (0,),
