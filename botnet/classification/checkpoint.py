@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from botnet.arguments import checked
 from botnet.errors import CheckpointError, ConfigError, first_few
 from botnet.models.weights import read_weights
-from botnet.models.zoo import NETWORKS, NetworkName, no_network
+from botnet.models.zoo import NETWORKS, NetworkName
 from botnet.training.checkpoint_file import TaskCheckpoint, building
 from botnet.training.model_source import open_checkpoint
 
