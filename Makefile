@@ -35,6 +35,7 @@ help:
 	@echo "make triton-check  the Triton kernels interpreted on large maps and compiled for every GPU, in about 15 minutes"
 	@echo "make bench-step  Mask R-CNN's training step beside torchvision's, and BoT50's beside R50's"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
+	@echo "make bench-attention ARGS=--contended   the layer while another process keeps a core busy"
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
 	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
 	@echo "make bench-scale reading, workers and scoring at the size of COCO, listing at that of ImageNet (COCO_BY as above)"
@@ -152,7 +153,7 @@ bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py
 
 bench-attention: .venv/installed
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/attention.py $(ARGS)
 
 bench-backbone: .venv/installed
 	$(BIN)/python benchmarks/backbone.py
