@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale pictures docs test test-fast test-wheel test-newest dist \
-	test-oldest study study-quick \
+.PHONY: help quickstart quickstart-classify small-scale study study-quick pictures docs notebooks test test-fast \
+	test-wheel test-newest dist test-oldest \
 	recipes-check overfit full-size proof-ddp proof-survival proof-gpu triton-check bench-step \
 	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-eval bench-predict \
 	bench-tiles bench-export
@@ -13,10 +13,11 @@ help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
 	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on images of clothes, from nothing"
 	@echo "make small-scale  the same two at more length, three seeds each, as a table"
-	@echo "make study       what attention reaches that convolutions do not: 136 runs, in about three hours of one core"
+	@echo "make study       what attention reaches that convolutions do not: 136 runs, in about two hours of one core"
 	@echo "make study-quick  of it, ResNet and BoT on two tasks, one seed, in a quarter of an hour"
 	@echo "make pictures    the pictures of the README, with the detector of make quickstart"
 	@echo "make docs        the documentation as a site, in build/site"
+	@echo "make notebooks   the notebooks of the tutorials, run and written with their output"
 	@echo "make test        lint, types, tests, and the wheel in an empty environment"
 	@echo "make test-fast   the tests without those marked long, in a minute or two"
 	@echo "make test-wheel  the wheel in an empty environment: help, counts, rows, a fit of three steps, export"
@@ -66,12 +67,18 @@ study-quick: .venv/installed
 pictures: .venv/installed
 	$(BIN)/python scripts/pictures.py
 
-# Warnings are errors. The pages are made anew: what a page no longer says must not stay.
-docs: .venv/installed
+.venv/docs-installed: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# Warnings are errors. The pages are made anew: what a page no longer says must not stay.
+docs: .venv/docs-installed
 	rm -rf build/site
 	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/site
 	$(BIN)/python scripts/check_site.py build/site
+
+notebooks: .venv/docs-installed
+	$(BIN)/python scripts/notebooks.py
 
 test: .venv/installed
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ from botnet.models.zoo import BoTNet, Network
 CANVAS, STRIDE = 128, 32  # pixels; of c5
 TRAIN, VAL = 6000, 1500  # images
 BATCH, RATE = 32, 1e-3
-STEPS = {"cue": 400, "direction": 400, "match": 1000, "local": 400}
+STEPS = 400
 SEEDS = {"cue": 3, "direction": 3, "match": 3, "local": 1}
 
 RUNS = Path("runs/study")  # trained weights, for the pictures
@@ -200,13 +200,13 @@ def train(task: str, network: str, seed: int) -> tuple[Reader, dict[str, Any]]:
     torch.manual_seed(seed)
     model = Reader(NETWORKS[network][1], len(CLASSES[task])).train()
     optimiser = torch.optim.AdamW(model.parameters(), RATE)
-    rates = schedule(optimiser, RATE, STEPS[task])
+    rates = schedule(optimiser, RATE, STEPS)
     losses = []
-    for _, indices in zip(range(STEPS[task]), batches(TRAIN, seed), strict=False):
+    for _, indices in zip(range(STEPS), batches(TRAIN, seed), strict=False):
         losses.append(step(model, optimiser, data, indices))
         rates.step()
     row = {
-        "steps": STEPS[task],
+        "steps": STEPS,
         "parameters": sum(parameter.numel() for parameter in model.trunk.parameters()),
         "multiply_adds": total(multiply_adds(model.trunk, (CANVAS, CANVAS))),
         "loss": round(torch.stack(losses[-50:]).mean().item(), 4),
@@ -257,10 +257,10 @@ def train_start(optimiser_name: str, start: str, qk_rate: float, seed: int) -> d
         rate, optimiser = RATE, torch.optim.AdamW(model.parameters(), RATE)
     else:
         rate, optimiser = 0.1, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    rates = schedule(optimiser, rate, STEPS["cue"])
+    rates = schedule(optimiser, rate, STEPS)
     layers = [layer for layer in model.modules() if isinstance(layer, MHSA2d)]
     states = [attention_state(model, data)]
-    for number, indices in zip(range(1, STEPS["cue"] + 1), batches(TRAIN, seed), strict=False):
+    for number, indices in zip(range(1, STEPS + 1), batches(TRAIN, seed), strict=False):
         before = [layer.qkv.weight[: 2 * layer.dim].detach().clone() for layer in layers]
         step(model, optimiser, data, indices)
         rates.step()
@@ -272,7 +272,7 @@ def train_start(optimiser_name: str, start: str, qk_rate: float, seed: int) -> d
     entropy, spread = zip(*states, strict=True)
     wakes = next((i * EVERY for i, value in enumerate(entropy) if value < AWAKE), "")
     return {
-        "steps": STEPS["cue"],
+        "steps": STEPS,
         "accuracy": accuracies(model, pictures("cue", "val"))["accuracy"],
         "wakes": wakes,
         "entropy": " ".join(f"{value:.3f}" for value in entropy),
