@@ -48,7 +48,8 @@ SMALL = {
     "make-digits": "--train 12 --val 4",
     "browse-data": "--samples 2",
     "fit": "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1",
-    "reproduce": "--model.detector.backbone botnet_tiny --trainer.precision 32-true",
+    "reproduce": "--model.detector.backbone botnet_tiny --model.detector.fpn_channels 32 "
+    "--model.detector.box_channels 32 --model.detector.mask_channels 32 --trainer.precision 32-true",
 }
 PAGES = ("first-detector", "reproduce-a-row")
 
