@@ -5,7 +5,7 @@ COCO_BY ?= ../shared/data/coco_by
 
 .PHONY: help quickstart quickstart-classify small-scale study study-quick pictures docs notebooks test test-fast \
 	test-wheel test-newest dist test-oldest \
-	recipes-check overfit full-size proof-ddp proof-survival proof-gpu triton-check bench-step \
+	recipes-check overfit full-size proof-ddp proof-survival chaos fuzz proof-gpu triton-check bench-step \
 	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-eval bench-predict \
 	bench-tiles bench-export
 
@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
 	@echo "make quickstart-classify  train a small BoT-S1 and its ResNet on images of clothes, from nothing"
 	@echo "make small-scale  the same two at more length, three seeds each, as a table"
-	@echo "make study       what attention reaches that convolutions do not: 136 runs, in about three hours of one core"
+	@echo "make study       what attention reaches that convolutions do not: 136 runs, in about two hours of one core"
 	@echo "make study-quick  of it, ResNet and BoT on two tasks, one seed, in a quarter of an hour"
 	@echo "make pictures    the pictures of the README, with the detector of make quickstart"
 	@echo "make docs        the documentation as a site, in build/site"
@@ -29,10 +29,13 @@ help:
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images evaluated (COCO_BY as above)"
 	@echo "make proof-ddp   one step and one validation at 1024 px on 1 and on 2 devices, compared (COCO_BY as above)"
 	@echo "make proof-survival  a signal, and a loss that is not finite, on one of two devices"
+	@echo "make chaos       kills, full disks, lost data and torn checkpoints at random moments of a training, in 15 minutes"
+	@echo "make fuzz        5,000 broken instances files, masks, images, checkpoints, recipes and ONNX files"
 	@echo "make proof-gpu   the layer and BoT50 proved and measured on this machine's GPU, in at most about 8 minutes"
 	@echo "make triton-check  the Triton kernels interpreted on large maps and compiled for every GPU, in about 15 minutes"
 	@echo "make bench-step  Mask R-CNN's training step beside torchvision's, and BoT50's beside R50's"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
+	@echo "make bench-attention ARGS=--contended   the layer while another process keeps a core busy"
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
 	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
 	@echo "make bench-scale reading, workers and scoring at the size of COCO, listing at that of ImageNet (COCO_BY as above)"
@@ -134,6 +137,12 @@ proof-ddp: .venv/installed
 proof-survival: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow tests/training/test_checkpoints.py
 
+chaos: .venv/installed
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/chaos.py
+
+fuzz: .venv/installed
+	BOTNET_FUZZ_CASES=5000 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/fuzz
+
 proof-gpu: .venv/installed
 	$(BIN)/python scripts/gpu_proof.py
 
@@ -144,7 +153,7 @@ bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py
 
 bench-attention: .venv/installed
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/attention.py $(ARGS)
 
 bench-backbone: .venv/installed
 	$(BIN)/python benchmarks/backbone.py

@@ -26,6 +26,7 @@ COMMANDS = (
         "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1",
         Path("run/checkpoints/last.ckpt"),
     ),  # three steps of four images
+    ("explore run digits/val/000001.jpg --output page.html", Path("page.html")),
     ("export run --output model.onnx", Path("model.onnx")),
     ("explore run digits/val/000001.jpg --output page.html", Path("page.html")),
 )

@@ -83,10 +83,10 @@ def detection_step(
 
     canvas, device = proof.scale.canvas, proof.device
     network.to(device, memory_format=torch.channels_last).train()
-    # Fused, a first step that the scaler skips would leave the momentum uninitialised (torch 2.11).
-    fused = dtype != torch.float16
-    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, fused=fused)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaled = dtype == torch.float16
+    # As the training has it: torch's fused SGD is wrong where the scaler skips the first step.
+    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, fused=None if scaled else True)
+    scaler = torch.amp.GradScaler(device.type, enabled=scaled)
     image, target = example(canvas, device)
     ours = hasattr(network, "fpn")
     images: Any = [image] * batch

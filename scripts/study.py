@@ -32,7 +32,7 @@ from botnet.models.zoo import BoTNet, Network
 CANVAS, STRIDE = 128, 32  # pixels; of c5
 TRAIN, VAL = 6000, 1500  # images
 BATCH, RATE = 32, 1e-3
-STEPS = {"cue": 400, "direction": 400, "match": 1000, "local": 400}
+STEPS = 400
 SEEDS = {"cue": 3, "direction": 3, "match": 3, "local": 1}
 
 RUNS = Path("runs/study")  # trained weights, for the pictures
@@ -80,10 +80,14 @@ EVERY = 20  # steps between two looks at the attention
 AWAKE = 0.95  # of the entropy of even attention
 
 
-def planned() -> list[Run]:
-    """Every run of the main study: first one seed of what a first table needs."""
+def first_runs() -> list[Run]:
+    """One seed of what a first table needs."""
     first = [(task, network, 0) for task in ("cue", "direction") for network in NETWORKS]
-    first += [(task, network, 0) for task in ("local", "match") for network in ("resnet", "bot")]
+    return first + [(task, network, 0) for task in ("local", "match") for network in ("resnet", "bot")]
+
+
+def planned() -> list[Run]:
+    """Every run of the main study."""
     rest = [
         (task, network, seed)
         for seed in range(max(SEEDS.values()))
@@ -91,7 +95,7 @@ def planned() -> list[Run]:
         for network in NETWORKS
         if seed < SEEDS[task]
     ]
-    return list(dict.fromkeys(first + rest))
+    return list(dict.fromkeys(first_runs() + rest))
 
 
 QUICK = [(task, network, 0) for task in ("cue", "local") for network in ("resnet", "bot")]
@@ -200,13 +204,13 @@ def train(task: str, network: str, seed: int) -> tuple[Reader, dict[str, Any]]:
     torch.manual_seed(seed)
     model = Reader(NETWORKS[network][1], len(CLASSES[task])).train()
     optimiser = torch.optim.AdamW(model.parameters(), RATE)
-    rates = schedule(optimiser, RATE, STEPS[task])
+    rates = schedule(optimiser, RATE, STEPS)
     losses = []
-    for _, indices in zip(range(STEPS[task]), batches(TRAIN, seed), strict=False):
+    for _, indices in zip(range(STEPS), batches(TRAIN, seed), strict=False):
         losses.append(step(model, optimiser, data, indices))
         rates.step()
     row = {
-        "steps": STEPS[task],
+        "steps": STEPS,
         "parameters": sum(parameter.numel() for parameter in model.trunk.parameters()),
         "multiply_adds": total(multiply_adds(model.trunk, (CANVAS, CANVAS))),
         "loss": round(torch.stack(losses[-50:]).mean().item(), 4),
@@ -257,10 +261,10 @@ def train_start(optimiser_name: str, start: str, qk_rate: float, seed: int) -> d
         rate, optimiser = RATE, torch.optim.AdamW(model.parameters(), RATE)
     else:
         rate, optimiser = 0.1, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    rates = schedule(optimiser, rate, STEPS["cue"])
+    rates = schedule(optimiser, rate, STEPS)
     layers = [layer for layer in model.modules() if isinstance(layer, MHSA2d)]
     states = [attention_state(model, data)]
-    for number, indices in zip(range(1, STEPS["cue"] + 1), batches(TRAIN, seed), strict=False):
+    for number, indices in zip(range(1, STEPS + 1), batches(TRAIN, seed), strict=False):
         before = [layer.qkv.weight[: 2 * layer.dim].detach().clone() for layer in layers]
         step(model, optimiser, data, indices)
         rates.step()
@@ -272,7 +276,7 @@ def train_start(optimiser_name: str, start: str, qk_rate: float, seed: int) -> d
     entropy, spread = zip(*states, strict=True)
     wakes = next((i * EVERY for i, value in enumerate(entropy) if value < AWAKE), "")
     return {
-        "steps": STEPS["cue"],
+        "steps": STEPS,
         "accuracy": accuracies(model, pictures("cue", "val"))["accuracy"],
         "wakes": wakes,
         "entropy": " ".join(f"{value:.3f}" for value in entropy),
@@ -318,7 +322,8 @@ def run_all(runs: list[Run], table: Path) -> None:
     for run in runs:
         if run in done:
             continue
-        pictures(run[0], "train"), pictures(run[0], "val")  # not part of the seconds
+        for split in ("train", "val"):
+            pictures(run[0], split)  # in memory now: not part of the seconds
         state, started = commit(), time.process_time()
         model, row = train(*run)
         row |= {"seconds": round(time.process_time() - started), "commit": state}
@@ -335,7 +340,8 @@ def run_starts(table: Path, seeds: int) -> None:
         for settings in ((o, s, r, seed) for o in OPTIMISERS for s in STARTS for r in QK_RATES):
             if tuple(map(str, settings)) in done:
                 continue
-            pictures("cue", "train"), pictures("cue", "val")
+            for split in ("train", "val"):
+                pictures("cue", split)
             state, started = commit(), time.process_time()
             row = train_start(*settings)
             row |= {"seconds": round(time.process_time() - started), "commit": state}
@@ -353,10 +359,9 @@ def main() -> None:
     if args.quick:
         run_all(QUICK, RUNS / "quick.csv")
         return
-    runs = planned()
-    run_all(runs[:24], DOCS / "study.csv")
+    run_all(first_runs(), DOCS / "study.csv")
     run_starts(DOCS / "study-starts.csv", 1)
-    run_all(runs, DOCS / "study.csv")
+    run_all(planned(), DOCS / "study.csv")
     run_starts(DOCS / "study-starts.csv", START_SEEDS)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from PIL import Image
 from study import (
     BANDS,
     CANVAS,
@@ -88,7 +89,7 @@ def accuracy_tables(rows: Rows, seeds: dict[str, int]) -> str:
         ]
         for network, runs in found.items():
             columns = [shown([float(run[band]) for run in runs]) for band in BANDS]
-            each = ", ".join(run["far"] for run in runs)
+            each = ", ".join(f"{float(run['far']):.3f}" for run in runs)
             if len(runs) < seeds[task]:
                 each += f" ({len(runs)} of {seeds[task]} runs finished)"
             seconds = statistics.mean(float(run["seconds"]) for run in runs)
@@ -194,7 +195,10 @@ def plot_fields(fields: dict[tuple[str, str], np.ndarray], path: Path) -> None:
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1))
     away = distances()
     for axis, ((network, state), field) in zip(left.subplots(2, 2).flat, chosen.items(), strict=True):
-        drawn = axis.imshow(np.log10(np.maximum(field / field.max(), 1e-4)), cmap="inferno", vmin=-4, vmax=0)
+        blocks = field.reshape(CANVAS // 2, 2, CANVAS // 2, 2).mean((1, 3))
+        shades = np.log10(np.maximum(blocks / blocks.max(), 1e-4))
+        extent = (0, CANVAS, CANVAS, 0)
+        drawn = axis.imshow(shades, cmap="inferno", vmin=-4, vmax=0, extent=extent)
         axis.contour(
             away, [distance_bands("cue", CANVAS)[band][0] for band in BANDS], colors="white", linewidths=0.7
         )
@@ -395,6 +399,9 @@ def widths_table() -> str:
 def save(figure: plt.Figure, path: Path) -> None:
     figure.savefig(path, dpi=90)
     plt.close(figure)
+    with Image.open(path) as picture:
+        few = picture.convert("RGB").quantize(128)  # colours: a third of the bytes
+    few.save(path, optimize=True)
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise SystemExit(f"{path} has {size} bytes, more than {MAX_BYTES}")

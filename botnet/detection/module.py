@@ -16,7 +16,7 @@ from botnet.detection.datamodule import CocoDataModule
 from botnet.detection.datasets import EvalTarget
 from botnet.detection.metric import CocoMetric, metrics_table
 from botnet.detection.postprocess import as_arrays
-from botnet.detection.rcnn import RCNN
+from botnet.detection.rcnn import RCNN, checkpoint_activations
 from botnet.detection.results import ResultRecord, write_results
 from botnet.detection.scoring import BackgroundScoring
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -52,6 +52,12 @@ class DetectionModule(TaskModule):
             average, as in the paper.
         optimizer: SGD, or AdamW, whose rates are some hundred times as small.
         cosine: after the warm-up the rate falls to 0 as half a cosine, and ``decay_at`` does not count.
+        compile: run backbone and pyramid through ``torch.compile``.
+        activation_checkpointing: compute c2 to c4 again in the backward pass instead of keeping what they
+            need there: less memory, more time, the same results.
+
+    Raises:
+        ConfigError: a number out of its range, or both of the last two.
     """
 
     task, metric_max = "detector", 1.0
@@ -73,8 +79,16 @@ class DetectionModule(TaskModule):
         ema_decay: PartBelowOne | None = None,
         optimizer: OptimizerName = "sgd",
         cosine: bool = False,
+        compile: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay, optimizer)
+        if compile and activation_checkpointing:
+            raise ConfigError(
+                "compile and activation_checkpointing: a compiled backbone decides itself what it computes "
+                "again; set one of the two"
+            )
+        self.compiles, self.activation_checkpointing = compile, activation_checkpointing
         # The attention and oneDNN's and cuDNN's convolutions are fastest with channels last.
         self.detector = detector.to(memory_format=torch.channels_last)
         self.warmup_steps, self.warmup_learning_rate = warmup_steps, warmup_learning_rate
@@ -102,8 +116,21 @@ class DetectionModule(TaskModule):
             raise ConfigError(f"a detector is trained on a CocoDataModule, not on {type(data).__name__}")
         return data
 
-    def training_batch(self, images: int) -> tuple[nn.Module, tuple[int, ...]]:
-        """The backbone, and the shape of a batch."""
+    def setup(self, stage: str) -> None:
+        """Check the run, and prepare the backbone for it."""
+        if stage == "fit" and self.activation_checkpointing:
+            checkpoint_activations(self.detector.backbone)
+        super().setup(stage)
+        if self.compiles:
+            # In place: the names of the parameters stay. The canvas is constant; another number of images, as
+            # in a validation, is compiled once more, for any number.
+            self.detector.backbone.compile()
+            self.detector.fpn.compile()
+
+    def training_batch(self, images: int) -> tuple[nn.Module, tuple[int, ...]] | None:
+        """The backbone and the shape of a batch; None where ``torch.compile`` chooses what is kept."""
+        if self.compiles:
+            return None
         return self.detector.backbone, (images, 3, self.data.canvas, self.data.canvas)
 
     # ---- training

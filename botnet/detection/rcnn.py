@@ -8,7 +8,9 @@ sampling, the losses, and a detector that takes a prepared canvas: images are ne
 docs/fidelity.md lists every setting, its source and where it stands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Annotated, Any
 
 import timm
@@ -293,16 +295,72 @@ def set_batch_norms(module: nn.Module, momentum: float, eps: float) -> None:
             norm.momentum, norm.eps = momentum, eps
 
 
+def stage_names(backbone: nn.Module, number: int, option: str) -> list[str]:
+    """Names of the parts of a timm extractor that give c2 and the maps after it.
+
+    Raises:
+        ConfigError: the backbone has no such part, for which the option is named.
+    """
+    feature_info: Any = backbone.feature_info
+    # As timm names the parts of an extractor.
+    names = [name.replace(".", "_") for name in feature_info.module_name()[:number]]
+    parts = dict(backbone.named_children())
+    for level, name in enumerate(names, 2):
+        if name not in parts:
+            raise ConfigError(f"{option}: the backbone has no part {name!r} that c{level} comes from")
+    return names
+
+
 def freeze_through_c2(backbone: nn.Module) -> None:
     """Freeze the parameters of all parts of a timm extractor up to the one that gives c2.
 
     Raises:
         ConfigError: no part of the backbone is known to give c2.
     """
-    feature_info: Any = backbone.feature_info
-    c2 = feature_info.module_name()[0].replace(".", "_")  # as timm names the parts of an extractor
+    c2 = stage_names(backbone, 1, "freeze_c2")[0]
     names = [name for name, _ in backbone.named_children()]
-    if c2 not in names:
-        raise ConfigError(f"freeze_c2: the backbone has no part {c2!r} that c2 comes from")
     for name in names[: names.index(c2) + 1]:
         backbone.get_submodule(name).requires_grad_(False)
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Let c2, c3 and c4 of a timm extractor be computed again in the backward pass, where they are not yet.
+
+    What they compute for it is not kept, and the names of the parameters in checkpoints stay.
+
+    Raises:
+        ConfigError: the backbone is not known to have such parts.
+    """
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+        CheckpointWrapper,
+        checkpoint_wrapper,
+    )
+
+    for name in stage_names(backbone, 3, "activation_checkpointing"):
+        stage = backbone.get_submodule(name)
+        if not isinstance(stage, CheckpointWrapper):
+            wrapped = checkpoint_wrapper(stage, context_fn=partial(_contexts, stage))
+            wrapped.grad_checkpointing = True  # type: ignore[assignment]  # as timm marks it
+            setattr(backbone, name, wrapped)
+
+
+def _contexts(stage: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Those in which a stage is computed, and computed again."""
+    return nullcontext(), _without_statistics(stage)
+
+
+@contextmanager
+def _without_statistics(stage: nn.Module) -> Iterator[None]:
+    """Batch norms do not update their running statistics a second time.
+
+    They still take part: what autograd keeps must be the same both times.
+    """
+    norms = [norm for norm in stage.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

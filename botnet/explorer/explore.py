@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
@@ -118,8 +119,6 @@ def _objects(found: "Detections", scale: np.ndarray) -> list[dict[str, Any]]:
 def _classifier_content(
     classifier: TorchClassifier, image: "str | PathLike[str] | Image.Image"
 ) -> dict[str, Any]:
-    import torch
-
     prepared = classifier.prepare(as_read(image))
     with probe_attention(classifier.network, "all") as probes:
         scores = classifier.run(prepared[None])[0]

@@ -10,7 +10,7 @@ import torch
 from botnet.errors import DataError
 from botnet.visualize.attention import AttentionProbe
 
-LEVELS = 2**15 - 1  # with 8 bits logits of 10 would be off by tenths, and so the weights
+LEVELS = 2**15 - 1  # 8 bits would be too few: a logit off by 0.1 changes its weight by a tenth
 
 
 @dataclass(frozen=True)

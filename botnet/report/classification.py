@@ -66,7 +66,8 @@ def _confusion(folder: EvaluationFolder, names: list[str]) -> list[Part]:
     image, hidden = figures.confusion(matrix, names)
     text = f"The {hidden} least confused classes are left out." if hidden else ""
     most = sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:WORST]
-    table = Table(["class", "taken for", "images"], [[a, b, f"{count:,}"] for count, a, b in most])
+    rows = [[a, b, f"{count:,}"] for count, a, b in most]
+    table = Table(["class", "taken for", "images"], rows, ["taken for"])
     return [
         Part("Confusion", text=text, images=[Picture(image, "confusion matrix")]),
         Part("Most frequent confusions", [table]),

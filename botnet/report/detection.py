@@ -106,7 +106,7 @@ def _numbers(scores: dict[str, Scores]) -> Part:
         [name, *(_number(of_kind.numbers[name]) for of_kind in scores.values()), over]
         for name, over in COCO_NUMBERS
     ]
-    return Part("COCO metrics", [Table(["metric", *scores, "averaged over"], rows)])
+    return Part("COCO metrics", [Table(["metric", *scores, "averaged over"], rows, ["averaged over"])])
 
 
 def _classes(scores: dict[str, Scores]) -> Part:

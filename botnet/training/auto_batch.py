@@ -11,6 +11,7 @@ import torch
 from botnet.errors import ConfigError
 from botnet.training.checkpoint_file import peek
 from botnet.training.distributed import alone, greatest
+from botnet.training.loader import SkipBrokenDataset
 from botnet.training.memory import step_bytes, total_memory
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def _is_small(trainer: "Trainer", module: "TaskModule", images: int) -> bool:
 def _tried(trainer: "Trainer", module: "TaskModule", data: "TaskDataModule", most: int) -> int:
     """The largest batch whose step does not run out of the GPU's memory."""
     device = trainer.strategy.root_device
-    samples = [data.train_set[0, index] for index in range(min(SAMPLES, len(data.train_set)))]
+    images = SkipBrokenDataset(data.train_set, data.skip_broken) if data.skip_broken else data.train_set
+    samples = [images[0, index] for index in range(min(SAMPLES, len(images)))]
     before = {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
     module.to(device)
 

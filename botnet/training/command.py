@@ -159,6 +159,11 @@ class TrainingCLI(LightningCLI):
         """Of a batch that is found: keep the one that was, where the run resumes, and scale the rate."""
         if self.subcommand == "fit" and config.get(BATCH_SIZE) == "auto":
             config.batch_rule = "linear"
+            if config.global_batch is None:
+                rank_zero_only(logger.warning)(
+                    "no --global_batch, the batch that the learning rate is for: the rate does not follow "
+                    "the batch that is found"
+                )
             if config.ckpt_path is not None:
                 config[BATCH_SIZE] = kept_batch_size(config.ckpt_path) or "auto"
 

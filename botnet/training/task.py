@@ -321,7 +321,7 @@ class TaskModule(L.LightningModule):
         groups = parameter_groups(self.network, self.weight_decay)
         if self.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.momentum, BETA2))
-        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, fused=self._fused())
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and the schedule in steps."""
@@ -329,6 +329,13 @@ class TaskModule(L.LightningModule):
         self.total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, self.schedule(self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _fused(self) -> bool | None:
+        """Whether one kernel updates all weights: on GPUs, but not in fp16; None elsewhere, as by default."""
+        # Where fp16's scaler skips the first step, torch's fused SGD takes memory that nobody has written for
+        # the momentum.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        return True if self.trainer.strategy.root_device.type == "cuda" and not scaled else None
 
     def on_train_start(self) -> None:
         """Apply the recipe to optimiser and schedule: a checkpoint restores them with its own settings."""
@@ -352,7 +359,10 @@ class TaskModule(L.LightningModule):
         for group, own in zip(optimizer.param_groups, groups, strict=True):
             group["lr"], group["initial_lr"] = self.learning_rate * factor, self.learning_rate
             group["weight_decay"] = own["weight_decay"]
-            group |= {"betas": (self.momentum, BETA2)} if "betas" in group else {"momentum": self.momentum}
+            if "betas" in group:
+                group["betas"] = (self.momentum, BETA2)
+            else:  # the checkpoint may come from another kind of device
+                group |= {"momentum": self.momentum, "fused": self._fused()}
 
     def _report_changes(self, settings: dict[str, Any]) -> None:
         before = self.resumed

@@ -53,6 +53,7 @@ def rule(task: str, annotation: dict) -> str:
     if task == "local":
         return WORDS[own]
     if task == "match":
+        assert {own, other} <= {0, 1}
         return "matched" if own == other else "single"
     if task == "cue":
         assert own >= 2

@@ -1,6 +1,7 @@
 """Exported networks against the eager ones, in onnxruntime and in OpenVINO."""
 
 import copy
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -8,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import botnet
 from botnet.classification import create_classifier
 from botnet.cli import main
 from botnet.deploy import OnnxModel
 from botnet.deploy.operators import pool_boxes, suppress
-from botnet.deploy.verify import FULL, HALF, compare, on_canvas, run_eager
+from botnet.deploy.verify import FULL, HALF, choose_pictures, compare, on_canvas, run_eager
 from botnet.detection import RCNN, load_detector
 from botnet.errors import CheckpointError
+from botnet.training.run_folder import RunFolder
 from tests.support.deploy import CANVAS, CLASSES, crowd_detector, noise, write_checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -231,6 +234,28 @@ def test_detections_that_differ_are_refused():
     fewer = [{name: values[:-1] for name, values in found[0].items()}]
     with pytest.raises(CheckpointError, match="1 of 39"):
         compare(found, fewer, FULL, 100)
+
+
+def test_pictures_of_the_validation_set_are_compared(tmp_path):
+    """However the run's configuration names it; without them, synthetic ones."""
+    for folder in ("train", "val"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        (tmp_path / "set" / f"instances_{folder}.json").write_text("{}")
+    for number in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / "set" / "val" / f"{number:02}.png")
+    run = RunFolder(tmp_path)
+    for data in (
+        {"class_path": "x", "init_args": {"root": str(tmp_path / "set"), "val_images": None}},
+        {"init_args": {"val_instances": "x.json", "val_images": str(tmp_path / "set" / "val")}},
+        {"val": str(tmp_path / "set" / "val")},
+    ):
+        run.config.write_text(json.dumps({"data": data}))
+        paths, words = choose_pictures(run, None)
+        assert [path.name for path in paths] == [f"{number:02}.png" for number in range(0, 16, 2)]
+        assert words == "pictures of the run's validation set"
+    for data in ({"root": str(tmp_path / "gone")}, {"root": None}, {}, None):
+        run.config.write_text(json.dumps({"data": data}))
+        assert choose_pictures(run, None)[0] == []
 
 
 def test_suppression_in_loops():

@@ -79,6 +79,13 @@ def test_a_cpu_gives_a_quarter_of_its_memory_to_the_estimate(parts, monkeypatch)
         find_batch_size(trainer, module, data)
 
 
+def test_all_devices_take_the_smallest_number(parts, monkeypatch):
+    trainer, module, data = parts
+    monkeypatch.setattr(auto_batch, "_is_small", lambda trainer, module, images: images <= 8)
+    monkeypatch.setattr(auto_batch, "greatest", lambda trainer, value: max(value, -4))  # another found 4
+    assert find_batch_size(trainer, module, data) == 4
+
+
 def test_the_rate_follows_and_a_resumed_run_keeps_the_batch(digits, tmp_path, log, monkeypatch):
     recipe, run = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run"), tmp_path / "run"
     content = yaml.safe_load(recipe.read_text())

@@ -117,9 +117,10 @@ def test_it_ends_a_run_within_an_epoch(tmp_path):
 
 
 def test_a_detector_killed_with_both_resumes_to_the_same_end(digits, tmp_path):
-    """SIGKILL; the average of the weights and early stopping are on."""
+    """SIGKILL; the average of the weights and early stopping are on, images change in colour and angle."""
+    data = {"num_workers": 2, "rotation": 10, "color_jitter": 0.3}
     recipes = {
-        name: write_recipe(tmp_path / f"{name}.yaml", digits, tmp_path / name, num_workers=2)
+        name: write_recipe(tmp_path / f"{name}.yaml", digits, tmp_path / name, **data)
         for name in ("whole", "run")
     }
     both = ["--model.ema_decay", "0.9", "--patience", "2", "--save_minutes", "0"]
