@@ -69,6 +69,10 @@ def steps(page: str) -> list[list[str] | str]:
     return found
 
 
+def test_every_page_is_run_or_named_with_its_reason():
+    assert {path.stem for path in TUTORIALS.glob("*.md")} == {*PAGES, *NOT_RUN}
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", PAGES)
 def test_the_commands_and_the_python_of_a_tutorial_run(name, tmp_path, monkeypatch):
