@@ -20,6 +20,7 @@ from botnet.lazy import lazy
 if TYPE_CHECKING:
     from botnet.detection import faster_rcnn, mask_rcnn
     from botnet.detection.results import to_coco
+    from botnet.explorer.explore import explore
     from botnet.layers import MHSA2d
     from botnet.loading import load
     from botnet.models import bottleneck_transformer, insert_bot, insert_non_local, load_resnet
@@ -31,6 +32,7 @@ __all__ = [
     "MHSA2d",
     "bottleneck_transformer",
     "draw",
+    "explore",
     "faster_rcnn",
     "insert_bot",
     "insert_non_local",
@@ -46,6 +48,7 @@ __getattr__, __dir__ = lazy(
         "MHSA2d": "botnet.layers",
         "bottleneck_transformer": "botnet.models",
         "draw": "botnet.visualize.detections",
+        "explore": "botnet.explorer.explore",
         "faster_rcnn": "botnet.detection",
         "insert_bot": "botnet.models",
         "insert_non_local": "botnet.models",

@@ -10,7 +10,7 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ParamSpec, TypeVar, get_args
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args
 
 from botnet.errors import ConfigError, nearest
 
@@ -86,6 +86,10 @@ class Choice:
     def __contains__(self, value: str) -> bool:
         return value in self.names or bool(self.pattern and re.fullmatch(self.pattern, value))
 
+    def near(self, value: str) -> str:
+        """A hint at the words that are nearest to one that is not allowed; empty if none is near."""
+        return nearest(value, self.names)
+
     def __call__(self, text: str) -> str:
         """A word of the command line, if it is allowed."""
         if text not in self:
@@ -103,14 +107,17 @@ POSITIVE_PART = Range(float, 0, 1, above=True)
 POSITIVE = Range(float, 0, 1000, above=True)
 SIDE = Range(int, 1, 2**16)
 DIGITS_SIDE = Range(int, 64, 2**16)  # of make-digits: less does not show a digit
+RELATIONS_CANVAS = Range(int, 96, 2**16)  # of make-relations: less has no room for its distances
 WORKERS = Range(int, 0, 1024)
 SEED = Range(int, 0, 2**32 - 1)  # what numpy takes
 
+RELATION = Choice(("cue", "direction", "match", "local"))  # tasks of make-relations
 READER = Choice(("folder", "tar", "wds"), "hfds/NAME", "hfds/.+")
 # timm's; random: bilinear or bicubic.
 INTERPOLATION = Choice(("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"))
 
 Count = Annotated[int, COUNT]
+BatchSize = Annotated[int | Literal["auto"], COUNT, Choice(("auto",))]
 CountOrZero = Annotated[int, FROM_ZERO]
 Duration = Annotated[float, Range(float, 0)]  # in minutes or epochs
 Side = Annotated[int, SIDE]  # of an image, in pixels
@@ -121,6 +128,7 @@ PositivePart = Annotated[float, POSITIVE_PART]
 PartBelowOne = Annotated[float, Range(float, 0, 1, below=True)]
 Factor = Annotated[float, Range(float, 0, 1000)]
 PositiveFactor = Annotated[float, POSITIVE]
+Degrees = Annotated[float, Range(float, 0, 180)]
 Workers = Annotated[int, WORKERS]  # processes
 Seed = Annotated[int, SEED]
 Reader = Annotated[str, READER]
@@ -128,20 +136,20 @@ Interpolation = Annotated[str, INTERPOLATION]
 Span = Annotated[tuple[float, float], Range(float, 0, 1000, above=True, rising=True)]  # smallest, largest
 
 
-def limit_of(annotation: Any) -> Limit | None:
-    """The limit in an annotation, ``Annotated[int, Range(...)]`` or that or None; None without one."""
+def limits_in(annotation: Any) -> tuple[Limit, ...]:
+    """The limits in an annotation, ``Annotated[int, Range(...)]`` or that or None, of which one must hold."""
     for part in (annotation, *get_args(annotation)):
-        for data in (part, *getattr(part, "__metadata__", ())):
-            if isinstance(data, Limit):
-                return data
-    return None
+        data = (part, *getattr(part, "__metadata__", ()))
+        if found := tuple(limit for limit in data if isinstance(limit, Limit)):
+            return found
+    return ()
 
 
-def limits_of(function: Callable[..., Any]) -> dict[str, Limit]:
+def limits_of(function: Callable[..., Any]) -> dict[str, tuple[Limit, ...]]:
     """The limits in the signature of a function or a class, by argument."""
     parameters = inspect.signature(function).parameters
-    found = {name: limit_of(parameter.annotation) for name, parameter in parameters.items()}
-    return {name: limit for name, limit in found.items() if limit is not None}
+    found = {name: limits_in(parameter.annotation) for name, parameter in parameters.items()}
+    return {name: limits for name, limits in found.items() if limits}
 
 
 def check(name: str, given: Any, *limits: Limit) -> None:
@@ -168,9 +176,8 @@ def check(name: str, given: Any, *limits: Limit) -> None:
 
 def _refusal(value: float | str, *limits: Limit) -> str:
     """The message about a number or a word that no limit allows."""
-    hint = ""
-    if isinstance(value, str):
-        hint = nearest(value, [name for limit in limits if isinstance(limit, Choice) for name in limit.names])
+    words = [limit for limit in limits if isinstance(limit, Choice)]
+    hint = words[0].near(value) if words and isinstance(value, str) else ""
     return f"{repr(value).removesuffix('.0')} is not allowed; give {' or '.join(map(str, limits))}{hint}"
 
 
@@ -184,8 +191,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def checking(*args: P.args, **kwargs: P.kwargs) -> T:
         given = signature.bind(*args, **kwargs).arguments
-        for name, limit in limits.items():
-            check(name, given.get(name), limit)
+        for name, allowed in limits.items():
+            check(name, given.get(name), *allowed)
         return function(*args, **kwargs)
 
     return checking

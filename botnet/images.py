@@ -159,8 +159,7 @@ def decode_image(path: Path, size: Size | None, wanted: Size | None) -> tuple[Im
     Raises:
         DataError: as in :func:`load_image`.
     """
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: no such image; restore the file or remove its record")
+    _check_file(path)
     try:
         with Image.open(path) as stored:
             shown, orientation = _shown_size(stored, size)
@@ -194,22 +193,45 @@ def as_image(
     if isinstance(image, str | os.PathLike):
         return load_image(Path(image))
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise DataError(f"an image of {image.width} x {image.height} pixels; give one that has some")
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
             return _upright(image, orientation)
         except Exception as error:  # as below: Pillow decodes late
             raise DataError(_decoding_fault(error)) from error
-    array = image if isinstance(image, np.ndarray) else np.moveaxis(image.detach().cpu().numpy(), 0, -1)
-    if not isinstance(image, np.ndarray) and array.dtype.kind == "f":
-        if not ((array >= 0) & (array <= 1)).all():
-            raise DataError("a tensor with values outside of [0, 1]; give RGB from 0 to 1, not normalised")
-        array = np.rint(array * 255).astype(np.uint8)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+    if not isinstance(image, np.ndarray) and not hasattr(image, "detach"):  # torch may be absent
         raise DataError(
-            f"an image of shape {tuple(image.shape)} and type {image.dtype}; give an array (H, W, 3) or a "
-            "tensor (3, H, W) of uint8 RGB"
+            f"{type(image).__name__} is no image; give a path, a Pillow image, an array (H, W, 3) or a "
+            "tensor (3, H, W)"
         )
+    wrong = DataError(
+        f"an image of shape {tuple(image.shape)} and type {image.dtype}; give an array (H, W, 3) or a tensor "
+        "(3, H, W) of uint8 RGB"
+    )
+    if image.ndim != 3 or 0 in image.shape:
+        raise wrong
+    if isinstance(image, np.ndarray):
+        array = image
+    else:
+        tensor = image.detach().cpu().permute(1, 2, 0)
+        array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()  # NumPy has no bfloat16
+        if tensor.is_floating_point():
+            if not ((array >= 0) & (array <= 1)).all():
+                raise DataError(
+                    "a tensor with values outside of [0, 1]; give RGB from 0 to 1, not normalised"
+                )
+            array = np.rint(array * 255).astype(np.uint8)
+    if array.shape[2] != 3 or array.dtype != np.uint8:
+        raise wrong
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _check_file(path: Path) -> None:
+    if os.path.isdir(path):
+        raise DataError(f"{path} is a folder; give the images in it")
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such image; restore the file or remove its record")
 
 
 def image_size(path: Path) -> Size:
@@ -218,8 +240,7 @@ def image_size(path: Path) -> Size:
     Raises:
         DataError: the file is missing or is not an image.
     """
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: no such image; restore the file or remove its record")
+    _check_file(path)
     try:
         with Image.open(path) as stored:
             return _shown_size(stored, None)[0]

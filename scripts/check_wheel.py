@@ -15,12 +15,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Pages that the sdist carries.
 CARRIED = ("CHANGELOG.md", "CITATION.cff", "SECURITY.md")
-# A command, and what it prints.
+# Commands, run in this order in an empty folder, and what each prints or writes.
 COMMANDS = (
     ("--help", "check-data"),
     ("info --paper", "102.98 G"),
     ("reproduce", "table8/bot200"),
-    ("fit --config recipes/quickstart.yaml --print_config", "data/digits"),
+    ("make-digits digits --train 12 --val 4", Path("digits/instances_train.json")),
+    (
+        "fit --config recipes/quickstart.yaml --data.root digits --trainer.default_root_dir run "
+        "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1",
+        Path("run/checkpoints/last.ckpt"),
+    ),  # three steps of four images
+    ("explore run digits/val/000001.jpg --output page.html", Path("page.html")),
+    ("export run --output model.onnx", Path("model.onnx")),
 )
 
 
@@ -37,10 +44,13 @@ def main() -> None:
         run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], folder)
         where = run([environment / "bin" / "python", "-c", "import botnet; print(botnet.__file__)"], folder)
         assert Path(where.strip()).is_relative_to(site), f"not the wheel's: {where}"
+        work = folder / "work"
+        work.mkdir()
         for command, expected in COMMANDS:
-            printed = run([environment / "bin" / "botnet", *command.split()], folder)
-            assert expected in printed, f"botnet {command} does not print {expected!r}:\n{printed}"
-            print(f"from the wheel: botnet {command}")
+            printed = run([environment / "bin" / "botnet", *command.split()], work)
+            done = (work / expected).is_file() if isinstance(expected, Path) else expected in printed
+            assert done, f"botnet {command} does not print or write {str(expected)!r}:\n{printed}"
+            print(f"from the wheel: botnet {command}", flush=True)
 
 
 def build_wheel(folder: Path) -> Path:

@@ -1,29 +1,35 @@
 """Prove and measure the attention layer and its networks on this machine's GPU: `make proof-gpu`.
 
     python scripts/gpu_proof.py                  # on the GPU, in at most about 8 minutes, without downloads
-    python scripts/gpu_proof.py --device cpu     # a tiny version, in seconds
+    python scripts/gpu_proof.py --parts time,detection   # some parts of it, by the names in the report
+    python scripts/gpu_proof.py --device cpu     # a tiny version, in a minute
 
 Writes build/proof/<gpu>-<commit>.json and .md: rows with PASS, FAIL or SKIPPED, what was measured, and a
 proposed table for `botnet.layers.kernels.choose`. The exit status is 1 if a result is wrong, never because it
-is slow.
+is slow. A part whose time is up skips the rest of its checks, and the report is written after each part.
 """
 
 import argparse
-import json
+import contextlib
+import gc
+import io
+import math
+import os
 import re
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import proof_training
 import torch
+from proof_report import FULL, TINY, Proof, Skip, write
 from torch import Tensor, nn
-from torch.profiler import profile
+from torch.profiler import ProfilerActivity, profile
 
 from botnet.layers import MHSA2d
 from botnet.layers.kernels import relative_attention
@@ -31,113 +37,7 @@ from botnet.layers.kernels import relative_attention
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 TERMS = {"both terms": (True, True), "content": (True, False), "position": (False, True)}
-MARGIN = 1.15  # how much faster than the next the Triton kernel must be to be chosen
-
-
-class Scale(NamedTuple):
-    """How much is proved: sides of maps, cases (map side, batch) of the timings, image sizes of networks."""
-
-    sides: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]
-    width: int
-    implementations: tuple[str, ...]
-    timed: tuple[tuple[int, int], ...]
-    images: tuple[int, ...]
-    rounds: int
-
-
-FULL = Scale(
-    sides=(7, 14, 24, 25, 32, 40, 63, 64, 69, 80),
-    sizes=((25, 19), (14, 14), (1, 33), (32, 32)),
-    width=128,
-    implementations=("sdpa", "flex", "triton"),
-    timed=((14, 128), (24, 32), (32, 8), (64, 8), (80, 4)),
-    images=(1024, 1280),
-    rounds=10,
-)
-TINY = Scale(
-    sides=(5,),
-    sizes=((3, 5),),
-    width=16,
-    implementations=("sdpa", "triton"),
-    timed=((4, 2),),
-    images=(),
-    rounds=2,
-)
-
-
-class Skip(Exception):
-    """A part that cannot run here, and why."""
-
-
-class Proof:
-    """The rows of the report, and the machine they were made on."""
-
-    def __init__(self, device: torch.device, scale: Scale, seconds: float) -> None:
-        self.device, self.scale = device, scale
-        self.deadline = time.monotonic() + seconds
-        self.rows: list[dict[str, Any]] = []
-
-    def row(self, part: str, case: str, check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Run a check. It returns what was measured, raises AssertionError if wrong, or Skip."""
-        row: dict[str, Any] = {"part": part, "case": case, "status": "PASS"}
-        try:
-            if time.monotonic() > self.deadline:
-                raise Skip("no time left: raise --minutes")
-            row |= check()
-        except Skip as reason:
-            row |= {"status": "SKIPPED", "why": str(reason)}
-        except ImportError as error:
-            row |= {"status": "SKIPPED", "why": f"{error.name or error} is not installed"}
-        except torch.OutOfMemoryError:
-            row |= {"status": "SKIPPED", "why": "out of memory"}
-        except Exception as error:
-            row |= {"status": "FAIL", "why": f"{type(error).__name__}: {str(error)[:500]}"}
-        self.rows.append(row)
-        print(describe(row), flush=True)
-        return row
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def milliseconds(self, call: Callable[[], Any]) -> float:
-        """Median time of a call after two that are not counted; of CUDA events on a GPU."""
-        times = []
-        for turn in range(self.scale.rounds + 2):
-            self.synchronize()
-            if self.device.type == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                call()
-                end.record()
-                torch.cuda.synchronize()
-                elapsed = start.elapsed_time(end)
-            else:
-                begin = time.perf_counter()
-                call()
-                elapsed = 1e3 * (time.perf_counter() - begin)
-            if turn >= 2:
-                times.append(elapsed)
-        return statistics.median(times)
-
-    def peak_bytes(self, call: Callable[[], Any]) -> int:
-        """Peak memory of a call above what was allocated before."""
-        if self.device.type != "cuda":
-            raise Skip("memory is measured on a GPU only")
-        call()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-
-
-def describe(row: dict[str, Any]) -> str:
-    rest = {key: value for key, value in row.items() if key not in ("part", "case", "status", "why")}
-    figures = ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in rest.items()
-    )
-    return " | ".join(filter(None, (row["status"], row["part"], row["case"], figures, row.get("why"))))
+PAPER_NETWORK = 1.31  # BoT50's time of a training step at 1024 px, of R50's (Table 1)
 
 
 def usable(name: str, device: torch.device) -> None:
@@ -180,19 +80,19 @@ def with_gradients(
 def environment(proof: Proof) -> None:
     def versions() -> dict[str, Any]:
         found = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": sys.version.split()[0]}
-        if proof.device.type == "cuda":
+        if proof.gpu:
             properties = torch.cuda.get_device_properties(proof.device)
             found |= {"gpu": properties.name, "capability": f"{properties.major}.{properties.minor}"}
             found |= {"GiB": properties.total_memory / 2**30, "gpus": torch.cuda.device_count()}
         return found
 
     def product_rate(dtype: torch.dtype) -> dict[str, Any]:
-        side = 8192 if proof.device.type == "cuda" else 128
+        side = 8192 if proof.gpu else 128
         a, b = (torch.randn(side, side, device=proof.device).to(dtype) for _ in range(2))
         return {"TFLOP/s": 2e-9 * side**3 / proof.milliseconds(lambda: a @ b)}
 
     def copy_rate() -> dict[str, Any]:
-        source = torch.zeros(2**28 if proof.device.type == "cuda" else 2**16, device=proof.device)
+        source = torch.zeros(2**28 if proof.gpu else 2**16, device=proof.device)
         target = torch.empty_like(source)
         return {"GB/s": 8e-6 * source.numel() / proof.milliseconds(lambda: target.copy_(source))}
 
@@ -213,7 +113,7 @@ def kernels_of_sdpa(proof: Proof) -> None:
 
     def check(side: int, dtype: torch.dtype, training: bool) -> dict[str, Any]:
         call = run((side, side), dtype, training)
-        with profile() as record:
+        with profile(activities=[ProfilerActivity.CPU]) as record:
             call()
         names = {event.name for event in record.events()}
         found = sorted(
@@ -223,7 +123,7 @@ def kernels_of_sdpa(proof: Proof) -> None:
         )
         assert side**2 <= 1024 or not any("math" in name for name in found), f"the formula: {found}"
         result: dict[str, Any] = {"kernel": " ".join(found)}
-        if proof.device.type == "cuda" and side**2 > 1024:
+        if proof.gpu and side**2 > 1024:
             # Wider maps have wider heads too: growth is that of memory beyond the inputs'.
             growth = proof.peak_bytes(run((side, 2 * side), dtype, training)) / proof.peak_bytes(call)
             wider = (proof.scale.width + 3 * side) / (proof.scale.width + 2 * side)
@@ -281,7 +181,7 @@ def layers(proof: Proof) -> None:
         layer = MHSA2d(dim, 2, stride, feat_size=size, qkv_std="fan_in").to(proof.device)
         layer.implementation = name
         x = torch.randn(2, dim, *size, device=proof.device).to(memory_format=torch.channels_last)
-        backend = "inductor" if proof.device.type == "cuda" else "aot_eager"
+        backend = "inductor" if proof.gpu else "aot_eager"
         call = torch.compile(layer, fullgraph=True, backend=backend) if compiled else layer
         with torch.autocast(proof.device.type, torch.bfloat16):
             out = call(x)
@@ -346,19 +246,22 @@ def timings(proof: Proof) -> None:
                 torch.autograd.grad(out.sum(), [x, *layer.parameters()], allow_unused=True)
 
         result: dict[str, Any] = {"ms": proof.milliseconds(call)}
-        if proof.device.type == "cuda":
+        if proof.gpu:
             result["MB"] = proof.peak_bytes(call) / 1e6
         return result
 
-    for (side, batch), training in product(proof.scale.timed, (True, False)):
+    # What is compiled comes last.
+    for compiled, (side, batch), training in product((False, True), proof.scale.timed, (True, False)):
         for name, build in peers(side).items():
-            case = f"{side}x{side} batch {batch} {'training' if training else 'inference'}: {name}"
-            proof.row("time", case, partial(measure, name, build, side, batch, training))
+            if compiled == (name == "flex" or "compiled" in name):
+                case = f"{side}x{side} batch {batch} {'training' if training else 'inference'}: {name}"
+                proof.row("time", case, partial(measure, name, build, side, batch, training))
+        gc.collect()
         torch.cuda.empty_cache()
 
 
 def backbones(proof: Proof) -> None:
-    """BoT50 beside R50; the paper's BoT50 takes 1.31 times R50's time in training at 1024 (Table 1)."""
+    """BoT50 beside R50."""
 
     def measure(name: str, image: int, training: bool, compiled: bool) -> dict[str, Any]:
         import timm
@@ -379,7 +282,7 @@ def backbones(proof: Proof) -> None:
 
         return {"ms": proof.milliseconds(step)}
 
-    for image, training, compiled in product(proof.scale.images, (True, False), (False, True)):
+    for compiled, image, training in product((False, True), proof.scale.images, (True, False)):
         found = [
             proof.row(
                 "network",
@@ -391,47 +294,84 @@ def backbones(proof: Proof) -> None:
         ]
         if all("ms" in row for row in found):
             found[1]["of R50's time"] = found[1]["ms"] / found[0]["ms"]
+            if training and image == 1024:
+                found[1]["paper"] = PAPER_NETWORK
 
 
-def proposal(rows: list[dict[str, Any]]) -> list[str]:
-    """For each case of the timings, the implementation that `choose` should take."""
-    times: dict[str, dict[str, float]] = {}
-    for row in rows:
-        if row["part"] == "time" and "ms" in row:
-            case, _, name = row["case"].rpartition(": ")
-            times.setdefault(case, {})[name] = row["ms"]
-    lines = []
-    for case, found in times.items():
-        own = {name: found[name] for name in ("sdpa", "reference") if name in found}
-        if not own:
-            continue
-        best = min(own, key=own.__getitem__)
-        gain = own[best] / found["triton"] if "triton" in found else 0.0
-        chosen = "triton" if gain >= MARGIN else best
-        lines.append(f"| {case} | {chosen} | {gain:.2f} |" if gain else f"| {case} | {chosen} | |")
-    return lines
+# The parts in their order, and how many seconds each may take on a GPU before it starts no further check.
+PARTS: dict[str, tuple[Callable[[Proof], None], float]] = {
+    "machine": (environment, 15),
+    "detection": (proof_training.detection, 60),
+    "training": (proof_training.training, 75),
+    "correctness": (correctness, 45),
+    "time": (timings, 60),
+    "network": (backbones, 60),
+    "family": (proof_training.family, 25),
+    "sdpa": (kernels_of_sdpa, 30),
+    "loading": (proof_training.loading, 30),
+    "layer": (layers, 20),
+    "devices": (proof_training.devices, 90),
+}
+# Timed before other processes use the machine, too; the training, which is not timed, runs beside them.
+FIRST = ("machine", "detection")
 
 
-def write(proof: Proof, folder: Path) -> Path:
-    gpu = torch.cuda.get_device_name(proof.device) if proof.device.type == "cuda" else "cpu"
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-    name = f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-')}-{head.strip() or 'unknown'}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(proof.rows, indent=1) + "\n")
-    table = [f"# {name}", "", "| | part | case | result |", "|---|---|---|---|"]
-    for row in proof.rows:
-        status, part, case, *rest = describe(row).replace("\n", " ").split(" | ")
-        table.append(f"| {status} | {part} | {case} | {'; '.join(rest)} |")
-    table += [
-        "",
-        "## Proposed for `choose`",
-        "",
-        "| case | implementation | gain of triton |",
-        "|---|---|---|",
-    ]
-    path = folder / f"{name}.md"
-    path.write_text("\n".join([*table, *proposal(proof.rows)]) + "\n")
-    return path
+def check_one(part: str, case: str) -> tuple[str, str, dict[str, Any]]:
+    """The outcome of one case, in a process of its own."""
+    proof = Proof(torch.device("cuda"), FULL._replace(rounds=1), 600, only=[case])
+    with contextlib.redirect_stdout(io.StringIO()):
+        PARTS[part][0](proof)
+    return part, case, proof.rows[0]
+
+
+class Ahead:
+    """Processes that check what is correct, and compile what is timed later: torch caches it on disk.
+
+    Args:
+        proof: gets the outcomes.
+        parts: that will be run.
+    """
+
+    def __init__(self, proof: Proof, parts: Collection[str]) -> None:
+        # Each compiles in its own thread.
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+        self.pool = get_context("spawn").Pool(max(1, min(12, (os.cpu_count() or 1) - 2)))
+        del os.environ["TORCHINDUCTOR_COMPILE_THREADS"]
+        self.proof = proof
+        self.jobs = [
+            self.pool.apply_async(check_one, (part, case))
+            for part in ("network", "time", "layer", "correctness")
+            if part in parts
+            for case in self._cases(part)
+            if part == "correctness" or "compiled" in case or "flex" in case
+        ]
+
+    def _cases(self, part: str) -> list[str]:
+        listing = Proof(self.proof.device, self.proof.scale, 0, only=[])
+        PARTS[part][0](listing)
+        return listing.cases
+
+    def finish(self, seconds: float) -> None:
+        """Wait for the outcomes, but not longer than this."""
+        if not self.jobs:
+            return
+        end, done = time.monotonic() + seconds, 0
+        for job in self.jobs:
+            with contextlib.suppress(Exception):  # no time left, or the process died
+                part, case, row = job.get(max(end - time.monotonic(), 0))
+                done += 1
+                if part == "correctness":
+                    self.proof.done[part, case] = row
+        self.pool.terminate()
+        print(f"{done} of {len(self.jobs)} cases were checked or compiled by other processes", flush=True)
+        self.jobs = []
+
+
+def parts_of(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in PARTS]:
+        raise argparse.ArgumentTypeError(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    return names
 
 
 def main() -> None:
@@ -439,15 +379,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--minutes", type=float, default=7.5, help="no check starts later")
+    parser.add_argument("--parts", type=parts_of, help=f"some of {','.join(PARTS)}; default: all")
+    parser.add_argument("--minutes", type=float, help="no check starts later; default: 7.5 on a GPU")
     parser.add_argument("--out", type=Path, default=Path("build/proof"))
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU: see `python -m torch.utils.collect_env`, or try --device cpu")
-    proof = Proof(torch.device(args.device), FULL if args.device == "cuda" else TINY, 60 * args.minutes)
-    for part in (environment, kernels_of_sdpa, correctness, layers, timings, backbones):
-        part(proof)
-    print(f"written: {write(proof, args.out)}")
+    gpu = args.device == "cuda"
+    limit = 60 * (args.minutes or (7.5 if gpu else math.inf))
+    proof = Proof(torch.device(args.device), FULL if gpu else TINY, limit)
+    names = [name for name in PARTS if name in (args.parts or PARTS)]
+    ahead = None
+    for name in names:
+        part, seconds = PARTS[name]
+        if proof.gpu and ahead is None and name not in FIRST:
+            ahead = Ahead(proof, names)
+        if ahead is not None and name != "training":
+            ahead.finish(60)
+        proof.allow(seconds if gpu and not args.parts else limit)
+        proof.run(name, part)
+        path = write(proof, args.out)
+    print(f"written: {path}")
     sys.exit(any(row["status"] == "FAIL" for row in proof.rows))
 
 

@@ -29,9 +29,17 @@ def test_help_lists_the_commands_in_groups(capsys):
     groups = dict(re.findall(r"^(\w+):\n((?:    .*\n)+)", capsys.readouterr().out, flags=re.MULTILINE))
     assert {name: [line.split()[0] for line in lines.splitlines()] for name, lines in groups.items()} == {
         "train": ["fit", "validate"],
-        "use": ["predict", "evaluate"],
+        "use": ["predict", "explore", "evaluate"],
         "deploy": ["export", "push"],
-        "data": ["make-digits", "make-images", "check-data", "convert", "split", "browse-data"],
+        "data": [
+            "make-digits",
+            "make-relations",
+            "make-images",
+            "check-data",
+            "convert",
+            "split",
+            "browse-data",
+        ],
         "paper": ["reproduce", "report", "info"],
     }
 
@@ -112,8 +120,10 @@ def test_info(capsys):
     "command",
     [
         *(f"make-digits DIR --{option}" for option in ("train", "val", "size", "seed")),
+        *(f"make-relations DIR --task cue --{option}" for option in ("train", "val", "canvas", "seed")),
         *(f"make-images DIR --{option}" for option in ("train", "val")),
         *(f"predict MODEL IMAGE --{option}" for option in ("score", "crop", "size", "pixel 1", "tile")),
+        *(f"explore MODEL IMAGE --{option}" for option in ("score", "crop", "size")),
         *(f"evaluate MODEL --data DIR --{option}" for option in ("batch-size", "workers", "crop", "size")),
         *(f"split FILE --{option}" for option in ("val", "seed")),
         *(f"browse-data FILE --{option}" for option in ("canvas", "samples")),

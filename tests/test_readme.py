@@ -19,7 +19,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
@@ -121,8 +121,12 @@ def test_every_internal_link_of_a_page_works(page):
 
 
 def test_the_index_lists_every_page():
-    listed = set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
-    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    docs = ROOT / "docs"
+    listed = re.findall(
+        r"^\| \[.*?\]\(([\w/-]+\.(?:md|ipynb))\)", (docs / "index.md").read_text(), flags=re.MULTILINE
+    )
+    pages = {page.relative_to(docs).as_posix() for kind in ("*.md", "*.ipynb") for page in docs.rglob(kind)}
+    assert sorted(listed) == sorted(pages - {"index.md"})
 
 
 def test_pictures_are_small():

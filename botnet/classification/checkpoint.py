@@ -8,9 +8,10 @@ import msgspec
 import timm
 from torch import Tensor, nn
 
+from botnet.arguments import checked
 from botnet.errors import CheckpointError, ConfigError, first_few
 from botnet.models.weights import read_weights
-from botnet.models.zoo import NETWORKS, no_network
+from botnet.models.zoo import NETWORKS, NetworkName
 from botnet.training.checkpoint_file import TaskCheckpoint, building
 from botnet.training.model_source import open_checkpoint
 
@@ -28,7 +29,8 @@ class _About(msgspec.Struct):
     evaluation: _Evaluation
 
 
-def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: Any) -> nn.Module:
+@checked
+def create_classifier(name: NetworkName, num_classes: int, image_size: int, **kwargs: Any) -> nn.Module:
     """A classifier by its timm name; tables that belong to an image size are made for this one.
 
     Args:
@@ -40,8 +42,6 @@ def create_classifier(name: str, num_classes: int, image_size: int, **kwargs: An
     Raises:
         ConfigError: timm has no network of that name, or the network does not take an argument.
     """
-    if ":" not in name and not timm.is_model(name):
-        raise ConfigError(no_network(name))
     config = timm.get_pretrained_cfg(name)
     if name in NETWORKS or (config is not None and config.fixed_input_size):
         kwargs["img_size"] = image_size

@@ -8,6 +8,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from botnet.arguments import (
     PART,
     POSITIVE_PART,
+    BatchSize,
     Count,
     CountOrZero,
     Factor,
@@ -48,7 +49,7 @@ class ImageDataModule(TaskDataModule):
         color_jitter: strength for brightness, contrast and saturation; timm ignores it with RandAugment.
         random_erasing: probability that a rectangle is erased.
         mean, std: of the network's input, in RGB; ImageNet's by default.
-        batch_size: images a step on each device.
+        batch_size: images a step on each device; ``auto``: the largest power of two that fits.
         val_batch_size: images at once in validation.
         num_workers: processes that prepare images; default: as many as the machine has cores for each device,
             at most 16.
@@ -80,7 +81,7 @@ class ImageDataModule(TaskDataModule):
         random_erasing: Part = 0.0,
         mean: Annotated[tuple[float, float, float], PART] = IMAGENET_DEFAULT_MEAN,
         std: Annotated[tuple[float, float, float], POSITIVE_PART] = IMAGENET_DEFAULT_STD,
-        batch_size: Count = 64,
+        batch_size: BatchSize = 64,
         val_batch_size: Count = 64,
         num_workers: Workers | None = None,
         skip_broken: CountOrZero = 0,

@@ -61,7 +61,7 @@ class ImageClassifier(ABC):
             DataError: an image cannot be read, or is of another shape, type or range.
             ConfigError: a batch below 1.
         """
-        return answer_all(images, self._answers, batch_size, stream)
+        return answer_all(images, self._answers, batch_size, stream, upright=False)
 
     def _answers(self, images: Sequence[Image.Image | str | PathLike[str]]) -> "list[Classifications]":
         from supervision import Classifications

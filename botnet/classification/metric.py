@@ -46,21 +46,19 @@ class Accuracy:
         return {"top1": top1, "top5": top5, "loss": loss / count, "per_class": 100 * hits[:, 0] / images}
 
 
-def accuracy_table(report: dict[str, dict[str, Any]]) -> Table:
+def accuracy_table(numbers: dict[str, Any]) -> Table:
     """Accuracies as a table for the terminal, with the worst classes.
 
     Args:
-        report: of :class:`ClassificationModule`: numbers of ``model`` and ``ema``.
+        numbers: under ``model`` in the report of :class:`ClassificationModule`.
     """
-    table = Table("", "top-1 %", "top-5 %", "loss", "worst classes", title="on the validation images")
-    for kind, numbers in report.items():
-        known = {name: value for name, value in numbers["per_class"].items() if value is not None}
-        worst = sorted(known, key=known.__getitem__)[:3]
-        table.add_row(
-            {"model": "network", "ema": "average of its weights"}[kind],
-            f"{numbers['top1']:.2f}",
-            f"{numbers['top5']:.2f}",
-            f"{numbers['loss']:.3f}",
-            Text(", ".join(f"{name} {known[name]:.0f}" for name in worst)),
-        )
+    table = Table("top-1 %", "top-5 %", "loss", "worst classes", title="on the validation images")
+    known = {name: value for name, value in numbers["per_class"].items() if value is not None}
+    worst = sorted(known, key=known.__getitem__)[:3]
+    table.add_row(
+        f"{numbers['top1']:.2f}",
+        f"{numbers['top5']:.2f}",
+        f"{numbers['loss']:.3f}",
+        Text(", ".join(f"{name} {known[name]:.0f}" for name in worst)),
+    )
     return table

@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from rich.console import Console
 from timm.data import Mixup
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -33,9 +32,10 @@ from botnet.classification.datamodule import ImageDataModule
 from botnet.classification.metric import Accuracy, accuracy_table
 from botnet.errors import ConfigError
 from botnet.images import denormalise
+from botnet.models.zoo import NetworkName
 from botnet.training.distributed import gather_shares
 from botnet.training.run_folder import EvaluationFolder
-from botnet.training.task import TaskModule
+from botnet.training.task import OptimizerName, TaskModule, half_cosine
 from botnet.visualize.classes import draw_sheet
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class ClassificationModule(TaskModule):
             a file of tensors, whose classes may be others (:func:`start_from`); not read where a checkpoint
             of this run is.
         learning_rate: after the warm-up, for the whole batch over all devices.
-        momentum: of SGD, without Nesterov's form.
+        momentum: of SGD, without Nesterov's form; the first beta of AdamW.
         weight_decay: on the kernels of convolutions and fully connected layers only.
         warmup_epochs: in which the rate rises linearly from 0; then it falls to 0 as a half cosine.
         label_smoothing: part of the target that is spread over all classes.
@@ -64,19 +64,21 @@ class ClassificationModule(TaskModule):
             is drawn for each batch.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth: probability to skip the last block, the greatest of all blocks.
-        ema_decay: of a moving average of the weights, which is evaluated, too; None: no average.
+        ema_decay: of a moving average of the weights, which is validated and kept in checkpoints; None: no
+            average.
         compile: run the network through ``torch.compile``.
         pictures: validation images that are drawn.
+        optimizer: SGD, or AdamW, whose rates are some hundred times as small.
     """
 
     task, metric_max = "classifier", 100.0  # accuracies are logged in percent
-    monitor = "val/top1"  # of the average of the weights where there is one, else of the network
+    monitor = "val/top1"
     schedule_settings = ("warmup_epochs",)
 
     @checked
     def __init__(
         self,
-        model: str,
+        model: NetworkName,
         num_classes: Count,
         image_size: Side,
         model_kwargs: dict[str, Any] | None = None,
@@ -90,11 +92,12 @@ class ClassificationModule(TaskModule):
         cutmix: Factor = 0.0,
         drop_rate: PartBelowOne = 0.0,
         drop_path_rate: PartBelowOne = 0.0,
-        ema_decay: Part | None = None,
+        ema_decay: PartBelowOne | None = None,
         compile: bool = False,
         pictures: CountOrZero = 16,
+        optimizer: OptimizerName = "sgd",
     ) -> None:
-        super().__init__(learning_rate, momentum, weight_decay, init_from)
+        super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay, optimizer)
         options = dict(model_kwargs or {})
         # Only what is used: not every network of timm knows both.
         options |= {"drop_rate": drop_rate} if drop_rate else {}
@@ -105,7 +108,6 @@ class ClassificationModule(TaskModule):
         network = create_classifier(model, num_classes, image_size, **options)
         # The attention and oneDNN's and cuDNN's convolutions are fastest with channels last.
         self.model = network.to(memory_format=torch.channels_last)
-        self.ema = _average_of(self.model, ema_decay)
         self.mix = (
             Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=num_classes)
             if mixup or cutmix
@@ -113,7 +115,7 @@ class ClassificationModule(TaskModule):
         )
         self.warmup_epochs, self.label_smoothing = warmup_epochs, label_smoothing
         self.compiles, self.pictures = compile, pictures
-        self.metrics: dict[str, Accuracy] = {}  # of "model" and "ema"
+        self.accuracy: Accuracy | None = None
         self.shown: list[Shown] = []
         self.worst: list[Shown] = []  # the least probable of their own class so far, the first the worst
         self.confusion: Counter[tuple[int, int]] = Counter()  # images by class and predicted class
@@ -147,10 +149,10 @@ class ClassificationModule(TaskModule):
         if self.compiles:
             self.model.compile()  # in place: the names of its parameters stay
 
-    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]] | None:
+    def training_batch(self, images: int) -> tuple[nn.Module, tuple[int, ...]] | None:
         """The network and the shape of a batch; None where ``torch.compile`` chooses what is kept."""
         size = self.spec["image_size"]
-        return None if self.compiles else (self.model, (self.data.batch_size, 3, size, size))
+        return None if self.compiles else (self.model, (images, 3, size, size))
 
     # ---- training
 
@@ -161,10 +163,7 @@ class ClassificationModule(TaskModule):
 
     def start_from(self, path: Path, class_names: Sequence[str]) -> str:
         """Take the weights of another run; returns a message on what was taken."""
-        message = start_from(self.model, path, class_names)
-        if self.ema is not None:
-            self.ema.module.load_state_dict(self.model.state_dict())
-        return message
+        return start_from(self.model, path, class_names)
 
     @rank_zero_only
     def _log_summary(self) -> None:
@@ -177,14 +176,18 @@ class ClassificationModule(TaskModule):
             if left_out := getattr(images.reader, "left_out", 0):
                 logger.warning("%d files in the %s folder are not images and were left out", left_out, part)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The loss of a batch."""
         images, target = batch
-        if self.mix is not None:
+        if self.mix is not None and len(images) % 2 == 0:
             images, target = self.mix(images, target)
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss.detach(), batch_size=len(images))
+        return {"loss": F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """The loss of a batch."""
+        loss = self.losses(batch)["loss"]
+        self.log("train/loss", loss.detach(), batch_size=len(batch[0]))
         return loss
 
     def schedule(self, total: int) -> Callable[[int], float]:
@@ -195,35 +198,19 @@ class ClassificationModule(TaskModule):
         warmup = self.warmup_epochs / epochs * total
         return lambda step: self.rate(step, total, warmup)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Update the weights, and their average."""
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update(self.model, step=self.global_step + 1)
-
-    def scale_batch(self, factor: float) -> None:
-        """Follow a batch ``factor`` times as large: the rate by the linear rule.
-
-        The average of the weights spans as many images as before; the warm-up is given in epochs anyway.
-        """
-        self.learning_rate *= factor
-        if self.ema is not None:
-            self.ema.decay **= factor
-
     @staticmethod
     def rate(step: int, total: int, warmup: float) -> float:
         """The learning rate at an optimiser step, relative to ``learning_rate``."""
         if step < warmup:
             return step / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+        return half_cosine(step, total, warmup)
 
     # ---- evaluation
 
     def on_validation_start(self) -> None:
         """Start counting."""
         super().on_validation_start()
-        kinds = ("model",) if self.ema is None else ("model", "ema")
-        self.metrics = {kind: Accuracy(self.num_classes, self.device) for kind in kinds}
+        self.accuracy = Accuracy(self.num_classes, self.device)
         self.shown, self.worst, self.confusion = [], [], Counter()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
@@ -231,10 +218,8 @@ class ClassificationModule(TaskModule):
         images, labels = batch
         images = images.contiguous(memory_format=torch.channels_last)
         logits = self.model(images)
-        self.metrics["model"].update(logits, labels)
-        if self.ema is not None:
-            logits = self.ema.module(images)
-            self.metrics["ema"].update(logits, labels)
+        assert self.accuracy is not None
+        self.accuracy.update(logits, labels)
         predicted = logits.argmax(1)
         self.confusion.update(zip(labels.tolist(), predicted.tolist(), strict=True))
         for position in self._chosen(len(images), index):
@@ -271,15 +256,13 @@ class ClassificationModule(TaskModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies over all devices."""
-        for kind, metric in self.metrics.items():
-            self.report[kind] = numbers = self._numbers(metric)
-            for name in ("top1", "top5", "loss"):
-                self.log(f"val/{kind}_{name}", numbers[name], prog_bar=name == "top1", rank_zero_only=True)
+        assert self.accuracy is not None
+        self.report["model"] = numbers = self._numbers(self.accuracy)
         self._gather()
-        best = self.report["ema" if self.ema is not None else "model"]
-        self.log("val/loss", best["loss"], rank_zero_only=True)
-        self.headline = {name: best[name] for name in ("top1", "top5")}
-        self.log_dict({f"val/{name}": value for name, value in self.headline.items()}, sync_dist=True)
+        self.log("val/loss", numbers["loss"], rank_zero_only=True)
+        self.headline = {name: numbers[name] for name in ("top1", "top5")}
+        for name, value in self.headline.items():
+            self.log(f"val/{name}", value, prog_bar=name == "top1", sync_dist=True)
 
     def _gather(self) -> None:
         """Bring the confusions and the worst images of all devices to the first one."""
@@ -300,7 +283,7 @@ class ClassificationModule(TaskModule):
 
     def write_report(self, console: Console, folder: EvaluationFolder) -> dict[str, Path]:
         """Print the numbers; write the confusions and the pictures."""
-        console.print(accuracy_table(self.report))
+        console.print(accuracy_table(self.report["model"]))
         names = self.data.class_names
         with folder.confusion.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
@@ -326,16 +309,3 @@ class ClassificationModule(TaskModule):
 def _surest(shown: Sequence[Shown]) -> list[Shown]:
     """Images in the order of the probability of their predicted class."""
     return sorted(shown, key=lambda one: -one[-1])
-
-
-def _average_of(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
-    """The moving average of a model's weights; its memory grows with the run.
-
-    At first it is the plain mean of all weights so far.
-    """
-    if decay is None:
-        return None
-    average = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=1.0)
-    # Only validation runs it, which sets its mode; Lightning warns of parts that are in another.
-    average.requires_grad_(False).train()
-    return average

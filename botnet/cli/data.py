@@ -1,9 +1,11 @@
-"""``botnet make-digits``, ``make-images``, ``check-data``, ``convert``, ``split`` and ``browse-data``."""
+"""``botnet make-digits``, ``make-relations``, ``make-images``, ``check-data``, ``convert``, ``split`` and
+``browse-data``.
+"""
 
 import argparse
 from pathlib import Path
 
-from botnet.arguments import COUNT, DIGITS_SIDE, POSITIVE_PART, SEED, SIDE
+from botnet.arguments import COUNT, DIGITS_SIDE, POSITIVE_PART, RELATION, RELATIONS_CANVAS, SEED, SIDE
 from botnet.cli.tables import show
 from botnet.errors import ConfigError
 
@@ -23,6 +25,20 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     digits.add_argument("--seed", type=SEED, default=0, help="of every random choice (0)")
     digits.set_defaults(run=run_make_digits)
+
+    relations = commands.add_parser(
+        "make-relations",
+        description="make a small COCO-format data set of digits whose classes depend on others",
+    )
+    relations.add_argument("directory", type=Path, help="new folder")
+    relations.add_argument("--task", type=RELATION, required=True, metavar="TASK", help=f"one of {RELATION}")
+    relations.add_argument("--train", type=COUNT, default=8000, help="training images (8000)")
+    relations.add_argument("--val", type=COUNT, default=1500, help="validation images (1500)")
+    relations.add_argument(
+        "--canvas", type=RELATIONS_CANVAS, default=128, help="side of the images in pixels (128)"
+    )
+    relations.add_argument("--seed", type=SEED, default=0, help="of every random choice (0)")
+    relations.set_defaults(run=run_make_relations)
 
     images = commands.add_parser("make-images", description="write Fashion-MNIST as class folders")
     images.add_argument("directory", type=Path, help="new folder")
@@ -72,6 +88,23 @@ def run_make_digits(options: argparse.Namespace) -> int:
     from botnet.demo.digits import make_digits
 
     made = make_digits(options.directory, options.train, options.val, options.size, options.seed)
+    table = Table("split", *made["train"])
+    for split, counts in (("train", made["train"]), ("val", made["val"])):
+        table.add_row(split, *map(str, counts.values()))
+    show(table)
+    print(f"{options.directory}: {'made' if made['made'] else 'already exists, unchanged'}")
+    return 0
+
+
+def run_make_relations(options: argparse.Namespace) -> int:
+    """Run ``make-relations``."""
+    from rich.table import Table
+
+    from botnet.demo.relations import make_relations
+
+    made = make_relations(
+        options.directory, options.task, options.train, options.val, options.canvas, options.seed
+    )
     table = Table("split", *made["train"])
     for split, counts in (("train", made["train"]), ("val", made["val"])):
         table.add_row(split, *map(str, counts.values()))

@@ -1,4 +1,4 @@
-"""``botnet predict`` and ``evaluate``."""
+"""``botnet predict``, ``explore`` and ``evaluate``."""
 
 import argparse
 import json
@@ -64,6 +64,17 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
     predict.set_defaults(run=run_predict)
 
+    explore = commands.add_parser("explore", description="what each place of an image attends to, as a page")
+    explore.add_argument(
+        "model", help="a run, a checkpoint, hf-hub:user/name, or a classifier's name in timm"
+    )
+    explore.add_argument("image", type=Path)
+    _add_classifier_options(explore.add_argument_group("classifiers"))
+    explore.add_argument("--output", type=Path, default=Path("explore.html"), help="HTML file (explore.html)")
+    explore.add_argument("--score", type=PART, help="lowest score of a detection on the page (0.5)")
+    explore.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
+    explore.set_defaults(run=run_explore)
+
     evaluate = commands.add_parser("evaluate", description="accuracy of a classifier on class folders")
     evaluate.add_argument("model", help="a run, a checkpoint, hf-hub:user/name, or a name in timm")
     evaluate.add_argument("--data", type=Path, required=True, help="folder of class folders")
@@ -125,8 +136,20 @@ def run_predict(options: argparse.Namespace) -> int:
     return _classify(options, cast("ImageClassifier", model))
 
 
+def run_explore(options: argparse.Namespace) -> int:
+    """Run ``explore``: write the page."""
+    from botnet.explorer.explore import explore
+
+    threshold = 0.5 if options.score is None else options.score
+    page = explore(
+        _open_model(options), options.image, options.output, threshold=threshold, name=options.model
+    )
+    print(f"{page}, {page.stat().st_size / 1e6:.1f} MB: open it in a browser")
+    return 0
+
+
 def _open_model(options: argparse.Namespace) -> "Detector | ImageClassifier":
-    """The model of ``predict``: one that was trained here, or a classifier of timm by its name."""
+    """The model of a command: one that was trained here, or a classifier of timm by its name."""
     from botnet.loading import load
 
     if options.model.endswith(".onnx"):  # without PyTorch
@@ -196,7 +219,7 @@ def _classify(options: argparse.Namespace, classifier: "ImageClassifier") -> int
 def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
     """Refuse options that were given but would be ignored."""
     for name in names:
-        given = getattr(options, name)
+        given = getattr(options, name, None)  # explore has not all options of predict
         if given is not None and given is not False:  # a score of 0 is given, too
             raise ConfigError(f"--{name.replace('_', '-')} {why}; leave it out")
 

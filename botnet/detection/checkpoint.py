@@ -82,7 +82,10 @@ def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
     own = detector.state_dict()
     taken = _fitting(detector, detector_state(checkpoint), class_names, theirs)
     if not any(name.startswith("backbone.") and value.ndim == 4 for name, value in taken.items()):
-        raise CheckpointError(f"{path}: no kernel of its backbone fits; it is of another network")
+        raise CheckpointError(
+            f"{path}: no kernel of its backbone fits, and {len(taken)} of the {len(own)} tensors of the "
+            "detector; it is of another network"
+        )
     detector.load_state_dict(taken, strict=False)
     common, left = sum(name in theirs for name in class_names), sorted(own.keys() - taken.keys())
     return (

@@ -4,7 +4,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from botnet.arguments import Count, CountOrZero, Part, Side, Span, Workers, checked
+from botnet.arguments import (
+    BatchSize,
+    Count,
+    CountOrZero,
+    Degrees,
+    Factor,
+    Part,
+    Side,
+    Span,
+    Workers,
+    checked,
+)
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datasets import EvalDataset, TrainDataset, collate
 from botnet.detection.transforms import EvalTransform, TrainTransform
@@ -28,7 +39,7 @@ class CocoDataModule(TaskDataModule):
         jitter: range of the random scale, relative to the canvas ([0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in
             the paper, Section 4.2).
         flip: probability of a horizontal flip.
-        batch_size: images a step on each device.
+        batch_size: images a step on each device; ``auto``: the largest power of two that fits.
         val_batch_size: images at once in validation.
         num_workers: processes that prepare images; default: as many as the machine has cores for each device,
             at most 16.
@@ -41,6 +52,9 @@ class CocoDataModule(TaskDataModule):
             processes of the machine map them.
         root: folder of the data set, where splits that are not named are looked for: COCO's own layout,
             Roboflow's COCO export, ``train.json`` with ``train/``, or YOLO's ``data.yaml``.
+        color_jitter: brightness, contrast and saturation of training images change by factors of up to so
+            much below or above 1; 0 in the paper.
+        rotation: greatest angle in degrees by which training images are turned; 0 in the paper.
 
     Raises:
         DataError: a file is missing or broken, the root has no known layout, or the two files differ in
@@ -62,7 +76,7 @@ class CocoDataModule(TaskDataModule):
         canvas: Side = 1024,
         jitter: Span = (0.1, 2.0),
         flip: Part = 0.5,
-        batch_size: Count = 2,
+        batch_size: BatchSize = 2,
         val_batch_size: Count = 2,
         num_workers: Workers | None = None,
         masks: bool = True,
@@ -70,6 +84,8 @@ class CocoDataModule(TaskDataModule):
         skip_broken: CountOrZero = 0,
         cache: bool = True,
         root: Path | None = None,
+        color_jitter: Factor = 0.0,
+        rotation: Degrees = 0.0,
     ) -> None:
         super().__init__(batch_size, val_batch_size, num_workers, skip_broken)
         self.canvas, self.masks = canvas, masks
@@ -83,12 +99,12 @@ class CocoDataModule(TaskDataModule):
         self.train_set = TrainDataset(
             self.train_instances,
             train.images,
-            TrainTransform(canvas, jitter, flip),
+            TrainTransform(canvas, jitter, flip, color_jitter, rotation),
             masks,
             copy_paste=copy_paste,
         )
         self.val_set = EvalDataset(self.val_instances, val.images, EvalTransform(canvas), masks)
-        if len(self.train_set) < batch_size:
+        if len(self.train_set) < self.batch_size:
             raise ConfigError(
                 f"{train.instances} has {len(self.train_set)} images, fewer than one batch of {batch_size}; "
                 "lower data.batch_size"

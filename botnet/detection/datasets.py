@@ -10,13 +10,14 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
 from botnet.arguments import Part, checked
+from botnet.detection.augment import Augmentation
 from botnet.detection.check import folder_problems
 from botnet.detection.coco import CocoInstances
 from botnet.detection.copy_paste import Scene, copy_paste
-from botnet.detection.placement import CanvasObject, Placement
+from botnet.detection.placement import CanvasObject, Placement, load_placed
 from botnet.detection.records import Annotation, ImageRecord, broken_mask, image_name, refusal
 from botnet.detection.results import Truth
-from botnet.detection.transforms import EvalTransform, TrainTransform, load_on_canvas
+from botnet.detection.transforms import EvalTransform, TrainTransform, load_on_canvas, to_canvas
 from botnet.errors import ConfigError, DataError
 from botnet.masks import mask_area
 from botnet.training.seeding import Key, generator, run_seed
@@ -81,9 +82,6 @@ class CocoDataset(Dataset[Any]):
         """The name of a sample in messages."""
         return image_name(self.instances.images[index])
 
-    def _image(self, record: ImageRecord, placement: Placement, canvas: int) -> Tensor:
-        return torch.from_numpy(load_on_canvas(self.folder / record.file_name, placement, canvas))
-
 
 class TrainDataset(CocoDataset):
     """Images on the canvas with the visible parts of their objects, indexed by (epoch, index).
@@ -102,7 +100,7 @@ class TrainDataset(CocoDataset):
 
     Args:
         instances, images, masks: as in :class:`CocoDataset`.
-        transform: scale, crop and flip.
+        transform: scale, crop and flip, colour and rotation.
         copy_paste: probability that objects of a second image are pasted in
             (:func:`botnet.detection.copy_paste.copy_paste`); 0 in the paper.
 
@@ -151,16 +149,22 @@ class TrainDataset(CocoDataset):
 
     def _scene(self, index: int, rng: torch.Generator) -> tuple[Scene, Placement]:
         record = self.instances.images[index]
+        placement, augmentation = self._drawn(record, rng)
+        pixels = augmentation.pixels(load_placed(self.folder / record.file_name, placement))
+        image = torch.from_numpy(to_canvas(pixels, self.transform.canvas))
+        objects = augmentation.objects(self._objects(record, placement), placement.valid)
+        return Scene(image, placement.valid, objects), placement
+
+    def _drawn(self, record: ImageRecord, rng: torch.Generator) -> tuple[Placement, Augmentation]:
         placement = self.transform.place((record.height, record.width), rng)
-        image = self._image(record, placement, self.transform.canvas)
-        return Scene(image, placement.valid, self._objects(record, placement)), placement
+        return placement, self.transform.augmentation(rng)
 
     def target(self, index: int) -> TrainTarget:
         """The target alone of an index in epoch 0, without objects of a second image."""
         record = self.instances.images[index]
-        placement = self.transform.place((record.height, record.width), generator(run_seed(), 0, index))
-        scene = Scene(torch.empty(0), placement.valid, self._objects(record, placement))
-        return self._target(scene, placement, record.id)
+        placement, augmentation = self._drawn(record, generator(run_seed(), 0, index))
+        objects = augmentation.objects(self._objects(record, placement), placement.valid)
+        return self._target(Scene(torch.empty(0), placement.valid, objects), placement, record.id)
 
     def _objects(self, record: ImageRecord, placement: Placement) -> list[CanvasObject]:
         return [
@@ -228,7 +232,8 @@ class EvalDataset(CocoDataset):
         """The sample of an index."""
         record = self.instances.images[index]
         placement = self.transform.place((record.height, record.width))
-        image = self._image(record, placement, self.transform.canvas)
+        path = self.folder / record.file_name
+        image = torch.from_numpy(load_on_canvas(path, placement, self.transform.canvas))
         target = EvalTarget(
             **self._truth(record),
             image_id=record.id,

@@ -16,7 +16,7 @@ from botnet.detection.datamodule import CocoDataModule
 from botnet.detection.datasets import EvalTarget
 from botnet.detection.metric import CocoMetric, metrics_table
 from botnet.detection.postprocess import as_arrays
-from botnet.detection.rcnn import RCNN
+from botnet.detection.rcnn import RCNN, checkpoint_activations
 from botnet.detection.results import ResultRecord, write_results
 from botnet.detection.scoring import BackgroundScoring
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -26,7 +26,7 @@ from botnet.images import denormalise
 from botnet.training.distributed import gather_shares
 from botnet.training.run_folder import EvaluationFolder
 from botnet.training.seeding import generator, run_seed
-from botnet.training.task import TaskModule
+from botnet.training.task import OptimizerName, TaskModule, half_cosine
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class DetectionModule(TaskModule):
     Args:
         detector: from :func:`botnet.detection.mask_rcnn` or :func:`botnet.detection.faster_rcnn`.
         learning_rate: after the warm-up, for the whole batch over all devices.
-        momentum: of SGD, without Nesterov's form.
+        momentum: of SGD, without Nesterov's form; the first beta of AdamW.
         weight_decay: on the kernels of convolutions and fully connected layers only.
         warmup_steps: optimiser steps in which the rate rises linearly.
         warmup_learning_rate: the rate at the first step.
@@ -48,11 +48,21 @@ class DetectionModule(TaskModule):
         pictures: validation images that are drawn, ground truth beside prediction.
         init_from: checkpoint of another run to start from, or to validate, whose classes may be others
             (:func:`initialise`); not read where a checkpoint of this run is.
+        ema_decay: of a moving average of the weights, which is validated and kept in checkpoints; None: no
+            average, as in the paper.
+        optimizer: SGD, or AdamW, whose rates are some hundred times as small.
+        cosine: after the warm-up the rate falls to 0 as half a cosine, and ``decay_at`` does not count.
+        compile: run backbone and pyramid through ``torch.compile``.
+        activation_checkpointing: compute c2 to c4 again in the backward pass instead of keeping what they
+            need there: less memory, more time, the same results.
+
+    Raises:
+        ConfigError: a number out of its range, or both of the last two.
     """
 
     task, metric_max = "detector", 1.0
     monitor = "val/AP"  # of masks, or of boxes where there are none
-    schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at")
+    schedule_settings = ("warmup_steps", "warmup_learning_rate", "decay_at", "cosine")
 
     @checked
     def __init__(
@@ -66,12 +76,23 @@ class DetectionModule(TaskModule):
         decay_at: Annotated[Sequence[float], PART] = (2 / 3, 8 / 9),
         pictures: CountOrZero = 8,
         init_from: Path | None = None,
+        ema_decay: PartBelowOne | None = None,
+        optimizer: OptimizerName = "sgd",
+        cosine: bool = False,
+        compile: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__(learning_rate, momentum, weight_decay, init_from)
+        super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay, optimizer)
+        if compile and activation_checkpointing:
+            raise ConfigError(
+                "compile and activation_checkpointing: a compiled backbone decides itself what it computes "
+                "again; set one of the two"
+            )
+        self.compiles, self.activation_checkpointing = compile, activation_checkpointing
         # The attention and oneDNN's and cuDNN's convolutions are fastest with channels last.
         self.detector = detector.to(memory_format=torch.channels_last)
         self.warmup_steps, self.warmup_learning_rate = warmup_steps, warmup_learning_rate
-        self.decay_at = tuple(decay_at)
+        self.decay_at, self.cosine = tuple(decay_at), cosine
         self.pictures = pictures
         # Of the last validation, on the first device.
         self.sheets: list[tuple[int, Any]] = []
@@ -95,9 +116,22 @@ class DetectionModule(TaskModule):
             raise ConfigError(f"a detector is trained on a CocoDataModule, not on {type(data).__name__}")
         return data
 
-    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]]:
-        """The backbone, and the shape of a batch."""
-        return self.detector.backbone, (self.data.batch_size, 3, self.data.canvas, self.data.canvas)
+    def setup(self, stage: str) -> None:
+        """Check the run, and prepare the backbone for it."""
+        if stage == "fit" and self.activation_checkpointing:
+            checkpoint_activations(self.detector.backbone)
+        super().setup(stage)
+        if self.compiles:
+            # In place: the names of the parameters stay. The canvas is constant; another number of images, as
+            # in a validation, is compiled once more, for any number.
+            self.detector.backbone.compile()
+            self.detector.fpn.compile()
+
+    def training_batch(self, images: int) -> tuple[nn.Module, tuple[int, ...]] | None:
+        """The backbone and the shape of a batch; None where ``torch.compile`` chooses what is kept."""
+        if self.compiles:
+            return None
+        return self.detector.backbone, (images, 3, self.data.canvas, self.data.canvas)
 
     # ---- training
 
@@ -125,24 +159,31 @@ class DetectionModule(TaskModule):
                     "%s: left out or trimmed: %s (botnet check-data lists them)", instances.path, parts
                 )
 
-    def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
-        """The loss of a batch: the plain sum of its parts."""
+    def losses(self, batch: tuple[Tensor, list[dict[str, Any]]]) -> dict[str, Tensor]:
+        """The parts of the loss of a batch, whose plain sum is minimised."""
         images, targets = batch
         images = images.contiguous(memory_format=torch.channels_last)
         # What is sampled in an image depends on no other image, and is the same in a resumed run.
         seeds = [
             generator(run_seed(), self.current_epoch, target["image_id"]).initial_seed() for target in targets
         ]
-        losses = self.detector(images, targets, [target["valid"] for target in targets], seeds)
+        found: dict[str, Tensor] = self.detector(
+            images, targets, [target["valid"] for target in targets], seeds
+        )
+        return found
+
+    def training_step(self, batch: tuple[Tensor, list[dict[str, Any]]], index: int) -> Tensor:
+        """The loss of a batch."""
+        losses, images = self.losses(batch), len(batch[0])
         total = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", total.detach(), batch_size=images)
         parts = {f"train/{name}": loss.detach() for name, loss in losses.items()}
-        self.log("train/loss", total.detach(), batch_size=len(images))
-        self.log_dict(parts, batch_size=len(images))
+        self.log_dict(parts, batch_size=images)
         return total
 
     def scale_batch(self, factor: float) -> None:
         """Follow a batch ``factor`` times as large: linear rule, and a warm-up over as many images."""
-        self.learning_rate *= factor
+        super().scale_batch(factor)
         self.warmup_learning_rate *= factor
         self.warmup_steps = round(self.warmup_steps / factor)
 
@@ -153,7 +194,9 @@ class DetectionModule(TaskModule):
     def rate(self, step: int, total: int) -> float:
         """The learning rate at an optimiser step, relative to ``learning_rate``."""
         decayed = 0.1 ** sum(step >= round(part * total) for part in self.decay_at)
-        if step >= self.warmup_steps:
+        if self.cosine:
+            decayed = half_cosine(max(step, self.warmup_steps), total, self.warmup_steps)
+        if step >= self.warmup_steps or not self.learning_rate:
             return decayed
         start = self.warmup_learning_rate / self.learning_rate
         return decayed * (start + (1 - start) * step / self.warmup_steps)

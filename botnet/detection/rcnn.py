@@ -8,7 +8,9 @@ sampling, the losses, and a detector that takes a prepared canvas: images are ne
 docs/fidelity.md lists every setting, its source and where it stands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Annotated, Any
 
 import timm
@@ -30,7 +32,7 @@ from botnet.detection.rpn import build_rpn
 from botnet.detection.sampler import Sampler
 from botnet.errors import ConfigError
 from botnet.models.weights import load_resnet
-from botnet.models.zoo import no_network
+from botnet.models.zoo import NetworkName
 
 # A quarter of the RoIs at most is positive: of fewer than four, none would be.
 Samples = Annotated[int, Range(int, 4)]
@@ -47,8 +49,8 @@ class RCNN(nn.Module):
             maps c2..c5 from stride 4 on, and ``feature_info``.
         num_classes: object classes, without background.
         masks: predict masks as well as boxes.
-        weights: ImageNet weights for all of the backbone that is a ResNet (Section 4.1, note 6): a file, or
-            the name of a timm network with or without tag, such as "resnet50.a1_in1k", which is downloaded.
+        weights: of the backbone, in a BoTNet of all but its attention (Section 4.1, note 6): a file, or the
+            name of a timm network with or without tag, such as "resnet50.a1_in1k", which is downloaded.
         canvas: side in pixels of the images; sizes the position tables of a BoTNet. Other
             sizes work too.
         fpn_channels: width of the pyramid and of the RPN's convolution.
@@ -81,14 +83,14 @@ class RCNN(nn.Module):
             the backbone was passed as a module and cannot be named.
 
     Raises:
-        ConfigError: a number out of its range, a backbone that does not give four maps from stride 4 on, or
-            one whose c2 cannot be found to be frozen.
+        ConfigError: a number out of its range, a backbone that timm does not know or that does not give four
+            maps from stride 4 on, or one whose c2 cannot be found to be frozen.
     """
 
     @checked
     def __init__(
         self,
-        backbone: str | nn.Module,
+        backbone: NetworkName | nn.Module,
         num_classes: Count,
         *,
         masks: bool = True,
@@ -248,16 +250,22 @@ def faster_rcnn(backbone: str | nn.Module, num_classes: int, **options: Any) -> 
 
 
 def feature_backbone(name: str, canvas: int) -> nn.Module:
-    """The timm network ``name`` as an extractor of c2..c5, a BoTNet's tables sized for ``canvas``.
+    """The timm network ``name`` as an extractor of c2..c5, with attention that is sized for ``canvas``.
 
     Raises:
-        ConfigError: timm has no network of that name.
+        ConfigError: timm cannot make four maps of it.
     """
-    if ":" not in name and not timm.is_model(name):  # a colon: from a hub
-        raise ConfigError(no_network(name))
     ours = timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("botnet.")
-    sized: dict[str, Any] = {"img_size": canvas} if ours else {}
-    return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    fixed = config is not None and config.fixed_input_size
+    sized: dict[str, Any] = {"img_size": canvas} if ours or fixed else {}
+    try:
+        return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)
+    except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:  # timm's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"backbone: {name} cannot be made to give four maps on a canvas of {canvas} ({reason})"
+        ) from error
 
 
 def feature_maps(backbone: nn.Module) -> tuple[list[int], list[int]]:
@@ -287,16 +295,72 @@ def set_batch_norms(module: nn.Module, momentum: float, eps: float) -> None:
             norm.momentum, norm.eps = momentum, eps
 
 
+def stage_names(backbone: nn.Module, number: int, option: str) -> list[str]:
+    """Names of the parts of a timm extractor that give c2 and the maps after it.
+
+    Raises:
+        ConfigError: the backbone has no such part, for which the option is named.
+    """
+    feature_info: Any = backbone.feature_info
+    # As timm names the parts of an extractor.
+    names = [name.replace(".", "_") for name in feature_info.module_name()[:number]]
+    parts = dict(backbone.named_children())
+    for level, name in enumerate(names, 2):
+        if name not in parts:
+            raise ConfigError(f"{option}: the backbone has no part {name!r} that c{level} comes from")
+    return names
+
+
 def freeze_through_c2(backbone: nn.Module) -> None:
     """Freeze the parameters of all parts of a timm extractor up to the one that gives c2.
 
     Raises:
         ConfigError: no part of the backbone is known to give c2.
     """
-    feature_info: Any = backbone.feature_info
-    c2 = feature_info.module_name()[0].replace(".", "_")  # as timm names the parts of an extractor
+    c2 = stage_names(backbone, 1, "freeze_c2")[0]
     names = [name for name, _ in backbone.named_children()]
-    if c2 not in names:
-        raise ConfigError(f"freeze_c2: the backbone has no part {c2!r} that c2 comes from")
     for name in names[: names.index(c2) + 1]:
         backbone.get_submodule(name).requires_grad_(False)
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Let c2, c3 and c4 of a timm extractor be computed again in the backward pass, where they are not yet.
+
+    What they compute for it is not kept, and the names of the parameters in checkpoints stay.
+
+    Raises:
+        ConfigError: the backbone is not known to have such parts.
+    """
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+        CheckpointWrapper,
+        checkpoint_wrapper,
+    )
+
+    for name in stage_names(backbone, 3, "activation_checkpointing"):
+        stage = backbone.get_submodule(name)
+        if not isinstance(stage, CheckpointWrapper):
+            wrapped = checkpoint_wrapper(stage, context_fn=partial(_contexts, stage))
+            wrapped.grad_checkpointing = True  # type: ignore[assignment]  # as timm marks it
+            setattr(backbone, name, wrapped)
+
+
+def _contexts(stage: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Those in which a stage is computed, and computed again."""
+    return nullcontext(), _without_statistics(stage)
+
+
+@contextmanager
+def _without_statistics(stage: nn.Module) -> Iterator[None]:
+    """Batch norms do not update their running statistics a second time.
+
+    They still take part: what autograd keeps must be the same both times.
+    """
+    norms = [norm for norm in stage.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

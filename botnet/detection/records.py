@@ -327,7 +327,8 @@ def no_mask(annotation: Annotation | AnnotationRecord, image: ImageRecord) -> Pr
     return error(
         "no mask",
         f"annotation {annotation.id} of {image_name(image)}",
-        "it has no segmentation; add one, or train Faster R-CNN without masks",
+        "it has no segmentation; add one, or train Faster R-CNN by --model.detector.masks false and "
+        "--data.masks false",
     )
 
 

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from botnet.arguments import Part, Side, Span, checked
+from botnet.arguments import Degrees, Factor, Part, Side, Span, checked
 from botnet.detection.placement import Placement, load_placed
 
 if TYPE_CHECKING:
     import torch
+
+    from botnet.detection.augment import Augmentation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TrainTransform:
-    """Scale jitter, random crop or zero pad to the canvas, horizontal flip.
+    """Scale jitter, random crop or zero pad to the canvas, horizontal flip; perhaps colour and rotation.
 
     The image keeps its aspect ratio; its longer side becomes s * canvas, s ~ U(jitter). A larger image is
     cropped at a random place, a smaller one is padded at the bottom and right (tensorflow/tpu
@@ -29,14 +31,31 @@ class TrainTransform:
         canvas: side of the square in pixels; 1024 or 1280 in the paper.
         jitter: minimum and maximum of s; [0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in the paper (Table 3).
         flip: probability of the flip.
+        color_jitter: brightness, contrast and saturation change by factors of up to so much below or above 1;
+            0 in the paper.
+        rotation: greatest angle in degrees by which an image is turned on the canvas; 0 in the paper.
 
     Raises:
         ConfigError: a number out of its range.
     """
 
     @checked
-    def __init__(self, canvas: Side, jitter: Span = (0.1, 2.0), flip: Part = 0.5) -> None:
+    def __init__(
+        self,
+        canvas: Side,
+        jitter: Span = (0.1, 2.0),
+        flip: Part = 0.5,
+        color_jitter: Factor = 0.0,
+        rotation: Degrees = 0.0,
+    ) -> None:
         self.canvas, self.jitter, self.flip = canvas, jitter, flip
+        self.color_jitter, self.rotation = color_jitter, rotation
+
+    def augmentation(self, rng: "torch.Generator") -> "Augmentation":
+        """A random change of colours and angle, for an image that was placed."""
+        from botnet.detection.augment import Augmentation
+
+        return Augmentation.draw(self.color_jitter, self.rotation, rng)
 
     def place(self, size: tuple[int, int], rng: "torch.Generator") -> Placement:
         """A random placement of an image of ``size`` (height, width) in pixels."""

@@ -128,6 +128,20 @@ class MHSA2d(nn.Module):
             (self.dim // self.heads) ** -0.5,
         )
 
+    def logit_terms(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the logits of a map are made of: the terms q k^T and q r^T of Table 4.
+
+        Args:
+            x: map (B, C, H, W).
+
+        Returns:
+            Queries (B, heads, N, d), scaled by d^-0.5; keys of the same shape, or None without content; and
+            position logits (B, heads, N, H + W), what a query adds to the keys of each row, then of each
+            column, or None without position.
+        """
+        q, k, _, position = self._project(x)
+        return q * (self.dim // self.heads) ** -0.5, k if self.content else None, position
+
     def __prepare_scriptable__(self) -> nn.Module:
         """The layer that `torch.jit.script` compiles in place of this one, also after torch.fx."""
         from botnet.layers.torchscript import ScriptableMHSA2d

@@ -4,6 +4,7 @@ For each query, ``position[row] + position[H + column]`` is added to the logit o
 """
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,13 @@ SMALL = 256
 # With gradients: number of logits, over all images and heads, up to which storing them is faster than
 # computing them again in the backward pass.
 FEW, FEW_LOW_PRECISION = 2_000_000, 12_000_000
+
+# By compute capability of an NVIDIA GPU: from how many cells on the Triton kernels are at least 1.15 times as
+# fast as the next, with gradients and without, in low precision with heads 128 wide. Each entry is read off
+# the table that `make proof-gpu` wrote on such a GPU: docs/gpu/.
+TRITON_FROM: dict[tuple[int, int], tuple[float, float]] = {}
+TRITON_WIDTH = 128
+HAS_TRITON = find_spec("triton") is not None
 
 
 def relative_attention(
@@ -104,12 +112,12 @@ def attention_weights(
 
 
 def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: bool) -> Implementation:
-    """The implementation that was fastest in benchmarks/attention.py.
+    """The implementation that was fastest in benchmarks/attention.py, or on a GPU in `make proof-gpu`.
 
     Args:
         shape: (B, heads, N, d) of the values.
         dtype: of queries, keys and values.
-        device: of queries, keys and values. GPUs were not measured: they use PyTorch's fused kernel.
+        device: of queries, keys and values. GPUs use PyTorch's fused kernel but for what `TRITON_FROM` lists.
         gradients: whether a backward pass will follow.
     """
     # The other kernels have no forward-mode derivative.
@@ -118,8 +126,10 @@ def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: boo
     # Exported graphs run on other machines and at other sizes: standard operators only.
     if torch.onnx.is_in_onnx_export():
         return "reference"
-    if torch.compiler.is_exporting() or device.type != "cpu":
+    if torch.compiler.is_exporting():
         return "sdpa"
+    if device.type != "cpu":
+        return "triton" if _triton_pays(shape, dtype, device, gradients) else "sdpa"
     batch, heads, tokens, _ = shape
     full_precision = dtype in (torch.float32, torch.float64)
     few = FEW if full_precision else FEW_LOW_PRECISION
@@ -127,6 +137,17 @@ def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: boo
         return "reference"
     # PyTorch's kernel converts low precision block by block in the cache; ours would write it to memory.
     return "tiled" if full_precision else "sdpa"
+
+
+def _triton_pays(shape: Size, dtype: torch.dtype, device: torch.device, gradients: bool) -> bool:
+    """Whether the Triton kernels were measured to be faster than the others on such a GPU."""
+    # AMD's GPUs are "cuda", too, and number their capabilities otherwise.
+    if not HAS_TRITON or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    limits = TRITON_FROM.get(torch.cuda.get_device_capability(device))
+    if limits is None or dtype not in (torch.float16, torch.bfloat16) or shape[-1] != TRITON_WIDTH:
+        return False
+    return shape[2] >= limits[0 if gradients else 1]
 
 
 def _forward_mode() -> bool:

@@ -1,9 +1,10 @@
 """Which layout a folder has, and where its splits are."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from botnet.errors import DataError
 from botnet.images import files_below
@@ -119,6 +120,23 @@ def find_split(layout: Layout, split: str) -> CocoFiles:
     if yolo is None:
         return layout.coco[split]
     return CocoFiles(cached_instances(yolo, split), yolo.folder(split))
+
+
+def configured_split(data: Mapping[str, Any], split: str) -> CocoFiles | None:
+    """A split of the ``data`` of a run's configuration; None where it names neither the files nor a root.
+
+    Args:
+        data: settings of :class:`botnet.detection.CocoDataModule`.
+        split: ``train`` or ``val``.
+
+    Raises:
+        DataError: the root does not have it.
+    """
+    data = data.get("init_args", data)
+    instances, images, root = (data.get(key) for key in (f"{split}_instances", f"{split}_images", "root"))
+    if instances and images:
+        return CocoFiles(Path(instances), Path(images))
+    return find_split(find_layout(Path(root), TRAINABLE), split) if root else None
 
 
 def _coco(root: Path) -> Layout | None:

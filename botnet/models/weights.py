@@ -43,20 +43,22 @@ def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[st
     """Load a trained ResNet into a BoTNet: everything but the replaced layers (Section 4.1, note 6).
 
     Args:
-        model: a BoTNet, complete or `features_only`. Another number of input channels is adapted as timm
-            does it; a classifier of another number of classes is not loaded.
+        model: a BoTNet or another network of timm, complete or `features_only`. Another number of input
+            channels is adapted as timm does it; a classifier of another number of classes is not loaded.
         weights: a file (.safetensors, or a .pth with nothing but tensors), the name of a timm network with or
             without tag ("resnet50.a1_in1k"), a torchvision enum (`ResNet50_Weights.IMAGENET1K_V2`), or a
-            state dict.
+            state dict. Of a detector of torchvision, its backbone is taken. The weights of any other network
+            than a BoTNet are its own.
 
     Returns:
         The names of the parameters that keep their random values.
 
     Raises:
         MissingWeightsError: there is no such file; it is a `CheckpointError` and a `FileNotFoundError`.
-        CheckpointError: the weights cannot be read, or are not those of the same ResNet.
+        CheckpointError: the weights cannot be read, or are not those of the same network.
     """
-    source, target = _without_counters(_resnet_state(weights)), _without_counters(model.state_dict())
+    target = _without_counters(model.state_dict())
+    source = _as_named_in(target, _backbone_of(_without_counters(_resnet_state(weights))))
     _adapt_stem(source, target)
     fresh = {name for name in target if name.startswith(_new_modules(model))}
     if any(source[name].shape != target[name].shape for name in CLASSIFIER & source.keys() & target.keys()):
@@ -71,8 +73,10 @@ def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[st
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             label = "state dict" if isinstance(weights, Mapping) else str(weights)
+            fitting = sum(tensor.shape == target[name].shape for name, tensor in loaded.items())
             raise CheckpointError(
-                f"{label}: not the ResNet of this {type(model).__name__}; the weights {problem}: {shown}"
+                f"{label}: not the weights of this {type(model).__name__}; the weights {problem}: {shown} "
+                f"({fitting} of {len(target.keys() - fresh)} tensors fit)"
             )
     model.load_state_dict(loaded, strict=False)
     return [name for name, _ in model.named_parameters() if name in fresh]
@@ -93,6 +97,18 @@ def _resnet_state(weights: str | Path | WeightsEnum | Mapping[str, Tensor]) -> M
 def _without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict without the norms' batch counters: frozen norms and old checkpoints have none."""
     return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _backbone_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone of a detector of torchvision; any other state as it is."""
+    prefix = "backbone.body."
+    return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)} or state
+
+
+def _as_named_in(target: Mapping[str, Tensor], source: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors by the names of its extractor: timm makes ``stages_0`` of ``stages.0``."""
+    flat = {name: name.replace(".", "_", 1) for name in source}
+    return {flat[k] if k not in target and flat[k] in target else k: t for k, t in source.items()}
 
 
 def _adapt_stem(source: dict[str, Tensor], target: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ The plain baselines are timm's own resnet50, resnet101, resnet152 and resnet200.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
@@ -17,6 +17,7 @@ from timm.layers import SEModule
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
 from timm.models.resnet import Bottleneck, ResNet
 
+from botnet.arguments import Choice
 from botnet.errors import nearest
 from botnet.layers import MHSA2d
 from botnet.layers.attention import QkvStd
@@ -153,6 +154,26 @@ class BoTNet(ResNet):
     def __prepare_scriptable__(self) -> "BoTNet":
         """The network that `torch.jit.script` compiles in place of this one."""
         return scriptable(self)
+
+
+class KnownNetworks(Choice):
+    """What timm can create: its networks and those of this project, or one of a hub, with a colon.
+
+    timm's list is asked at each check: programs add networks of their own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__((), "a network of timm or of this project", ".+:.+")
+
+    def __contains__(self, value: str) -> bool:
+        return super().__contains__(value) or timm.is_model(value)
+
+    def near(self, value: str) -> str:
+        """A hint at the networks of the nearest names."""
+        return nearest(value, timm.list_models())
+
+
+NetworkName = Annotated[str, KnownNetworks()]
 
 
 def no_network(name: str) -> str:

@@ -24,15 +24,12 @@ def classification_parts(folder: EvaluationFolder, metrics: dict[str, Any]) -> t
         DataError: its ``metrics.json`` or ``confusion.csv`` is broken.
     """
     try:
-        kinds = {kind: metrics[kind] for kind in ("model", "ema") if kind in metrics}
-        best = kinds.get("ema", kinds["model"])
-        accuracies: dict[str, float | None] = best["per_class"]
-        rows = [
-            [name, *(f"{numbers[key]:.2f}" for key in ("top1", "top5"))] for name, numbers in kinds.items()
-        ]
+        numbers = metrics.get("ema", metrics["model"])  # 0.1.0 has those of the average beside the others
+        accuracies: dict[str, float | None] = numbers["per_class"]
+        row = [f"{numbers[key]:.2f}" for key in ("top1", "top5")]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder.metrics} is broken ({error!r}); evaluate the run again") from error
-    parts = [Part("Accuracy, %", [Table(["weights", "top-1", "top-5"], rows)])]
+    parts = [Part("Accuracy, %", [Table(["top-1", "top-5"], [row])])]
     missing: list[str] = []
     if folder.confusion.is_file():
         parts += _confusion(folder, list(accuracies))
@@ -69,7 +66,8 @@ def _confusion(folder: EvaluationFolder, names: list[str]) -> list[Part]:
     image, hidden = figures.confusion(matrix, names)
     text = f"The {hidden} least confused classes are left out." if hidden else ""
     most = sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:WORST]
-    table = Table(["class", "taken for", "images"], [[a, b, f"{count:,}"] for count, a, b in most])
+    rows = [[a, b, f"{count:,}"] for count, a, b in most]
+    table = Table(["class", "taken for", "images"], rows, ["taken for"])
     return [
         Part("Confusion", text=text, images=[Picture(image, "confusion matrix")]),
         Part("Most frequent confusions", [table]),

@@ -22,6 +22,7 @@ from botnet.report.page import Part, Picture, Table
 from botnet.report.scores import IOU, TASKS, Scores, score
 from botnet.training.run_folder import EvaluationFolder
 from botnet.visualize.detections import beside_truth, draw
+from botnet.visualize.embed import embedded_picture
 
 WORST = 12  # images
 
@@ -105,7 +106,7 @@ def _numbers(scores: dict[str, Scores]) -> Part:
         [name, *(_number(of_kind.numbers[name]) for of_kind in scores.values()), over]
         for name, over in COCO_NUMBERS
     ]
-    return Part("COCO metrics", [Table(["metric", *scores, "averaged over"], rows)])
+    return Part("COCO metrics", [Table(["metric", *scores, "averaged over"], rows, ["averaged over"])])
 
 
 def _classes(scores: dict[str, Scores]) -> Part:
@@ -177,7 +178,7 @@ def _worst(
             missing.append(f"Not drawn: {error}")
             continue
         counts = f"{image.right} right, {image.wrong} wrong, {image.missed} missed"
-        drawn.append(Picture(figures.embedded_picture(pair), f"{name}: {counts}, F1 {image.f1:.2f}"))
+        drawn.append(Picture(embedded_picture(pair), f"{name}: {counts}, F1 {image.f1:.2f}"))
     good = sum(not image.wrong and not image.missed for image in scores.images)
     text = f"{good} of {len(scores.images)} images have no error at a score of at least {threshold:.2f}."
     return Part("Worst images", text=text, images=drawn), missing

@@ -1,6 +1,5 @@
 """The plots of a report, as PNG images inside of the page."""
 
-import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +7,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from botnet.report.scores import IOU, Scores
+from botnet.visualize.embed import embedded
 
 MOST_CLASSES = 20  # of a plot in which each class has a line, a bar or a row
 MOST_CELLS = 12  # classes whose matrix has room for numbers
-SHOWN = 1100  # pixels of an image on the page
 TIDE = {
     "Cls": "wrong class",
     "Loc": "badly placed",
@@ -23,20 +21,6 @@ TIDE = {
     "Bkg": "nothing there",
     "Miss": "missed",
 }
-
-
-def embedded(data: bytes, kind: str) -> str:
-    """Bytes of an image as a URI that holds them."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def embedded_picture(picture: Image.Image) -> str:
-    """A picture as JPEG, made smaller where it is wider or higher than the page shows."""
-    picture = picture.convert("RGB")
-    picture.thumbnail((SHOWN, SHOWN))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return embedded(file.getvalue(), "jpeg")
 
 
 def embedded_file(path: Path) -> str:

@@ -11,10 +11,11 @@ from botnet import __version__
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its heads, and the text of its cells by row."""
+    """A table: its heads, the text of its cells by row, and which columns hold words, not numbers."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

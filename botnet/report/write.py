@@ -6,6 +6,7 @@ from typing import Any
 
 from botnet.detection.coco import CocoInstances
 from botnet.errors import BotnetError, DataError
+from botnet.layouts.find import configured_split
 from botnet.report.classification import classification_parts
 from botnet.report.detection import detection_parts
 from botnet.report.figures import embedded_file
@@ -55,10 +56,10 @@ def _section(folder: Path) -> Section:
 def _parts(run: RunFolder, config: dict[str, Any], metrics: dict[str, Any]) -> Any:
     if "box" not in metrics:
         return classification_parts(run, metrics)
-    data = config.get("data") or {}
-    data = data.get("init_args", data)
     try:
-        instances, images = Path(data["val_instances"]), Path(data["val_images"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{run.config} does not name the validation data ({error!r})") from error
-    return detection_parts(run, CocoInstances(instances), images)
+        validation = configured_split(config.get("data") or {}, "val")
+    except (AttributeError, TypeError) as error:
+        raise DataError(f"{run.config} is broken: its data ({error!r})") from error
+    if validation is None:
+        raise DataError(f"{run.config} does not name the validation data")
+    return detection_parts(run, CocoInstances(validation.instances), validation.images)

@@ -222,9 +222,18 @@ def damage_of(path: Path) -> str:
     return ""
 
 
-def steps_of(path: Path) -> int:
-    """The optimiser steps of a checkpoint, of which no tensor is read."""
+def peek(path: str | Path) -> Any:
+    """The contents of a checkpoint, of which no tensor is read before it is used.
+
+    Raises:
+        CheckpointError: as in :func:`read_file`.
+    """
     try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch cannot map its older formats; read_file says what is wrong
-        return int(read_file(path)["global_step"])
+        return read_file(path)
+
+
+def steps_of(path: Path) -> int:
+    """The optimiser steps of a checkpoint."""
+    return int(peek(path)["global_step"])

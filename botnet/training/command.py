@@ -10,11 +10,12 @@ from typing import Any, Literal, Union, get_args
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, Namespace, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from botnet.errors import ConfigError, DataError
+from botnet.training.auto_batch import kept_batch_size
 from botnet.training.checkpoint_file import steps_of
 from botnet.training.checkpoint_io import AtomicCheckpointIO
 from botnet.training.checkpoints import BestCheckpoint, LastCheckpoint
@@ -23,12 +24,14 @@ from botnet.training.global_batch import GlobalBatch
 from botnet.training.options import check_options
 from botnet.training.progress import BarProgress, LineProgress
 from botnet.training.recipes import with_bases
-from botnet.training.run_end import FinalValidation
+from botnet.training.run_end import FinalValidation, Patience
 from botnet.training.run_folder import RunFolder, starting_checkpoint
 from botnet.training.step_seed import StepSeed
-from botnet.training.task import TaskModule
+from botnet.training.task import TaskModule, data_of
 
 logger = logging.getLogger(__name__)
+
+BATCH_SIZE = "data.init_args.batch_size"
 
 
 class SaveConfig(SaveConfigCallback):
@@ -40,6 +43,8 @@ class SaveConfig(SaveConfigCallback):
             run = RunFolder(Path(trainer.default_root_dir))
             run.path.mkdir(parents=True, exist_ok=True)
             self.config.ckpt_path = None  # where this start resumed is no part of the recipe
+            if self.config.get(BATCH_SIZE) == "auto":
+                self.config[BATCH_SIZE] = data_of(trainer).batch_size
             self.parser.save(self.config, run.config, skip_none=False, overwrite=True)
 
 
@@ -111,6 +116,11 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--save_minutes", type=float, default=10.0, help="minutes between two last.ckpt within an epoch"
         )
+        parser.add_argument(
+            "--patience",
+            type=int | None,
+            help="validations without a better val/AP or val/top1 after which a run ends; default: no end",
+        )
         # What the model needs of the data. A link whose target a class does not have is ignored.
         detector = "model.init_args.detector.init_args"
         for source, target in (
@@ -134,6 +144,7 @@ class TrainingCLI(LightningCLI):
         _clean(config)
         self.run_folder = RunFolder(Path(config.trainer.default_root_dir or f"runs/{config.row or 'botnet'}"))
         self._choose_checkpoint(config)
+        self._choose_batch(config)
         self._warn_of_random_weights(config)
 
     def _choose_checkpoint(self, config: Namespace) -> None:
@@ -143,6 +154,18 @@ class TrainingCLI(LightningCLI):
         expected = given == "last" or (given is None and requeued)
         if self.subcommand == "fit" and expected and config.ckpt_path is None:
             rank_zero_only(logger.info)("%s has no checkpoint yet: from the start", self.run_folder.path)
+
+    def _choose_batch(self, config: Namespace) -> None:
+        """Of a batch that is found: keep the one that was, where the run resumes, and scale the rate."""
+        if self.subcommand == "fit" and config.get(BATCH_SIZE) == "auto":
+            config.batch_rule = "linear"
+            if config.global_batch is None:
+                rank_zero_only(logger.warning)(
+                    "no --global_batch, the batch that the learning rate is for: the rate does not follow "
+                    "the batch that is found"
+                )
+            if config.ckpt_path is not None:
+                config[BATCH_SIZE] = kept_batch_size(config.ckpt_path) or "auto"
 
     def _warn_of_random_weights(self, config: Namespace) -> None:
         if self.subcommand == "fit" or config.ckpt_path or config.get("model.init_args.init_from"):
@@ -163,8 +186,9 @@ class TrainingCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         kwargs["default_root_dir"] = str(self.run_folder.path)
         kwargs["use_distributed_sampler"] = False  # training.loader deals the samples out
-        if config.logger in (None, True):
-            kwargs["logger"] = self._loggers()
+        if config.logger is not False:
+            given = [] if config.logger is True else _as_list(config.logger)
+            kwargs["logger"] = [*self._loggers(), *given]
         checkpointing = config.enable_checkpointing is not False
         kwargs["callbacks"] = [*_as_list(config.callbacks), *self._callbacks(checkpointing)]
         kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
@@ -182,9 +206,10 @@ class TrainingCLI(LightningCLI):
             )
         return trainer
 
-    def _loggers(self) -> Any:
+    def _loggers(self) -> list[Logger]:
+        """Those of a training, to which others are added: the curves are drawn from the CSV."""
         if self.subcommand != "fit":
-            return False
+            return []
         run = self.run_folder
         # A new CSV version for each start: Lightning empties a folder that it is given twice.
         return [
@@ -194,15 +219,18 @@ class TrainingCLI(LightningCLI):
 
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         run, global_batch = self.run_folder, self._get(self.config, "global_batch")
+        patience, monitor = self._get(self.config, "patience"), self._get(self.config_init, "model").monitor
         callbacks: list[Callback] = [
             StepSeed(),
             FiniteLoss(),
             FinalValidation(),
             BarProgress() if Console().is_terminal else LineProgress(),
         ]
+        if patience is not None:
+            callbacks.append(Patience(patience, monitor))
         if checkpointing:
             callbacks += [
-                BestCheckpoint(run.checkpoints, self._get(self.config_init, "model").monitor),
+                BestCheckpoint(run.checkpoints, monitor),
                 LastCheckpoint(run.last, self._get(self.config, "save_minutes")),
             ]
         if global_batch is not None:

@@ -36,9 +36,12 @@ class FiniteLoss(Callback):
         where = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {batch})"
         if bool(torch.isfinite(loss).all()):
             raise TrainingError(f"{where}: the loss of another device is not finite; see its message")
+        # What is checked has been scaled; what was logged has not.
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        what = "the loss" if scaler is None else f"the loss, scaled by {scaler.get_scale():g} for fp16,"
         parts = ", ".join(f"{name} {value:g}" for name, value in losses(trainer).items())
         samples = f" for {', '.join(loader.names(batch))}" if isinstance(loader, Loader) else ""
         raise TrainingError(
-            f"{where}: the loss is {loss.item():g} ({parts}){samples}; the weights have not been changed. "
+            f"{where}: {what} is not finite ({parts}){samples}; the weights have not been changed. "
             "Look at these samples, or resume from the last checkpoint with a lower learning rate"
         )

@@ -28,6 +28,7 @@ RUN_OPTIONS = (
     "global_batch",
     "batch_rule",
     "save_minutes",
+    "patience",
     "ckpt_path",
 )
 MAX_LENGTH = 300  # characters of a message of another form
@@ -55,7 +56,7 @@ def explain(message: str) -> str:
     if given and allowed:
         value = re.sub(r"^NestedArg\(.*val='(.*)'\)$", r"\1", given[1])
         if allowed == ["null"]:  # jsonargparse names no type that it would take: it wants a class
-            return f"{option}: {value!r} is not a class that can be imported; give its path, package.Class"
+            return f"{option}: {_not_a_class(value)}"
         choices = [choice for choice in allowed if choice not in TYPES.values()]
         return f"{option}: {value!r} is not allowed; give {' or '.join(allowed)}{nearest(value, choices)}"
     line = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", " ".join(message.split()))
@@ -66,6 +67,21 @@ def _no_option(keys: Sequence[str], known: Iterable[str]) -> str:
     """The message about an option of a class, or of the command, that does not exist."""
     hint = nearest(keys[0 if known is RUN_OPTIONS else -1], known)
     return f"--{'.'.join(keys)}: no such option{hint} (botnet fit --help lists all)"
+
+
+def _not_a_class(value: str) -> str:
+    """Why a value is not taken as a class: a wrong path, or a module that fails on import."""
+    class_path = re.sub(r"^\{'class_path': '([\w.]+)'.*", r"\1", value)
+    module, _, name = class_path.rpartition(".")
+    try:
+        getattr(import_module(module), name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        missing = getattr(error, "name", None)
+        if isinstance(error, ModuleNotFoundError) and missing and not f"{module}.".startswith(f"{missing}."):
+            return f"{class_path} cannot be imported: {error}"
+    except ImportError as error:
+        return f"{class_path} cannot be imported: {error}"
+    return f"{class_path!r} is not a class that can be imported; give its path, package.Class"
 
 
 def _parameters(class_path: str) -> Iterable[str]:
@@ -79,7 +95,7 @@ def _parameters(class_path: str) -> Iterable[str]:
 
 def _allowed(message: str) -> list[str]:
     """What a message says it expected, innermost option only, each once."""
-    inner = message[message.rfind("Parser key") :]
+    inner = message[message.rfind("Parser key") :].partition("Given value")[0]
     found: list[str] = []
     for kind, choices in re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])", inner):
         found += [TYPES.get(kind, kind)] if kind else [choice.strip(" '") for choice in choices.split(",")]

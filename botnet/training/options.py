@@ -29,6 +29,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
     "seed_everything": (SEED,),
     "global_batch": (COUNT,),
     "save_minutes": (Range(float, 0),),
+    "patience": (COUNT,),
     "trainer.accelerator": (Choice(("auto", "gpu", *AcceleratorRegistry.available_accelerators())),),
     "trainer.strategy": (
         Choice(("auto", "ddp"), "another of Lightning's", "|".join(StrategyRegistry.available_strategies())),
@@ -87,7 +88,7 @@ def _check_class(option: str, given: Any) -> None:
     limits = limits_of(resolve_name(given.class_path))
     for name, value in vars(given.get("init_args", Namespace())).items():
         if name in limits:
-            check(f"{option}.{name}", value, limits[name])
+            check(f"{option}.{name}", value, *limits[name])
         _check_class(f"{option}.{name}", value)
 
 

@@ -1,9 +1,14 @@
 """Where a run ends, and the validation there."""
 
+import logging
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+from botnet.arguments import Count, checked
+
+logger = logging.getLogger(__name__)
 
 
 def step_is_complete(trainer: L.Trainer) -> bool:
@@ -44,3 +49,47 @@ class FinalValidation(Callback):
             trainer.check_val_every_n_epoch = 1
             trainer._val_check_time_interval = None  # type: ignore[attr-defined]
             trainer.val_check_batch = batch_idx + 1
+
+
+class Patience(EarlyStopping):
+    """Ends a run after so many validations in a row that were no better than the best one.
+
+    Args:
+        validations: of the recipe; a checkpoint's own number does not count.
+        monitor: name of the metric; the greatest value is the best.
+
+    Raises:
+        ConfigError: no validations.
+    """
+
+    @checked
+    def __init__(self, validations: Count, monitor: str) -> None:
+        super().__init__(
+            monitor, patience=validations, mode="max", check_finite=False, check_on_train_epoch_end=False
+        )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End a run that had been ended when it was killed."""
+        self._stop_if_exhausted(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare the metric with the best one."""
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_skip_check(trainer):
+            self._stop_if_exhausted(trainer)
+
+    def _stop_if_exhausted(self, trainer: L.Trainer) -> None:
+        if self.wait_count < self.patience:
+            return
+        trainer.should_stop = True
+        if trainer.is_global_zero:
+            logger.info(
+                "%s was no better in the last %d validations than before, %.4g: the run ends",
+                self.monitor,
+                self.wait_count,
+                float(self.best_score),
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best value and the validations since."""
+        super().load_state_dict(state_dict | {"patience": self.patience})

@@ -2,24 +2,28 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
 from botnet import __version__
-from botnet.arguments import Count, CountOrZero, Factor, Part, PartBelowOne, Workers, checked
+from botnet.arguments import BatchSize, Count, CountOrZero, Factor, Part, PartBelowOne, Workers, checked
 from botnet.errors import ConfigError, first_few
 from botnet.layers import MHSA2d
+from botnet.training.auto_batch import find_batch_size
+from botnet.training.average import WeightAverage, choose_weights
 from botnet.training.checkpoint_file import FORMAT, check_format
 from botnet.training.loader import Loader, Samples, make_loader
 from botnet.training.memory import step_bytes, total_memory
@@ -27,6 +31,9 @@ from botnet.training.run_folder import EvaluationFolder, RunFolder
 from botnet.visualize.curves import plot_curves
 
 logger = logging.getLogger(__name__)
+
+OptimizerName = Literal["sgd", "adamw"]
+BETA2 = 0.999  # of AdamW, torch's default
 
 
 class TaskDataModule(L.LightningDataModule):
@@ -36,7 +43,8 @@ class TaskDataModule(L.LightningDataModule):
     from :func:`~botnet.training.seeding.run_seed`, the epoch and the index.
 
     Args:
-        batch_size: images a step on each device.
+        batch_size: images a step on each device; ``auto``: the largest power of two that fits, which is found
+            before the first step (:func:`~botnet.training.auto_batch.find_batch_size`).
         val_batch_size: images at once in validation.
         num_workers: processes that prepare images; default: as many as the machine has cores for each device,
             at most 16.
@@ -47,6 +55,7 @@ class TaskDataModule(L.LightningDataModule):
         ConfigError: a number out of its range.
 
     Attributes:
+        batch_size: as given; 1 until ``auto`` is found.
         train_set: indexed by (epoch, index).
         val_set: indexed by a number.
     """
@@ -57,13 +66,15 @@ class TaskDataModule(L.LightningDataModule):
     @checked
     def __init__(
         self,
-        batch_size: Count,
+        batch_size: BatchSize,
         val_batch_size: Count,
         num_workers: Workers | None = None,
         skip_broken: CountOrZero = 0,
     ) -> None:
         super().__init__()
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.finds_batch_size = batch_size == "auto"
+        self.batch_size = 1 if batch_size == "auto" else batch_size
+        self.val_batch_size = val_batch_size
         self.num_workers, self.skip_broken = num_workers, skip_broken
 
     @property
@@ -80,6 +91,13 @@ class TaskDataModule(L.LightningDataModule):
     def collate(samples: list[Any]) -> Any:
         """A batch of these samples."""
         return default_collate(samples)
+
+    def setup(self, stage: str) -> None:
+        """Find the size of the batch, before anything depends on it."""
+        trainer = self.trainer
+        if stage == "fit" and self.finds_batch_size and trainer is not None:
+            self.batch_size = find_batch_size(trainer, cast(TaskModule, trainer.lightning_module), self)
+            self.finds_batch_size = False
 
     def train_dataloader(self) -> Loader:
         """Batches of this device in the order of the epoch."""
@@ -121,9 +139,11 @@ class TaskModule(L.LightningModule):
 
     Args:
         learning_rate: after the warm-up, for the whole batch over all devices.
-        momentum: of SGD, without Nesterov's form.
+        momentum: of SGD, without Nesterov's form; the first beta of AdamW.
         weight_decay: on the kernels of convolutions and fully connected layers only.
         init_from: file of weights to start from, or to validate; not read where a checkpoint brings its own.
+        ema_decay: of a moving average of the weights, which is validated and kept; None: no average.
+        optimizer: SGD, or AdamW, whose rates are some hundred times as small.
 
     Attributes:
         task: what a checkpoint holds: ``detector`` or ``classifier``.
@@ -147,10 +167,12 @@ class TaskModule(L.LightningModule):
         momentum: PartBelowOne,
         weight_decay: Part,
         init_from: Path | None,
+        ema_decay: PartBelowOne | None = None,
+        optimizer: OptimizerName = "sgd",
     ) -> None:
         super().__init__()
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
-        self.init_from = init_from
+        self.init_from, self.ema_decay, self.optimizer = init_from, ema_decay, optimizer
         self.report: dict[str, dict[str, Any]] = {}
         self.evaluated: dict[str, int] | None = None
         self.loaded: dict[str, int] | None = None  # the same of a checkpoint that is to be validated
@@ -173,9 +195,24 @@ class TaskModule(L.LightningModule):
         """The learning rate at each of ``total`` optimiser steps, relative to ``learning_rate``."""
         raise NotImplementedError
 
-    def scale_batch(self, factor: float) -> None:
-        """Follow a batch ``factor`` times as large by the linear rule."""
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """The parts of the loss of a batch, whose sum is minimised."""
         raise NotImplementedError
+
+    def scale_batch(self, factor: float) -> None:
+        """Follow a batch ``factor`` times as large by the linear rule.
+
+        The average of the weights spans as many images as before.
+        """
+        self.learning_rate *= factor
+        if self.ema_decay is not None:
+            self.ema_decay **= factor
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The average of the weights, if there is one."""
+        if self.ema_decay is None:
+            return []
+        return [WeightAverage(self.trainer.strategy.root_device)]
 
     def start_from(self, path: Path, class_names: Sequence[str]) -> str:
         """Take the weights of another run for data of these classes; returns a message on what was taken."""
@@ -233,7 +270,7 @@ class TaskModule(L.LightningModule):
 
     def _check_memory(self) -> None:
         """Refuse a batch that cannot fit, whatever else is in memory."""
-        device, batch = self.trainer.strategy.root_device, self.training_batch()
+        device, batch = self.trainer.strategy.root_device, self.training_batch(self.data.batch_size)
         available = total_memory(device)
         if available is None or batch is None:
             return
@@ -246,8 +283,8 @@ class TaskModule(L.LightningModule):
                 "data.batch_size, or the size of the images"
             )
 
-    def training_batch(self) -> tuple[nn.Module, tuple[int, ...]] | None:
-        """What sees the images, and the shape of a batch; None where they are not known."""
+    def training_batch(self, images: int) -> tuple[nn.Module, tuple[int, ...]] | None:
+        """What sees the images, and the shape of a batch of so many; None where they are not known."""
         return None
 
     # The next two hooks come after a checkpoint was read.
@@ -279,14 +316,26 @@ class TaskModule(L.LightningModule):
 
     # ---- optimiser and schedule
 
+    def make_optimizer(self) -> Optimizer:
+        """SGD with momentum, or AdamW."""
+        groups = parameter_groups(self.network, self.weight_decay)
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.momentum, BETA2))
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, fused=self._fused())
+
     def configure_optimizers(self) -> Any:
-        """SGD with momentum, and the schedule in steps."""
-        optimizer = torch.optim.SGD(
-            parameter_groups(self.network, self.weight_decay), lr=self.learning_rate, momentum=self.momentum
-        )
+        """The optimiser, and the schedule in steps."""
+        optimizer = self.make_optimizer()
         self.total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, self.schedule(self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _fused(self) -> bool | None:
+        """Whether one kernel updates all weights: on GPUs, but not in fp16; None elsewhere, as by default."""
+        # Where fp16's scaler skips the first step, torch's fused SGD takes memory that nobody has written for
+        # the momentum.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        return True if self.trainer.strategy.root_device.type == "cuda" and not scaled else None
 
     def on_train_start(self) -> None:
         """Apply the recipe to optimiser and schedule: a checkpoint restores them with its own settings."""
@@ -309,7 +358,11 @@ class TaskModule(L.LightningModule):
         groups = parameter_groups(self.network, self.weight_decay)
         for group, own in zip(optimizer.param_groups, groups, strict=True):
             group["lr"], group["initial_lr"] = self.learning_rate * factor, self.learning_rate
-            group["momentum"], group["weight_decay"] = self.momentum, own["weight_decay"]
+            group["weight_decay"] = own["weight_decay"]
+            if "betas" in group:
+                group["betas"] = (self.momentum, BETA2)
+            else:  # the checkpoint may come from another kind of device
+                group |= {"momentum": self.momentum, "fused": self._fused()}
 
     def _report_changes(self, settings: dict[str, Any]) -> None:
         before = self.resumed
@@ -323,7 +376,8 @@ class TaskModule(L.LightningModule):
 
     def _settings(self) -> dict[str, Any]:
         """What the learning rate and the updates of a run depend on."""
-        names = ("learning_rate", "momentum", "weight_decay", *self.schedule_settings)
+        common = ("optimizer", "learning_rate", "momentum", "weight_decay", "ema_decay")
+        names = (*common, *self.schedule_settings)
         epochs = self.trainer.max_epochs if self.trainer.max_steps == -1 else None
         return {name: getattr(self, name) for name in names} | {
             "total_steps": self.total_steps,
@@ -363,6 +417,7 @@ class TaskModule(L.LightningModule):
             "format": FORMAT,
             "version": __version__,
             "class_names": list(self.data.class_names),
+            "batch_size": self.data.batch_size,
             "settings": self._settings(),
         } | self.checkpoint_metadata()
 
@@ -371,15 +426,23 @@ class TaskModule(L.LightningModule):
 
         Raises:
             CheckpointError: it is of a newer format.
-            ConfigError: it is of other classes.
+            ConfigError: it is of other classes, or of another optimiser.
         """
         check_format(checkpoint, "the checkpoint")
+        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        choose_weights(checkpoint, fitting, self.ema_decay is not None)
         self.init_from = None  # it has weights of its own
         loops = checkpoint.get("loops", {}).get("fit_loop", {})  # not where weights alone were saved
         epoch_done = bool(loops.get("epoch_loop.batch_progress", {}).get("is_last_batch"))
         self.loaded = {"epoch": checkpoint["epoch"] + epoch_done, "step": checkpoint["global_step"]}
         metadata = checkpoint.get("botnet", {})
         self.resumed = metadata.get("settings", {})
+        theirs = self.resumed.get("optimizer", "sgd")
+        if fitting and theirs != self.optimizer:
+            raise ConfigError(
+                f"the checkpoint was trained by {theirs}, not by {self.optimizer}; resume it with "
+                f"--model.optimizer {theirs}, or start a new run from it by --model.init_from"
+            )
         if "class_names" in metadata and getattr(self._trainer, "datamodule", None) is not None:
             self._check_classes(metadata["class_names"])
 
@@ -391,6 +454,11 @@ class TaskModule(L.LightningModule):
                 f"{data.num_classes} ({first_few(data.class_names)}); a run can only be resumed with its own "
                 "classes; to train on others, give the checkpoint by --model.init_from"
             )
+
+
+def half_cosine(step: int, total: int, warmup: float = 0) -> float:
+    """The learning rate after a warm-up, relative to the highest: from 1 to 0 as half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

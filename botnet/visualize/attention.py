@@ -38,11 +38,14 @@ class AttentionProbe:
     def title(self) -> str:
         """The block, its stage and the size of its map."""
         assert self.map is not None, "the network has not run yet"
-        stage = re.search(r"layer(\d)", self.name)  # timm's ResNets count from 1, c2 is the first
         height, width = self.map.shape[-2:]
-        return (
-            f"{self.name}{f', stage c{int(stage[1]) + 1}' if stage else ''}, map of {height} x {width} cells"
-        )
+        return f"{self.name}{f', stage {self.stage}' if self.stage else ''}, map of {height} x {width} cells"
+
+    @property
+    def stage(self) -> str | None:
+        """Its stage, such as "c5", if the name tells."""
+        stage = re.search(r"layer(\d)", self.name)  # timm's ResNets count from 1, c2 is the first
+        return f"c{int(stage[1]) + 1}" if stage else None
 
     @torch.inference_mode()
     def weights(self, y: float, x: float) -> tuple[Tensor, tuple[int, int]]:
@@ -85,8 +88,7 @@ def probe_attention(model: nn.Module, block: str | None = None) -> Iterator[list
     layers = attention_layers(model)
     if not layers:
         raise ConfigError(
-            f"{type(model).__name__} has no BoT block, so there is no attention to draw; --attention is for "
-            "the BoTNets"
+            f"{type(model).__name__} has no BoT block, so there is no attention to draw; give a BoTNet"
         )
     if block is not None and block not in (*layers, "all"):
         raise ConfigError(f"--block {block}: the BoT blocks are {', '.join(layers)}; or give all")

@@ -35,7 +35,7 @@ from tests.support.classification import (
     write_images,
     write_recipe,
 )
-from tests.support.tiny import Stopped, end_at
+from tests.support.tiny import Stopped, differing, end_at
 
 pytestmark = pytest.mark.long
 
@@ -51,11 +51,10 @@ def test_a_run_writes_its_files(run):
     assert (folder / "curves.png").is_file()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["epoch"], metrics["step"]) == (1, 3)
-    assert {"model", "ema"} < set(metrics)
-    assert metrics["top1"] == metrics["ema"]["top1"]  # the average is what a run is for
+    assert metrics["top1"] == metrics["model"]["top1"]
     assert metrics["top5"] == 100.0  # of three classes
-    assert list(metrics["ema"]["per_class"]) == list(CLASSES)
-    assert np.mean(list(metrics["ema"]["per_class"].values())) == pytest.approx(metrics["top1"])
+    assert list(metrics["model"]["per_class"]) == list(CLASSES)
+    assert np.mean(list(metrics["model"]["per_class"].values())) == pytest.approx(metrics["top1"])
     with Image.open(folder / "pictures" / "predictions.png") as sheet:
         assert np.asarray(sheet).std() > 10
 
@@ -171,9 +170,10 @@ def test_a_killed_run_resumes_bit_for_bit(images, tmp_path):
         for name in ("whole", "killed")
     )
     assert one["global_step"] == two["global_step"] == 6
-    assert any(name.startswith("ema.module.") for name in one["state_dict"])
-    for name, value in one["state_dict"].items():
-        assert torch.equal(value, two["state_dict"][name]), name
+    assert one["averaging_state"]["n_averaged"] == 6
+    assert differing(one["state_dict"], one["current_model_state"])  # the average and the weights
+    for part in ("state_dict", "current_model_state", "averaging_state"):
+        assert differing(one[part], two[part]) == []
     states = (checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, two))
     for mine, other in zip(*(state.values() for state in states), strict=True):
         assert torch.equal(mine["momentum_buffer"], other["momentum_buffer"])
@@ -224,10 +224,9 @@ def test_two_processes_do_what_one_does(images, tmp_path):
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], rtol=1e-5, atol=1e-7, msg=name)
     numbers = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in "12"]
-    for kind in ("model", "ema"):
-        assert numbers[0][kind]["top1"] == numbers[1][kind]["top1"]
-        assert numbers[0][kind]["per_class"] == numbers[1][kind]["per_class"]
-        assert numbers[0][kind]["loss"] == pytest.approx(numbers[1][kind]["loss"], rel=1e-4)
+    one, two = (found["model"] for found in numbers)
+    assert (one["top1"], one["per_class"]) == (two["top1"], two["per_class"])
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
 
 
 # ---- its parts
@@ -337,35 +336,55 @@ def test_only_kernels_decay(name):
     assert not {"cls_token", "pos_embed"} & expected
 
 
-def test_the_average_is_that_of_the_weights(images):
-    """While it is young the plain mean of the weights after each step; then its decay is the one given."""
+def test_adamw_takes_the_step_of_its_formula(images):
+    """The first: the sign of the gradient times the rate, and the decay of kernels times the rate."""
 
     class Watch(L.Callback):
-        def __init__(self):
-            self.weights = []
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            self.before = {
+                name: (p.detach().clone(), p.grad.clone()) for name, p in module.model.named_parameters()
+            }
 
         def on_train_batch_end(self, trainer, module, *_):
-            self.weights.append(module.model.fc.weight.detach().clone())
+            after = dict(module.model.named_parameters())
+            for name, (value, gradient) in self.before.items():
+                decay = 0.1 if value.ndim > 1 else 0.0
+                expected = value - 0.01 * (decay * value + gradient / (gradient.abs() + 1e-8))
+                torch.testing.assert_close(after[name].detach(), expected, msg=name)
+            self.compared = len(self.before)
 
-    for decay, expected in (
-        (0.9999, lambda w: sum(w) / 6),
-        (0.5, lambda w: w[0] / 32 + w[1] / 32 + w[2] / 16 + w[3] / 8 + w[4] / 4 + w[5] / 2),
-    ):
-        watch, module = Watch(), module_of(ema_decay=decay, warmup_epochs=0, learning_rate=0.1)
-        trainer_of(callbacks=[watch], max_epochs=2).fit(module, data_module(images))
-        assert len(watch.weights) == 6
-        assert not torch.equal(watch.weights[0], watch.weights[-1])
-        torch.testing.assert_close(module.ema.module.fc.weight, expected(watch.weights))
+    watch, module = (
+        Watch(),
+        module_of(optimizer="adamw", learning_rate=0.01, weight_decay=0.1, warmup_epochs=0),
+    )
+    trainer_of(callbacks=[watch], limit_train_batches=1, limit_val_batches=0).fit(module, data_module(images))
+    assert watch.compared > 10
 
 
-def test_the_average_is_updated_once_a_step(images):
-    """Of three passes collected into one step it sees the step."""
-    module = module_of(ema_decay=0.9, warmup_epochs=0)
-    steps = []
-    update = module.ema.update
-    module.ema.update = lambda model, step: (steps.append(step), update(model, step))
-    trainer_of(accumulate_grad_batches=3, max_epochs=2).fit(module, data_module(images))
-    assert steps == [1, 2]
+def test_adamw_resumes_bit_for_bit_and_only_with_itself(images, tmp_path, capsys):
+    def fit(name, *more, callbacks=None):
+        recipe = write_recipe(
+            tmp_path / f"{name}.yaml", images, tmp_path / name, {"optimizer": "adamw", "learning_rate": 1e-3}
+        )
+        if callbacks:
+            content = yaml.safe_load(recipe.read_text())
+            content["trainer"]["callbacks"] = callbacks
+            recipe.write_text(yaml.safe_dump(content))
+        return main(["fit", "--config", str(recipe), "--save_minutes", "0", *more])
+
+    assert fit("whole") == 0
+    with pytest.raises(Stopped):
+        fit("run", callbacks=end_at("on_train_batch_start", 2))
+    assert fit("run", "--ckpt_path", "last", "--model.optimizer", "sgd") == 2
+    assert "trained by adamw, not by sgd; resume it with --model.optimizer adamw" in capsys.readouterr().err
+    assert fit("run", "--ckpt_path", "last") == 0
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("whole", "run")
+    )
+    for part in ("state_dict", "current_model_state", "optimizer_states"):
+        assert differing(one[part], two[part]) == []
+    assert "exp_avg_sq" in one["optimizer_states"][0]["state"][0]
 
 
 def test_mixed_and_smoothed_loss_is_timms(images):
@@ -397,7 +416,7 @@ def test_another_batch_scales_the_rate_and_the_decay_of_the_average():
     module = module_of(learning_rate=1.6, ema_decay=0.9999)
     module.scale_batch(1 / 16)
     assert module.learning_rate == pytest.approx(0.1)
-    assert module.ema.decay**16 == pytest.approx(0.9999)  # after as many images
+    assert module.ema_decay**16 == pytest.approx(0.9999)  # after as many images
 
 
 def test_regularisation_reaches_the_network():
@@ -447,7 +466,6 @@ def test_validation_evaluates_the_weights_of_init_from(run, images, log):
     expected = load_classifier(checkpoint)[0].state_dict()
     for name, value in expected.items():
         assert torch.equal(module.model.state_dict()[name], value), name
-        assert torch.equal(module.ema.module.state_dict()[name], value), name
     assert f"started from {checkpoint}: 3 of 3 classes known" in log.text
 
 
@@ -462,17 +480,17 @@ def test_the_command_warns_of_random_weights(run, images, tmp_path, log):
         assert ("neither --ckpt_path nor" in log.text) == expected
         log.clear()
     metrics = json.loads((tmp_path / "run" / "validate" / "metrics.json").read_text())
-    assert metrics["model"] == json.loads((folder / "metrics.json").read_text())["ema"]
+    assert metrics["model"] == json.loads((folder / "metrics.json").read_text())["model"]
 
 
 def test_a_checkpoint_has_its_own_weights(run, images):
     """The file that a resumed or validated run started from is not read again."""
     checkpoint = run[1] / "checkpoints" / "last.ckpt"
-    stored = torch.load(checkpoint, weights_only=True)["state_dict"]
-    for call in ("fit", "validate"):
+    stored = torch.load(checkpoint, weights_only=True)
+    for call, weights in (("fit", "current_model_state"), ("validate", "state_dict")):
         module = module_of(init_from=Path("gone.ckpt"), ema_decay=0.9, label_smoothing=0.1, pictures=0)
         getattr(trainer_of(max_epochs=1), call)(module, data_module(images), ckpt_path=checkpoint)
-        assert torch.equal(module.model.fc.weight, stored["model.fc.weight"])
+        assert torch.equal(module.model.fc.weight, stored[weights]["model.fc.weight"])
 
 
 def test_a_network_of_another_class_count_is_refused(images):

@@ -112,7 +112,7 @@ def test_digits_stand_out_from_what_they_cover(below):
 
 
 def test_the_splits_share_neither_digit_nor_photograph():
-    split = digits._load_digits(seed=0)
+    split = digits.load_digits(seed=0)
     train, val = (
         {image.tobytes() for of_class in split[name] for image in of_class} for name in ("train", "val")
     )
@@ -120,7 +120,7 @@ def test_the_splits_share_neither_digit_nor_photograph():
     assert (len(train), len(val)) == (4000, 1000)
     assert [len(of_class) for of_class in split["val"]] == [100] * 10
     assert not set(PHOTOGRAPHS["train"]) & set(PHOTOGRAPHS["val"])
-    pictures = {name: digits._load_photographs(name) for name in PHOTOGRAPHS}
+    pictures = {name: digits.load_photographs(name) for name in PHOTOGRAPHS}
     assert not {p.tobytes() for p in pictures["train"]} & {p.tobytes() for p in pictures["val"]}
 
 
@@ -271,7 +271,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, packag
 
 
 def test_photographs_are_different_pictures():
-    everything = [photograph for split in PHOTOGRAPHS for photograph in digits._load_photographs(split)]
+    everything = [photograph for split in PHOTOGRAPHS for photograph in digits.load_photographs(split)]
     for one, two in combinations(everything, 2):
         small = [np.asarray(p.convert("L").resize((32, 32)), dtype=float).ravel() for p in (one, two)]
         assert abs(np.corrcoef(*small)[0, 1]) < 0.9

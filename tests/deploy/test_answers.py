@@ -70,6 +70,41 @@ def test_without_pytorch(exported, images, tmp_path):
     assert (tmp_path / "out" / "0.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, r"theirs\.onnx was not written by botnet export"),
+        ({"botnet_format": "?"}, r"theirs\.onnx: its metadata are broken"),
+        ({"botnet_format": "null"}, r"theirs\.onnx: its metadata are broken"),
+        (
+            {"botnet_format": "1", "botnet_task": '"detector"'},
+            r"theirs\.onnx: its metadata lack category_ids, ",
+        ),
+        (
+            {"botnet_format": "99", "botnet_version": '"9.0"'},
+            r"written by botnet 9\.0 in format 99; .* upgrade",
+        ),
+    ],
+)
+def test_the_graph_of_somebody_else_is_refused(metadata, message, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper
+
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "theirs", values[:1], values[1:])
+    opset = helper.make_opsetid("", 18)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    helper.set_model_props(model, metadata)
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with pytest.raises(CheckpointError, match=message):
+        botnet.load(tmp_path / "theirs.onnx")
+    picture(0, (60, 40)).save(tmp_path / "0.png")
+    call = ["predict", str(tmp_path / "theirs.onnx"), str(tmp_path / "0.png")]
+    assert main([*call, "--output", str(tmp_path / "out")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_exported_model_is_refused(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"x\.onnx cannot be run"):

@@ -1,20 +1,26 @@
 """Exported networks against the eager ones, in onnxruntime and in OpenVINO."""
 
 import copy
+import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import botnet
 from botnet.classification import create_classifier
 from botnet.cli import main
 from botnet.deploy import OnnxModel
 from botnet.deploy.operators import pool_boxes, suppress
-from botnet.deploy.verify import FULL, compare, on_canvas, run_eager
-from botnet.detection import load_detector
+from botnet.deploy.verify import FULL, HALF, choose_pictures, compare, on_canvas, run_eager
+from botnet.detection import RCNN, load_detector
 from botnet.errors import CheckpointError
-from tests.support.deploy import CANVAS, CLASSES, noise
+from botnet.training.run_folder import RunFolder
+from tests.support.deploy import CANVAS, CLASSES, crowd_detector, noise, write_checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -49,7 +55,8 @@ def assert_equal(detector, model: OnnxModel, pictures: list[np.ndarray]) -> list
         np.testing.assert_allclose(theirs["scores"], ours["scores"], rtol=0, atol=FULL.scores)
         np.testing.assert_allclose(theirs["boxes"], ours["boxes"], rtol=0, atol=FULL.boxes)
         np.testing.assert_array_equal(theirs["labels"], ours["labels"])
-        np.testing.assert_allclose(theirs["masks"], ours["masks"], rtol=0, atol=1e-4)
+        if "masks" in ours:
+            np.testing.assert_allclose(theirs["masks"], ours["masks"], rtol=0, atol=1e-4)
     return [len(image["scores"]) for image in found]
 
 
@@ -96,7 +103,7 @@ def test_nothing_found(quiet):
 
 @pytest.mark.long
 def test_openvino_runs_the_same_graph(exported, quiet):
-    openvino = pytest.importorskip("openvino")
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: botnet[openvino]")
     for path, pictures in ((exported, noise(SIZE, (33, CANVAS))), (quiet[0], [BLANK])):
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
         compiled = openvino.compile_model(path, "CPU", settings)
@@ -110,6 +117,48 @@ def test_openvino_runs_the_same_graph(exported, quiet):
         for name, tolerance in (("boxes", 1e-3), ("scores", 1e-5), ("labels", 0), ("masks", 1e-4)):
             expected = np.concatenate([image[name] for image in ours])
             np.testing.assert_allclose(values[name], expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.long
+def test_faster_rcnn_on_a_canvas_that_is_not_square(tmp_path):
+    crowd = crowd_detector()
+    detector = RCNN(**(crowd.spec | {"masks": False})).eval()
+    detector.load_state_dict(crowd.state_dict(), strict=False)
+    write_checkpoint(tmp_path / "best.ckpt", detector)
+    output, size = tmp_path / "model.onnx", (64, 96)
+    call = ["export", str(tmp_path / "best.ckpt"), "--output", str(output), "--size", *map(str, size)]
+    assert main(call) == 0
+    model = OnnxModel(output)
+    assert model.size == size
+    (found, *_) = model.run(*on_canvas(noise(size), size))
+    assert found.keys() == {"boxes", "scores", "labels"}
+    assert min(assert_equal(detector, model, noise(size, (64, 40), (20, 96)))) > 0
+    # An image of 200 x 100 px fills the canvas' width and 48 of its rows.
+    pictures = noise((100, 200))
+    answer = botnet.load(output).predict(pictures[0], threshold=0.2)
+    assert len(answer) > 0
+    assert answer.mask is None
+    assert (answer.xyxy[:, 2:].max(0) > [190, 90]).all()
+    assert (answer.xyxy <= [200, 100, 200, 100]).all()
+
+
+@pytest.mark.long
+def test_half_precision_is_near_the_whole_one(exported, checkpoint, tmp_path):
+    output = tmp_path / "half.onnx"
+    assert main(["export", str(checkpoint), "--output", str(output), "--half"]) == 0
+    kinds = Counter()
+    for tensor in onnx.load(output).graph.initializer:
+        kinds[tensor.data_type] += math.prod(tensor.dims)
+    assert kinds[onnx.TensorProto.FLOAT16] > 20 * kinds[onnx.TensorProto.FLOAT]  # all but the anchors
+    assert output.stat().st_size < 0.6 * exported.stat().st_size
+    half, whole = OnnxModel(output), OnnxModel(exported)
+    images, valid = on_canvas(noise(SIZE, (40, CANVAS)), SIZE)
+    for found, expected in zip(half.run(images, valid), whole.run(images, valid), strict=True):
+        assert {name: values.dtype for name, values in found.items()} == {
+            name: values.dtype for name, values in expected.items()
+        }
+        compare([expected], [found], HALF, 150)
+        assert not np.array_equal(found["scores"], expected["scores"])
 
 
 @pytest.mark.long
@@ -185,6 +234,28 @@ def test_detections_that_differ_are_refused():
     fewer = [{name: values[:-1] for name, values in found[0].items()}]
     with pytest.raises(CheckpointError, match="1 of 39"):
         compare(found, fewer, FULL, 100)
+
+
+def test_pictures_of_the_validation_set_are_compared(tmp_path):
+    """However the run's configuration names it; without them, synthetic ones."""
+    for folder in ("train", "val"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        (tmp_path / "set" / f"instances_{folder}.json").write_text("{}")
+    for number in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / "set" / "val" / f"{number:02}.png")
+    run = RunFolder(tmp_path)
+    for data in (
+        {"class_path": "x", "init_args": {"root": str(tmp_path / "set"), "val_images": None}},
+        {"init_args": {"val_instances": "x.json", "val_images": str(tmp_path / "set" / "val")}},
+        {"val": str(tmp_path / "set" / "val")},
+    ):
+        run.config.write_text(json.dumps({"data": data}))
+        paths, words = choose_pictures(run, None)
+        assert [path.name for path in paths] == [f"{number:02}.png" for number in range(0, 16, 2)]
+        assert words == "pictures of the run's validation set"
+    for data in ({"root": str(tmp_path / "gone")}, {"root": None}, {}, None):
+        run.config.write_text(json.dumps({"data": data}))
+        assert choose_pictures(run, None)[0] == []
 
 
 def test_suppression_in_loops():

@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+import botnet
 from botnet.classification.checkpoint import create_classifier, load_classifier
 from botnet.cli import main
 from botnet.deploy.hub import save_published
 from botnet.detection.checkpoint import load_detector
 from botnet.errors import CheckpointError, ConfigError, DataError
 from botnet.training.checkpoint_file import FORMAT, write_file
-from botnet.training.model_source import open_checkpoint
+from botnet.training.model_source import is_trained_here, open_checkpoint
 from tests.support.detector import small_detector
 from tests.support.hub import TOKEN, loopback_hub
 
@@ -207,6 +208,14 @@ def test_a_broken_model_is_refused(change, message, run, tmp_path):
     broken(tmp_path / "model", change)
     with pytest.raises(CheckpointError, match=message):
         load_detector(tmp_path / "model")
+
+
+def test_a_repository_without_configuration_is_refused(tmp_path, monkeypatch):
+    """As the client leaves it: only files that there are."""
+    monkeypatch.setattr("botnet.training.model_source.fetch", lambda *_: tmp_path)
+    with pytest.raises(CheckpointError, match=r"^hf-hub:somebody/else was not published by botnet push"):
+        botnet.load("hf-hub:somebody/else")
+    assert not is_trained_here("hf-hub:somebody/else")
 
 
 def test_nothing_is_half_written(run, tmp_path):

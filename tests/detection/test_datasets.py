@@ -82,10 +82,8 @@ def test_crowd_is_kept_for_scoring_and_left_out_of_training(made):
     assert made.target(train=True)["labels"].tolist() == [2, 1]
 
 
-class RightHalf:
+class RightHalf(TrainTransform):
     """A transform that shows the right half of the images."""
-
-    canvas = 40
 
     def place(self, size, rng):
         return Placement(size, size, top=0, left=20, valid=(30, 20))
@@ -97,7 +95,7 @@ def test_training_keeps_a_hundred_objects_of_those_that_the_transform_leaves(mad
         left, category = (22, 90) if number >= 5 else (1, 3)
         corner = [left, 2, left + 9, 2, left + 9, 12]
         made.annotation(id=1000 + number, category_id=category, bbox=[left, 2, 9, 10], segmentation=[corner])
-    samples = TrainDataset(CocoInstances(made.write()), made.folder, RightHalf(), masks=masks)
+    samples = TrainDataset(CocoInstances(made.write()), made.folder, RightHalf(40), masks=masks)
     _, target = samples[0, 0]
     assert {len(target[key]) for key in ("boxes", "labels", "area")} == {100}
     assert target["labels"].tolist() == [2] * 100

@@ -66,6 +66,8 @@ def test_any_form_of_an_image_gives_the_same_answer(detector, files):
         found = detector.predict(form)
         assert np.array_equal(found.xyxy, expected.xyxy), type(form)
         assert np.array_equal(found.confidence, expected.confidence)
+    white = np.full((40, 60, 3), 255, np.uint8)  # bfloat16 has no other grey exactly
+    assert same(detector.predict(torch.ones(3, 40, 60, dtype=torch.bfloat16)), detector.predict(white))
 
 
 def test_an_image_in_memory_is_turned_as_its_file_is(detector, tmp_path):
@@ -178,10 +180,17 @@ def test_nothing_is_printed_or_written(detector, files, tmp_path, monkeypatch, c
         (torch.full((3, 5, 5), 2.0), r"outside of \[0, 1\]"),
         (torch.full((3, 5, 5), torch.nan), r"outside of \[0, 1\]"),
         (torch.zeros(3, 5, 5, dtype=torch.int64), "type torch.int64"),
+        (torch.zeros(()), r"shape \(\)"),
+        (torch.zeros(3, 0, 5), r"shape \(3, 0, 5\)"),
+        (Image.new("RGB", (0, 5)), "an image of 0 x 5 pixels"),
+        (Image.new("F", (5, 5)), "32-bit"),
+        (7, "int is no image; give a path"),
+        (None, "NoneType is no image"),
+        (b"photo.jpg", "bytes is no image"),
     ],
 )
 def test_what_is_no_image_is_refused(image, message, detector, files):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=f"^(?!image [0-9]).*{message}"):
         detector.predict(image)
     with pytest.raises(DataError, match=f"image 1: .*{message}"):
         detector.predict([files[0], image], batch_size=2)
@@ -191,8 +200,19 @@ def test_a_broken_file_in_a_list_is_named(detector, files, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(DataError, match=r"broken\.jpg: cannot be decoded"):
         detector.predict([*files, tmp_path / "broken.jpg"])
+    with pytest.raises(DataError, match=r"broken\.jpg: cannot be decoded"):
+        list(detector.predict([*files, tmp_path / "broken.jpg"], stream=True, batch_size=2))
     with pytest.raises(DataError, match=r"gone\.jpg: no such image"):
         detector.predict([tmp_path / "gone.jpg"])
+    with pytest.raises(DataError, match="is a folder; give the images in it"):
+        detector.predict(tmp_path)
+
+
+@pytest.mark.parametrize("file", [b"", b"P6\n0 0\n255\n", b"GIF89a\0\0\0\0\0\0\0;"])
+def test_a_file_of_no_pixels_is_named(file, detector, tmp_path):
+    (tmp_path / "none.png").write_bytes(file)
+    with pytest.raises(DataError, match=r"none\.png: cannot be decoded"):
+        detector.predict(tmp_path / "none.png")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The detector against loops written from its definitions, and edge cases."""
 
+import json
 import math
 
 import pytest
@@ -383,6 +384,22 @@ def test_spec_rebuilds_the_detector():
 def test_a_module_as_backbone_has_no_spec():
     backbone = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3, 4))
     assert faster_rcnn(backbone, 2, **SMALL).spec is None
+
+
+@pytest.mark.parametrize("name", ["botnet26t_256", "convnext_atto", "resnet18d"])
+def test_networks_of_timm_are_backbones(name):
+    """Attention of its own, whose tables have the size of the canvas; ConvNeXt; ResNet-D."""
+    detector = small_detector(backbone=name, canvas=128, freeze_c2=True)
+    images = torch.randn(2, 3, 128, 128)
+    sum(detector(images, targets_for(images)).values()).backward()
+    trained = [p for p in detector.backbone.parameters() if p.requires_grad]
+    assert 0 < len(trained) < len(list(detector.backbone.parameters()))
+    assert all(p.grad is not None for p in trained)
+    again = RCNN(**json.loads(json.dumps(detector.spec)))
+    again.load_state_dict(detector.state_dict())
+    first, second = detector.eval()(images)[0], again.eval()(images)[0]
+    assert len(first["boxes"])
+    torch.testing.assert_close(first["boxes"], second["boxes"])
 
 
 def test_imagenet_weights_reach_all_but_the_attention(tmp_path):

@@ -89,3 +89,35 @@ def test_a_recipe_trains_and_evaluates(name, coco_by, tmp_path, capsys):
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert kept["row"] == name
     assert kept["base"] is None
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_recipe_for_fine_tuning_trains_and_predicts(masks, digits, tmp_path):
+    """Its schedule, its average and its augmentation, with another backbone of timm's in the second run."""
+    run = tmp_path / "run"
+    options = {
+        "data.root": digits,
+        "data.canvas": 128,
+        "data.masks": masks,
+        "data.num_workers": 0,
+        "model.detector.backbone": "botnet_tiny" if masks else "botnet26t_256",
+        "model.detector.weights": "null",
+        "model.detector.fpn_channels": 16,
+        "model.detector.box_channels": 32,
+        "model.detector.mask_channels": 16,
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": 1,
+        "trainer.num_sanity_val_steps": 0,
+        "trainer.default_root_dir": run,
+    }
+    arguments = [f"--{option}={value}" for option, value in options.items()]
+    assert main(["fit", "--config", "recipes/finetune.yaml", *arguments]) == 0
+    kept = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    settings = kept["botnet"]["settings"]
+    assert (settings["cosine"], settings["ema_decay"], settings["learning_rate"]) == (True, 0.998, 0.005)
+    assert kept["averaging_state"]["n_averaged"] == 2  # 8 images
+    assert any(name.startswith("Patience") for name in kept["callbacks"])
+    found = tmp_path / "found"
+    best = str(run / "checkpoints" / "best.ckpt")
+    assert main(["predict", best, str(digits / "val"), "--output", str(found), "--device", "cpu"]) == 0
+    assert list(found.glob("*.json"))

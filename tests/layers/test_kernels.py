@@ -1,6 +1,8 @@
+import math
+import re
 import sys
 from collections.abc import Sequence
-from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.profiler import profile
 from botnet.layers import kernels
 from botnet.layers.kernels import IMPLEMENTATIONS, choose, relative_attention
 
+ROOT = Path(__file__).parents[2]
 SIZE = (3, 5)
 TERMS = [(True, True), (True, False), (False, True)]
 # Those that compute on a CPU; for the Triton kernels see test_triton_kernel.py.
@@ -309,12 +312,78 @@ def test_bad_input() -> None:
         relative_attention(q, k, v, p, SIZE, 0.3, pool=3)
 
 
-def test_triton_is_not_chosen_by_itself() -> None:
-    """Nothing has been measured on a GPU."""
-    for tokens, dtype, gradients in product(
-        (49, 1024, 4096, 6400), (torch.float32, torch.bfloat16), (False, True)
+GPU = torch.device("cuda")
+LARGE = (8, 4, 4096, 128)
+
+
+@pytest.fixture
+def measured_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU on which the Triton kernels pay from 1,000 cells on with gradients, from 4,096 on without."""
+    monkeypatch.setattr(kernels, "TRITON_FROM", {(1, 2): (1000, 4096)})
+    monkeypatch.setattr(kernels, "HAS_TRITON", True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "gradients", "expected"),
+    [(999, True, "sdpa"), (1000, True, "triton"), (4095, False, "sdpa"), (4096, False, "triton")],
+)
+def test_triton_is_chosen_from_the_measured_size_on(measured_gpu, tokens, gradients, expected) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        assert choose((8, 4, tokens, 128), dtype, GPU, gradients) == expected
+
+
+def test_triton_is_not_chosen_where_nothing_was_measured(measured_gpu, monkeypatch) -> None:
+    assert choose(LARGE, torch.bfloat16, GPU, True) == "triton"
+    assert choose(LARGE, torch.float32, GPU, True) == "sdpa"
+    assert choose((8, 4, 4096, 64), torch.bfloat16, GPU, True) == "sdpa"
+    assert choose(LARGE, torch.bfloat16, torch.device("mps"), True) == "sdpa"
+    for place, name, value in (
+        (kernels, "HAS_TRITON", False),
+        (torch.version, "hip", "6.0"),  # AMD's (1, 2) is another GPU
+        (torch.cuda, "get_device_capability", lambda device: (1, 3)),
+        (torch.compiler, "is_exporting", lambda: True),
     ):
-        assert choose((8, 4, tokens, 128), dtype, torch.device("cuda"), gradients) == "sdpa"
+        with monkeypatch.context() as changed:
+            changed.setattr(place, name, value)
+            assert choose(LARGE, torch.bfloat16, GPU, True) == "sdpa"
+
+
+def gains(table: str) -> dict[tuple[int, bool], float]:
+    """By cells and gradients: how much faster a report of `make proof-gpu` has Triton than the next."""
+    rows = re.findall(r"^\| (\d+)x(\d+) batch \d+ (training|inference) \| \w+ \| ([\d.]*) \|$", table, re.M)
+    return {(int(h) * int(w), kind == "training"): float(gain) for h, w, kind, gain in rows if gain}
+
+
+def unproved(limits: tuple[float, float], table: str) -> list[str]:
+    """Where the table does not show what an entry of `TRITON_FROM` says."""
+    found = gains(table)
+    missing = []
+    for gradients, limit in zip((True, False), limits, strict=True):
+        cases = {cells: gain for (cells, kind), gain in found.items() if kind == gradients}
+        if limit < math.inf and limit not in cases:
+            missing.append(f"{limit} cells were not measured")
+        missing += [
+            f"{cells} cells: {gain}" for cells, gain in cases.items() if cells >= limit and gain < 1.15
+        ]
+    return missing
+
+
+def test_the_default_is_what_the_committed_tables_show() -> None:
+    reports = [path.read_text() for path in sorted((ROOT / "docs" / "gpu").glob("*.md"))]
+    for (major, minor), limits in kernels.TRITON_FROM.items():
+        tables = [text for text in reports if f"capability {major}.{minor}," in text]
+        assert tables, f"docs/gpu has no report of a GPU of capability {major}.{minor}"
+        assert [unproved(limits, text) for text in tables] == [[]] * len(tables)
+
+
+def test_a_table_that_does_not_show_it_is_noticed() -> None:
+    rows = ("14x14 batch 128 training | sdpa | 0.9", "32x32 batch 8 training | triton | 1.3")
+    table = "\n".join(f"| {row} |" for row in (*rows, "32x32 batch 8 inference | sdpa | 1.1"))
+    assert unproved((1024, math.inf), table) == []
+    assert unproved((196, 4096), table) == ["196 cells: 0.9", "4096 cells were not measured"]
+    assert unproved((1024, 1024), table) == ["1024 cells: 1.1"]
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

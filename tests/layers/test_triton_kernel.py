@@ -25,6 +25,7 @@ KERNELS = {
 }
 # Bytes of shared memory that one block may use on an A100, an RTX 40, an H100 and an RTX 50.
 SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
+SPILLED = 256  # bytes of stack per thread that cost less than smaller tiles, as measured on an H200
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
@@ -71,7 +72,7 @@ def compiled(
     """A kernel compiled for a GPU, with the tiles that would run there."""
     kernel = KERNELS[name]
     width = triton.next_power_of_2(d)
-    tiles = choose_tiles(kernel, width, dtype)
+    tiles = choose_tiles(kernel, width, dtype, capability // 10)
     rows, columns = patch(size, tiles.keys)
     constants = {"QUERIES": tiles.queries, "ROWS": rows, "COLUMNS": columns, "D": d, "WIDTH": width}
     constants |= {"GROUP": pool**2, "PRECISION": "tf32x3", **dict.fromkeys(absent)}
@@ -117,7 +118,7 @@ def check(kernel: compiler.CompiledKernel, capability: int, spilled: int, path: 
 @pytest.mark.parametrize(("name", "capability"), [("forward", 90), ("query", 120), ("key", 80)])
 def test_compiles_for_a_gpu(name: str, capability: int, tmp_path: Path) -> None:
     kernel = compiled(name, capability, 128, torch.bfloat16, pool=2)
-    check(kernel, capability, 16, tmp_path)
+    check(kernel, capability, SPILLED, tmp_path)
     matrix = {80: "mma.sync", 90: "wgmma.mma_async", 120: "mma.sync"}[capability]
     assert matrix in kernel.asm["ptx"]
 
@@ -129,7 +130,7 @@ def test_compiles_for_a_gpu(name: str, capability: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
 @pytest.mark.parametrize("name", KERNELS)
 def test_fits_every_gpu(name: str, capability: int, d: int, dtype: torch.dtype, pool: int, tmp_path) -> None:
-    spilled = 600 if dtype == torch.float32 else 16
+    spilled = 600 if dtype == torch.float32 else SPILLED
     check(compiled(name, capability, d, dtype, pool), capability, spilled, tmp_path)
 
 
@@ -142,7 +143,7 @@ def test_fits_every_gpu(name: str, capability: int, d: int, dtype: torch.dtype, 
 )
 @pytest.mark.parametrize("name", KERNELS)
 def test_fits_with_other_terms_and_maps(name, absent, size, pool, tmp_path) -> None:
-    check(compiled(name, 80, 128, torch.float16, pool, size, absent), 80, 16, tmp_path)
+    check(compiled(name, 80, 128, torch.float16, pool, size, absent), 80, SPILLED, tmp_path)
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)

@@ -122,7 +122,7 @@ def test_torchvision_enum_and_timm_tag(resnet26: nn.Module, monkeypatch: pytest.
 def test_another_network_is_refused(source: str, message: str) -> None:
     model = timm.create_model("botnet26")
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=re.escape(f"not the ResNet of this BoTNet; {message}")):
+    with pytest.raises(CheckpointError, match=re.escape(f"not the weights of this BoTNet; {message}")):
         load_resnet(model, timm.create_model(source).state_dict())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
@@ -131,6 +131,32 @@ def test_another_width_is_refused() -> None:
     model = timm.create_model("botnet50")
     with pytest.raises(CheckpointError, match=r"the weights have in other shapes: layer1\.0\.bn1\.bias"):
         load_resnet(model, timm.create_model("wide_resnet50_2").state_dict())
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "resnet18d", "test_byobnet"])
+def test_any_network_takes_its_own_weights(name: str) -> None:
+    """Its extractor has other names: timm makes one level of some."""
+    torch.manual_seed(0)
+    whole = timm.create_model(name)
+    extractor = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
+    images = torch.randn(1, 3, 64, 64)
+    assert load_resnet(extractor, whole.state_dict()) == []
+    expected = whole.eval().forward_intermediates(images, indices=4, intermediates_only=True)
+    for ours, theirs in zip(extractor.eval()(images), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(CheckpointError, match=r"not the weights of this .* \(0 of \d+ tensors fit\)"):
+        load_resnet(extractor, timm.create_model("botnet_tiny").state_dict())
+
+
+def test_the_backbone_of_a_torchvision_detector_is_taken(tmp_path: Path) -> None:
+    """COCO weights from a file."""
+    theirs = torchvision.models.detection.fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+    torch.save(theirs.state_dict(), tmp_path / "coco.pth")
+    model = timm.create_model("resnet50", features_only=True, out_indices=(1, 2, 3, 4))
+    assert load_resnet(model, tmp_path / "coco.pth") == []
+    assert same(model, theirs.backbone.body, [])
+    with pytest.raises(CheckpointError, match=r"coco\.pth: not the weights of this .*; the weights lack"):
+        load_resnet(timm.create_model("resnet101", features_only=True), tmp_path / "coco.pth")
 
 
 @pytest.mark.parametrize("source", [{}, {"fc.weight": torch.ones(1000, 2048)}])

@@ -53,6 +53,22 @@ def test_a_detector(detector_run, tmp_path, capsys):
     assert images.count("jpeg") >= 1
 
 
+def test_a_run_on_the_root_of_a_data_set(detector_run, digits, tmp_path):
+    shutil.copytree(detector_run, tmp_path / "run")
+    config = recipes.yaml.safe_load((detector_run / "config.yaml").read_text())
+    settings = config["data"]["init_args"]
+    settings |= dict.fromkeys(("train_instances", "train_images", "val_instances", "val_images"))
+    settings["root"] = str(digits)
+    (tmp_path / "run" / "config.yaml").write_text(recipes.yaml.safe_dump(config))
+    html, _ = text_of(write_page([tmp_path / "run"], tmp_path))
+    assert "Worst images" in html
+    assert 'class="missing"' not in html
+    settings["root"] = str(tmp_path / "gone")
+    (tmp_path / "run" / "config.yaml").write_text(recipes.yaml.safe_dump(config))
+    html, _ = text_of(write_page([tmp_path / "run"], tmp_path))
+    assert "gone: no such folder" in html
+
+
 def test_the_numbers_are_those_of_the_validation(detector_run):
     from botnet.detection.coco import CocoInstances
     from botnet.report.detection import _results, _truth
@@ -89,7 +105,7 @@ def test_what_is_missing_is_said(detector_run, classifier_run, tmp_path):
     assert "results_bbox.json is broken" in html
     assert "confusion.csv does not exist" in html
     assert "nothing holds no run" in html
-    assert html.count("<h2") == 3
+    assert html.count("<h2") == 3  # one run alone is named by the title
 
 
 def test_names_are_escaped(detector_run, tmp_path):
@@ -118,7 +134,7 @@ def test_a_large_picture_is_made_smaller():
     import base64
     import io
 
-    from botnet.report.figures import embedded_picture
+    from botnet.visualize.embed import embedded_picture
 
     data = base64.b64decode(embedded_picture(Image.new("RGB", (4000, 1000))).partition(",")[2])
     assert Image.open(io.BytesIO(data)).size == (1100, 275)

@@ -3,6 +3,8 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import lightning.pytorch as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset
@@ -69,13 +72,16 @@ class TinyModule(L.LightningModule):
 
     monitor = "val/score"
 
-    def __init__(self, dropout: float = 0.5) -> None:
+    def __init__(self, dropout: float = 0.5, ema_decay: float | None = None) -> None:
         super().__init__()
+        self.ema_decay = ema_decay
         self.net = nn.Sequential(
             nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 1)
         )
         self.scaled = 1.0
         self.seen: list[list[int]] = []
+
+    configure_callbacks = TaskModule.configure_callbacks
 
     def scale_batch(self, factor: float) -> None:
         self.scaled *= factor
@@ -135,6 +141,27 @@ class TinyTask(TaskModule):
         return {}
 
 
+class LineLogger(Logger):
+    """A logger of somebody else's, which keeps the names of what it is given.
+
+    Args:
+        file: one line a call.
+    """
+
+    name, version = "lines", "0"
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        with self.file.open("a") as lines:
+            lines.write(f"{step} {' '.join(sorted(metrics))}\n")
+
+    def log_hyperparams(self, *_: Any) -> None:
+        pass
+
+
 class Stopped(Exception):
     """A run that a test ends."""
 
@@ -171,11 +198,16 @@ class EndAt(Callback):
 
 
 def write_tiny(
-    path: Path, run: Path, data: dict[str, Any] | None = None, model: str = "TinyModule", **trainer: Any
+    path: Path,
+    run: Path,
+    data: dict[str, Any] | None = None,
+    model: str = "TinyModule",
+    options: dict[str, Any] | None = None,
+    **trainer: Any,
 ) -> Path:
-    """A recipe of six steps an epoch and two epochs."""
+    """A recipe of six steps an epoch and two epochs; ``options`` are the model's."""
     recipe = {
-        "model": {"class_path": f"tests.support.tiny.{model}"},
+        "model": {"class_path": f"tests.support.tiny.{model}", "init_args": options or {}},
         "data": {"class_path": "tests.support.tiny.TinyData", "init_args": data or {}},
         "trainer": quick_trainer(run) | {"max_epochs": 2} | trainer,
     }
@@ -223,3 +255,17 @@ def logged_steps(run: Path, loss: str = "train/loss") -> list[int]:
 
 
 fit: Callable[..., int] = lambda recipe, *more: main(["fit", "--config", str(recipe), *more])  # noqa: E731
+
+
+def fit_in_a_process(recipe: Path, *more: str) -> subprocess.CompletedProcess:
+    """``fit`` in a process of its own, which may be killed."""
+    return subprocess.run(
+        [sys.executable, "-m", "botnet.cli", "fit", "--config", str(recipe), *more],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        start_new_session=True,
+    )

@@ -4,8 +4,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from botnet.cli import main
@@ -29,6 +28,7 @@ from tests.support.tiny import (
     differing,
     end_at,
     fit,
+    fit_in_a_process,
     learnt,
     logged_steps,
     write_tiny,
@@ -37,19 +37,6 @@ from tests.support.tiny import (
 pytestmark = pytest.mark.long
 
 STEPS = 12  # of a complete run of tests.support.tiny: two epochs of six
-
-
-def in_a_process(recipe: Path, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "botnet.cli", "fit", "--config", str(recipe), *more],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        start_new_session=True,
-    )
 
 
 # ---- resuming bit for bit
@@ -218,7 +205,7 @@ def test_a_detector_killed_with_its_workers_resumes_to_the_same_end(digits, tmp_
     killing = yaml.safe_load(recipes["run"].read_text())
     killing["trainer"]["callbacks"] = end_at("on_before_optimizer_step", 6, "SIGKILL")
     (tmp_path / "killing.yaml").write_text(yaml.safe_dump(killing))
-    killed = in_a_process(tmp_path / "killing.yaml", *every)
+    killed = fit_in_a_process(tmp_path / "killing.yaml", *every)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert learnt(tmp_path / "run")["global_step"] == 6  # of eight: the second epoch is half done
     assert logged_steps(tmp_path / "run") == [0, 1, 2, 3, 4, 5]
@@ -416,7 +403,7 @@ def test_sigterm_saves_and_ends_the_run(whole, tmp_path):
     hooks = ("on_train_batch_start", "on_before_optimizer_step")
     signals = [signal for hook in hooks for signal in end_at(hook, 8, "SIGTERM", group=True)]
     write_tiny(recipe, run, {"workers": 2}, callbacks=signals)
-    stopped = in_a_process(recipe)
+    stopped = fit_in_a_process(recipe)
     assert stopped.returncode == 143, stopped.stderr
     assert f"stopped by SIGTERM at step 9; resume from {run}/checkpoints/last.ckpt" in stopped.stderr
     assert "Traceback" not in stopped.stderr
@@ -504,7 +491,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, capsys):
     assert fit(write_tiny(recipe, run, {"infinite": 13}), "--save_minutes", "0") == 2
     message = capsys.readouterr().err
     done = learnt(run)["global_step"] if (run / "checkpoints" / "last.ckpt").exists() else 0
-    assert f"step {done} (epoch 0, batch {done}): the loss is nan (square nan)" in message
+    assert f"step {done} (epoch 0, batch {done}): the loss is not finite (square nan)" in message
     assert "sample 13" in message
     assert message.count("sample ") == 4
     assert "Traceback" not in message
@@ -535,20 +522,43 @@ def test_a_loss_that_is_not_finite_does_not_reach_the_weights(passes):
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
 
 
+def test_the_scaled_loss_of_fp16_is_not_shown_as_the_loss():
+    class Large(TinyModule):
+        def training_step(self, batch, index):
+            loss = super().training_step(batch, index) * 0 + 1e35
+            self.log("train/square", loss.detach())
+            return loss
+
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        plugins=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=65536.0)),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=FiniteLoss(),
+    )
+    with pytest.raises(TrainingError, match=r"the loss, scaled by 65536 for fp16, .*\(square 1e\+35\)"):
+        trainer.fit(Large(), TinyData())
+
+
 # ---- several devices
 
 
 @pytest.mark.slow
 def test_one_device_that_gets_sigterm_stops_all_and_all_resume(tmp_path):
     recipe, two = tmp_path / "tiny.yaml", {"devices": 2, "strategy": "ddp"}
-    assert in_a_process(write_tiny(recipe, tmp_path / "whole", **two)).returncode == 0
+    assert fit_in_a_process(write_tiny(recipe, tmp_path / "whole", **two)).returncode == 0
     write_tiny(
         recipe, tmp_path / "run", callbacks=end_at("on_train_batch_start", 1, "SIGTERM", rank=1), **two
     )
-    stopped = in_a_process(recipe)
+    stopped = fit_in_a_process(recipe)
     assert stopped.returncode == 143, stopped.stderr
     assert learnt(tmp_path / "run")["global_step"] == 2
-    assert in_a_process(write_tiny(recipe, tmp_path / "run", **two), "--ckpt_path", "last").returncode == 0
+    assert (
+        fit_in_a_process(write_tiny(recipe, tmp_path / "run", **two), "--ckpt_path", "last").returncode == 0
+    )
     assert differing(learnt(tmp_path / "run"), learnt(tmp_path / "whole")) == []
 
 
@@ -559,7 +569,7 @@ def test_one_device_that_gets_sigterm_in_a_validation_stops_all(hook, rank, tmp_
     recipe, two = tmp_path / "tiny.yaml", {"devices": 2, "strategy": "ddp"}
     data = {"batch_size": 2, "length": 8, "val_length": 5}
     write_tiny(recipe, tmp_path / "run", data, callbacks=end_at(hook, 2, "SIGTERM", rank=rank), **two)
-    stopped = in_a_process(recipe)
+    stopped = fit_in_a_process(recipe)
     assert stopped.returncode == 143, stopped.stderr
     assert stopped.stderr.count("stopped by SIGTERM at step 2") == 2
     assert "Traceback" not in stopped.stderr
@@ -568,7 +578,8 @@ def test_one_device_that_gets_sigterm_in_a_validation_stops_all(hook, rank, tmp_
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_device_ends_all(tmp_path):
     recipe = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", {"infinite": 13}, devices=2, strategy="ddp")
-    ended = in_a_process(recipe)
+    ended = fit_in_a_process(recipe)
     assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.count("the loss is nan") == ended.stderr.count("the loss of another device") == 1
+    for message in ("the loss is not finite (", "the loss of another device"):
+        assert ended.stderr.count(message) == 1
     assert "sample 13" in ended.stderr

@@ -19,7 +19,16 @@ from botnet.training.progress import BarProgress, LineProgress
 from botnet.training.recipes import with_bases
 from tests.support.recipes import DETECTOR
 from tests.support.synchronisations import Synchronisations
-from tests.support.tiny import Stopped, TinyData, TinyModule, end_at, fit, learnt, write_tiny
+from tests.support.tiny import (
+    Stopped,
+    TinyData,
+    TinyModule,
+    end_at,
+    fit,
+    learnt,
+    logged_steps,
+    write_tiny,
+)
 
 pytestmark = pytest.mark.long
 
@@ -89,6 +98,29 @@ def test_a_file_that_is_no_recipe_is_left_to_the_parser(tmp_path):
     for path in ("missing.yaml", "broken.yaml"):
         given = ["--config", str(tmp_path / path)]
         assert with_bases(given) == given
+
+
+# ---- loggers
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_logger_is_added_to_those_of_the_run(several, tmp_path):
+    run, lines = tmp_path / "run", tmp_path / "lines.txt"
+    logger = {"class_path": "tests.support.tiny.LineLogger", "init_args": {"file": str(lines)}}
+    recipe = write_tiny(tmp_path / "tiny.yaml", run, logger=[logger] if several else logger, max_epochs=1)
+    assert fit(recipe) == 0
+    assert logged_steps(run, "train/square") == list(range(6))
+    assert list((run / "tensorboard").iterdir())
+    logged = lines.read_text().splitlines()
+    assert [line.split()[0] for line in logged if "train/square" in line] == [str(step) for step in range(6)]
+    assert any("val/score" in line for line in logged)
+
+
+def test_no_logger_is_no_logger(tmp_path):
+    run = tmp_path / "run"
+    assert fit(write_tiny(tmp_path / "tiny.yaml", run, logger=False, max_epochs=1)) == 0
+    assert not (run / "csv").exists()
+    assert not (run / "tensorboard").exists()
 
 
 # ---- the batch of the recipe on other machines

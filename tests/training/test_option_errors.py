@@ -25,6 +25,10 @@ from botnet.training.recipes import RECIPES
             ["--trainer.max_epochs", "abc"],
             "--trainer.max_epochs: 'abc' is not allowed; give an integer or null",
         ),
+        (
+            ["--data.batch_size", "auro"],
+            "--data.batch_size: 'auro' is not allowed; give an integer or auto; did you mean auto?",
+        ),
         (["--data.canvas", "x"], "--data.canvas: 'x' is not allowed; give an integer"),
         (["--global_batch", "x"], "--global_batch: 'x' is not allowed; give an integer or null"),
         (
@@ -88,3 +92,13 @@ def test_a_base_is_named_with_the_recipe_that_builds_on_it(tmp_path, capsys):
 def test_messages_of_another_form_are_joined_and_cut():
     assert explain("one\n  two") == "one two"
     assert explain("a" * 1000) == "a" * 300 + " ..."
+
+
+def test_a_class_whose_module_needs_an_absent_package_says_so(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_data.py").write_text("import absent_package\n\nclass Data: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = ["--trainer.default_root_dir", str(tmp_path / "run")]
+    assert main(["fit", "--config", "recipes/quickstart.yaml", *run, "--data", "own_data.Data"]) == 2
+    assert capsys.readouterr().err == (
+        "botnet: --data: own_data.Data cannot be imported: No module named 'absent_package'\n"
+    )

@@ -8,7 +8,7 @@ from typing import Union, get_args
 import pytest
 from lightning.pytorch import Trainer
 
-from botnet.classification import ClassificationModule, ImageDataModule
+from botnet.classification import ClassificationModule, ImageDataModule, create_classifier
 from botnet.cli import main
 from botnet.detection import RCNN, CocoDataModule, DetectionModule
 from botnet.detection.transforms import EvalTransform, TrainTransform
@@ -23,6 +23,7 @@ MEANINGFUL = {
     "seed_everything": (0,),
     "save_minutes": (0,),
     "global_batch": (),
+    "patience": (),
     "trainer.num_nodes": (),
     "trainer.fast_dev_run": (0,),
     "trainer.max_epochs": (-1, 0),
@@ -46,6 +47,7 @@ MEANINGFUL = {
     "data.jitter": (),
     "data.flip": (0,),
     "data.copy_paste": (0,),
+    "data.rotation": (0,),
     "data.batch_size": (),
     "data.val_batch_size": (),
     "data.num_workers": (0,),
@@ -202,11 +204,16 @@ def test_the_command_refuses_a_number_in_one_line(given, expected, tmp_path, mon
         ("quickstart", "trainer.gradient_clip_algorithm", "nrm", "norm"),
         ("quickstart", "trainer.deterministic", "wran", "warn"),
         ("quickstart", "batch_rule", "linar", "linear"),
+        ("quickstart", "model.detector.backbone", "bot5O", "botnet50, botnet_t5, botnet152"),
+        ("quickstart_classify", "model.model", "botnet5O", "botnet50, botnet_t5, botnet152"),
         ("quickstart_classify", "data.reader", "foldr", "folder"),
         ("quickstart_classify", "data.interpolation", "bicubc", "bicubic"),
     ],
 )
-def test_a_misspelt_choice_is_answered_with_the_nearest(recipe, option, value, hint, capsys):
+def test_a_misspelt_choice_is_answered_with_the_nearest(
+    recipe, option, value, hint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # without the recipes' data, which would be missed if they were read first
     assert main(["fit", "--config", f"recipes/{recipe}.yaml", f"--{option}", value]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"botnet: --{option}: {value!r} is not allowed; give ")
@@ -218,6 +225,8 @@ def test_a_misspelt_choice_is_answered_with_the_nearest(recipe, option, value, h
     ("make", "name", "value"),
     [
         (lambda: RCNN("botnet_tiny", 0), "num_classes", "0"),
+        (lambda: RCNN("bot5O", 3), "backbone", "'bot5O'"),
+        (lambda: create_classifier("bot5O", 3, 64), "name", "'bot5O'"),
         (lambda: RCNN("botnet_tiny", 3, canvas=-1), "canvas", "-1"),
         (lambda: RCNN("botnet_tiny", 3, canvas=64.0), "canvas", "64"),
         (lambda: RCNN("botnet_tiny", 3, roi_samples=0), "roi_samples", "0"),

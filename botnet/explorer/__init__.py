@@ -1,0 +1,1 @@
+"""What each place of an image attends to, as one interactive HTML page."""
