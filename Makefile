@@ -5,7 +5,7 @@ COCO_BY ?= ../shared/data/coco_by
 
 .PHONY: help quickstart quickstart-classify small-scale study study-quick pictures docs notebooks test test-fast \
 	test-wheel test-newest dist test-oldest \
-	recipes-check overfit full-size proof-ddp proof-survival proof-gpu triton-check bench-step \
+	recipes-check overfit full-size proof-ddp proof-survival chaos fuzz proof-gpu triton-check bench-step \
 	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-eval bench-predict \
 	bench-tiles bench-export
 
@@ -20,7 +20,7 @@ help:
 	@echo "make notebooks   the notebooks of the tutorials, run and written with their output"
 	@echo "make test        lint, types, tests, and the wheel in an empty environment"
 	@echo "make test-fast   the tests without those marked long, in a minute or two"
-	@echo "make test-wheel  the wheel in an empty environment: help, counts, rows, a fit of three steps, export"
+	@echo "make test-wheel  the wheel in an empty environment: help, counts, rows, a fit of three steps, export, explore"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
 	@echo "make test-newest  the tests with the newest releases that pyproject.toml allows, in .venv-newest"
 	@echo "make dist        the sdist and the wheel, in dist/"
@@ -29,10 +29,13 @@ help:
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images evaluated (COCO_BY as above)"
 	@echo "make proof-ddp   one step and one validation at 1024 px on 1 and on 2 devices, compared (COCO_BY as above)"
 	@echo "make proof-survival  a signal, and a loss that is not finite, on one of two devices"
+	@echo "make chaos       kills, full disks, lost data and torn checkpoints at random moments of a training, in 15 minutes"
+	@echo "make fuzz        5,000 broken instances files, masks, images, checkpoints, recipes and ONNX files"
 	@echo "make proof-gpu   the layer and BoT50 proved and measured on this machine's GPU, in at most about 8 minutes"
 	@echo "make triton-check  the Triton kernels interpreted on large maps and compiled for every GPU, in about 15 minutes"
 	@echo "make bench-step  Mask R-CNN's training step beside torchvision's, and BoT50's beside R50's"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
+	@echo "make bench-attention ARGS=--contended   the layer while another process keeps a core busy"
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
 	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
 	@echo "make bench-scale reading, workers and scoring at the size of COCO, listing at that of ImageNet (COCO_BY as above)"
@@ -134,6 +137,12 @@ proof-ddp: .venv/installed
 proof-survival: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow tests/training/test_checkpoints.py
 
+chaos: .venv/installed
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/chaos.py
+
+fuzz: .venv/installed
+	BOTNET_FUZZ_CASES=5000 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/fuzz
+
 proof-gpu: .venv/installed
 	$(BIN)/python scripts/gpu_proof.py
 
@@ -144,7 +153,7 @@ bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py
 
 bench-attention: .venv/installed
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/attention.py $(ARGS)
 
 bench-backbone: .venv/installed
 	$(BIN)/python benchmarks/backbone.py

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import timm
 from torch import Tensor, nn
 
@@ -11,8 +12,21 @@ from botnet.arguments import checked
 from botnet.errors import CheckpointError, ConfigError, first_few
 from botnet.models.weights import read_weights
 from botnet.models.zoo import NETWORKS, NetworkName
-from botnet.training.checkpoint_file import TaskCheckpoint
+from botnet.training.checkpoint_file import TaskCheckpoint, building
 from botnet.training.model_source import open_checkpoint
+
+
+class _Evaluation(msgspec.Struct):
+    image_size: int
+    crop_pct: float
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class _About(msgspec.Struct):
+    class_names: list[str]
+    evaluation: _Evaluation
 
 
 @checked
@@ -141,6 +155,8 @@ def load_classifier(source: str | Path | TaskCheckpoint) -> tuple[nn.Module, dic
         CheckpointError: the file cannot be read, or holds no classifier.
     """
     checkpoint = source if isinstance(source, TaskCheckpoint) else open_checkpoint(source)
-    model = create_classifier(**checkpoint.expect("classifier").spec)
-    _load(model, _network_state(checkpoint.contents["state_dict"]), checkpoint.path)
-    return model.eval(), {key: checkpoint.metadata[key] for key in ("class_names", "evaluation")}
+    with building(checkpoint.expect("classifier")) as arguments:
+        model = create_classifier(**arguments)
+        _load(model, _network_state(checkpoint.contents["state_dict"]), checkpoint.path)
+        about = msgspec.convert(checkpoint.metadata, _About)
+    return model.eval(), {"class_names": about.class_names, "evaluation": checkpoint.metadata["evaluation"]}

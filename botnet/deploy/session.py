@@ -3,17 +3,33 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import msgspec
 import numpy as np
 
 from botnet import __version__
 from botnet.errors import CheckpointError
 
 FORMAT = 1  # of inputs, outputs and metadata; raised when an older version could not run the graph
-METADATA = {
-    "task", "class_names", "category_ids", "size", "fixed_size", "preparation", "mean", "std", "version",
-}  # fmt: skip
+
+
+class _Preparation(msgspec.Struct):
+    crop_pct: float
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+
+class _About(msgspec.Struct):
+    format: int
+    version: str
+    task: Literal["detector", "classifier"]
+    class_names: list[str]
+    category_ids: list[int]
+    size: tuple[int, int]
+    fixed_size: bool
+    preparation: _Preparation | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 class OnnxModel:
@@ -60,17 +76,15 @@ class OnnxModel:
                 "if it is broken or truncated, write it again by botnet export"
             ) from error
         about = self._metadata()
-        self.task: str = about["task"]
-        self.class_names: list[str] = about["class_names"]
-        self.category_ids: list[int] = about["category_ids"]
-        self.size: tuple[int, int] = tuple(about["size"])
-        self.fixed_size: bool = about["fixed_size"]
-        self.preparation: dict[str, Any] = about["preparation"]
-        self.mean: list[float] = about["mean"]
-        self.std: list[float] = about["std"]
-        self.version: str = about["version"]
+        self.task: str = about.task
+        self.class_names = about.class_names
+        self.category_ids = about.category_ids
+        self.size = about.size
+        self.fixed_size = about.fixed_size
+        self.preparation = msgspec.to_builtins(about.preparation) if about.preparation else {}
+        self.mean, self.std, self.version = about.mean, about.std, about.version
 
-    def _metadata(self) -> dict[str, Any]:
+    def _metadata(self) -> "_About":
         """What ``botnet export`` wrote beside the graph."""
         stored = self.session.get_modelmeta().custom_metadata_map
         if "botnet_format" not in stored:
@@ -84,23 +98,20 @@ class OnnxModel:
                 for key, value in stored.items()
                 if key.startswith("botnet_")
             }
-            newer = about["format"] > FORMAT
-        except (ValueError, TypeError) as error:
+            if isinstance(about["format"], int) and about["format"] > FORMAT:
+                raise CheckpointError(
+                    f"{self.path} was written by botnet {about.get('version')} in format {about['format']}; "
+                    f"botnet {__version__} runs up to format {FORMAT}: "
+                    "upgrade with pip install --upgrade bottleneck-transformers"
+                )
+            known = msgspec.convert(about | {"preparation": about.get("preparation") or None}, _About)
+            if known.task == "classifier" and known.preparation is None:
+                raise msgspec.ValidationError("a classifier without the preparation of its images")
+        except (json.JSONDecodeError, msgspec.ValidationError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.path}: its metadata are broken ({error}); write it again by botnet export"
             ) from error
-        if newer:
-            raise CheckpointError(
-                f"{self.path} was written by botnet {about.get('version')} in format {about['format']}; "
-                f"botnet {__version__} runs up to format {FORMAT}: "
-                "upgrade with pip install --upgrade bottleneck-transformers"
-            )
-        if missing := METADATA - about.keys():
-            raise CheckpointError(
-                f"{self.path}: its metadata lack {', '.join(sorted(missing))}; "
-                "write it again by botnet export"
-            )
-        return about
+        return known
 
     def run(
         self, images: np.ndarray, valid: Sequence[tuple[int, int]] | np.ndarray | None = None

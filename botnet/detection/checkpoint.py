@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import Tensor
 
 from botnet.detection.rcnn import RCNN
 from botnet.errors import CheckpointError, first_few
 from botnet.layers.position import PositionTables
-from botnet.training.checkpoint_file import TaskCheckpoint
+from botnet.training.checkpoint_file import TaskCheckpoint, building
 from botnet.training.model_source import open_checkpoint
 
 # Parts of the detector with one row, or four, for the background and each class.
@@ -17,6 +18,12 @@ CLASS_PARTS = tuple(
     f"roi_heads.{name}."
     for name in ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor.mask_fcn_logits")
 )
+
+
+class _About(msgspec.Struct):
+    class_names: list[str]
+    category_ids: list[int]
+    canvas: int
 
 
 def detector_state(checkpoint: TaskCheckpoint) -> dict[str, Tensor]:
@@ -44,11 +51,13 @@ def load_detector(source: str | Path | TaskCheckpoint) -> tuple[RCNN, dict[str, 
             f"{checkpoint.path} does not say which detector it holds: its backbone was given as a module; "
             "build it and read the checkpoint with torch.load"
         )
-    detector = RCNN(**checkpoint.spec)
-    detector.load_state_dict(detector_state(checkpoint))
-    return detector.eval(), {
-        key: checkpoint.metadata[key] for key in ("class_names", "category_ids", "canvas")
-    }
+    with building(checkpoint) as arguments:
+        detector = RCNN(**arguments)
+        detector.load_state_dict(detector_state(checkpoint))
+        about = msgspec.convert(checkpoint.metadata, _About)
+        if not len(about.class_names) == len(about.category_ids) == detector.num_classes:
+            raise ValueError(f"{len(about.class_names)} classes for {detector.num_classes} outputs")
+    return detector.eval(), msgspec.structs.asdict(about)
 
 
 def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from botnet.errors import CheckpointError
 FORMAT = 1  # of what a checkpoint holds under "botnet"; raised when an older version could not read it
 PARTIAL = ".partial"  # suffix of a checkpoint that is being written
 KINDS = ("detector", "classifier")
+# Arguments of networks that name files to read or to fetch.
+FETCHING = {
+    "weights",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,31 @@ class TaskCheckpoint:
                 f"{self.path} holds a {self.kind}, not a {kind}; give a checkpoint of a {kind}"
             )
         return self
+
+
+@contextlib.contextmanager
+def building(checkpoint: TaskCheckpoint) -> Iterator[dict[str, Any]]:
+    """Build a network from what a file says of it; yields its arguments.
+
+    Raises:
+        CheckpointError: they would have files fetched or read, which is no business of a checkpoint, or the
+            network cannot be built from what the file holds.
+    """
+    path, spec = checkpoint.path, checkpoint.spec
+    foreign = [] if not isinstance(spec, dict) else sorted(FETCHING & spec.keys())
+    if foreign or not isinstance(spec, dict):
+        what = f"has the argument {foreign[0]!r}" if foreign else f"is {type(spec).__name__}, not a mapping"
+        raise CheckpointError(f"{path}: what it says of its network {what}; it is broken, or from elsewhere")
+    try:
+        yield spec
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever torch and timm raise for arguments and tensors of any kind
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(
+            f"{path}: its {checkpoint.kind} cannot be built from what it holds ({reason}); it is broken, or "
+            "from elsewhere"
+        ) from error
 
 
 def read_checkpoint(path: str | Path) -> TaskCheckpoint:
@@ -102,9 +137,12 @@ def check_format(contents: Any, source: str | Path) -> None:
         CheckpointError: the format is newer than this package's.
     """
     metadata = contents.get("botnet") if isinstance(contents, dict) else None
-    if isinstance(metadata, dict) and metadata.get("format", 0) > FORMAT:
+    number = metadata.get("format", 0) if isinstance(metadata, dict) else 0
+    if not isinstance(number, int):
+        raise CheckpointError(f"{source}: its format is {number!r}, not a number; it is broken")
+    if isinstance(metadata, dict) and number > FORMAT:
         raise CheckpointError(
-            f"{source} was written by botnet {metadata.get('version')} in format {metadata['format']}; "
+            f"{source} was written by botnet {metadata.get('version')} in format {number}; "
             f"botnet {__version__} reads up to format {FORMAT}: "
             "upgrade with pip install --upgrade bottleneck-transformers"
         )

@@ -186,9 +186,12 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _ignore_first_sigterm(worker: int) -> None:
-    """Let the run finish its step when all processes of a job get SIGTERM; a second one stops the worker."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+def _ignore_sigterm(worker: int) -> None:
+    """Let the run finish its step when all processes of a job get SIGTERM, perhaps several times.
+
+    The main process ends its workers, and they end themselves when it is gone.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 _open: "weakref.WeakSet[Loader]" = weakref.WeakSet()
@@ -198,11 +201,13 @@ _open: "weakref.WeakSet[Loader]" = weakref.WeakSet()
 def _shut_down() -> None:
     """End the workers of loaders that an error keeps alive.
 
-    multiprocessing would send them SIGTERM, which they ignore once, and wait for them for ever.
+    multiprocessing would send them SIGTERM, which they ignore, and wait for them for ever.
     """
     for loader in list(_open):
         if loader._iterator is not None and hasattr(loader._iterator, "_shutdown_workers"):
             loader._iterator._shutdown_workers()
+            for worker in loader._iterator._workers:  # type: ignore[attr-defined]
+                worker.kill()  # one that does not answer
 
 
 class Loader(DataLoader[Any]):
@@ -329,7 +334,7 @@ def make_loader(
         drop_last=train,
         num_workers=num_workers,
         collate_fn=_unchanged,
-        worker_init_fn=_ignore_first_sigterm,
+        worker_init_fn=_ignore_sigterm,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         first_batch=(lambda: trainer.fit_loop.batch_idx + 1) if train and trainer else (lambda: 0),

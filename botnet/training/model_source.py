@@ -31,9 +31,9 @@ def open_checkpoint(source: str | Path) -> TaskCheckpoint:
     if (folder / CONFIG).is_file():
         return read_published(folder)
     run = RunFolder(folder)
-    for path in (run.best, run.newest()):
-        if path is not None and path.is_file():
-            return read_checkpoint(path)
+    path = run.best if run.best.is_file() else run.newest()
+    if path is not None:
+        return read_checkpoint(path)
     raise CheckpointError(
         f"{folder} holds neither a run with checkpoints/best.ckpt or last.ckpt nor a published model "
         f"({CONFIG} and {WEIGHTS})"

@@ -10,6 +10,7 @@ import yaml
 
 from botnet.errors import ConfigError
 
+MOST_VALUES = 100_000  # of a recipe
 RECIPES = Path(str(files("botnet"))) / "recipes"
 
 
@@ -80,11 +81,30 @@ def _with_recipes(arguments: Sequence[str]) -> Iterator[str | list[Path]]:
 
 
 def _read(file: Path) -> Any:
-    """A recipe's content; None for a file that is none, which the parser refuses."""
+    """A recipe's content; None for a file that is none, which the parser refuses.
+
+    Raises:
+        ConfigError: the parser would not come to an end with it.
+    """
     try:
-        return yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        content = yaml.safe_load(file.read_text())
+        if _count(content, {}) <= MOST_VALUES:
+            return content
+    except (OSError, yaml.YAMLError, ValueError):
         return None
+    except RecursionError as error:
+        raise ConfigError(f"{file}: is nested too deeply, or refers to itself; rewrite it") from error
+    raise ConfigError(f"{file}: stands for more than {MOST_VALUES:,} values by its references; write it out")
+
+
+def _count(content: Any, known: dict[int, int]) -> int:
+    """The values of a document in which each reference is written out."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        parts = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(content)]
 
 
 def _packaged(path: Path) -> Path:
@@ -103,6 +123,8 @@ def _bases(path: Path) -> list[Path]:
         base = recipe.get("base") if isinstance(recipe, dict) else None
         if not base:
             break
+        if not isinstance(base, str):
+            raise ConfigError(f"{chain[0]}: its base is {base!r}, not the path of a recipe; correct it")
         file = chain[0].parent / base
         if not file.is_file():
             raise ConfigError(f"{chain[0]}: its base {file} does not exist; correct the path")

@@ -398,9 +398,10 @@ def test_partial_files_of_a_killed_run_are_removed(tmp_path):
 
 
 def test_sigterm_saves_and_ends_the_run(whole, tmp_path):
-    """Sent to all processes of the run, as clusters do."""
+    """Sent to all processes of the run, as clusters do, and again."""
     recipe, run = tmp_path / "tiny.yaml", tmp_path / "run"
-    signals = end_at("on_train_batch_start", 8, "SIGTERM", group=True)
+    hooks = ("on_train_batch_start", "on_before_optimizer_step")
+    signals = [signal for hook in hooks for signal in end_at(hook, 8, "SIGTERM", group=True)]
     write_tiny(recipe, run, {"workers": 2}, callbacks=signals)
     stopped = fit_in_a_process(recipe)
     assert stopped.returncode == 143, stopped.stderr

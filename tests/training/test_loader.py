@@ -1,11 +1,11 @@
 """The order of samples on any number of devices and workers, and unreadable samples."""
 
-import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -221,20 +221,19 @@ def test_fewer_samples_than_a_batch_over_all_devices_are_refused():
         make_loader(Numbers(7), 4, 0, default_collate, trainer(passes=2), train=True)
 
 
-def test_the_second_sigterm_stops_a_worker():
+def test_a_worker_outlasts_sigterm():
+    """Schedulers send it to all processes of a job, some of them several times."""
     loader = make_loader(Numbers(40), 4, 1, default_collate, train=True)
     begun = iter(loader)
     next(begun)
     worker = loader._iterator._workers[0]
-    os.kill(worker.pid, signal.SIGTERM)
+    for _ in range(3):
+        os.kill(worker.pid, signal.SIGTERM)
+        time.sleep(0.1)
     assert len(list(begun)) == 9
-    # Wherever the main process is then, torch may raise there that the worker was killed.
-    with contextlib.suppress(RuntimeError):
-        worker.terminate()
-        worker.join(10)
-    worker.join(10)
-    assert worker.exitcode == -signal.SIGTERM
     loader._iterator._shutdown_workers()
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 FAILS = """
