@@ -19,7 +19,7 @@ help:
 	@echo "make notebooks   the notebooks of the tutorials, run and written with their output"
 	@echo "make test        lint, types, tests, and the wheel in an empty environment"
 	@echo "make test-fast   the tests without those marked long, in a minute or two"
-	@echo "make test-wheel  the wheel in an empty environment: help, counts, rows, a fit of three steps, export"
+	@echo "make test-wheel  the wheel in an empty environment: help, counts, rows, a fit of three steps, export, explore"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml allows, in .venv-oldest"
 	@echo "make test-newest  the tests with the newest releases that pyproject.toml allows, in .venv-newest"
 	@echo "make dist        the sdist and the wheel, in dist/"
@@ -37,6 +37,7 @@ help:
 	@echo "make triton-check  the Triton kernels interpreted on large maps and compiled for every GPU, in about 15 minutes"
 	@echo "make bench-step  Mask R-CNN's training step beside torchvision's, and BoT50's beside R50's"
 	@echo "make bench-attention, make bench-backbone   the layer and BoT50 beside their peers"
+	@echo "make bench-attention ARGS=--contended   the layer while another process keeps a core busy"
 	@echo "make bench-data  training images per second beside torchvision's reference pipeline (COCO_BY as above)"
 	@echo "make bench-paste  masks from the network's grids to the image, beside torchvision's way"
 	@echo "make bench-scale reading, workers and scoring at the size of COCO, listing at that of ImageNet (COCO_BY as above)"
@@ -163,7 +164,7 @@ bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py
 
 bench-attention: .venv/installed
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/attention.py $(ARGS)
 
 bench-backbone: .venv/installed
 	$(BIN)/python benchmarks/backbone.py

@@ -2,6 +2,10 @@
 
     python benchmarks/attention.py                       # all cases; those in the results file are kept
     python benchmarks/attention.py --maps 64x64 --dtypes float32 --again
+    python benchmarks/attention.py --contended           # while another process keeps a core busy
+
+With --contended, 64x64 cells in float32 by default, with as many threads as there are cores and with one
+less.
 
 Peers: timm's BottleneckAttn (positions scaled, as the authors' code has it), the PyPI package
 bottleneck-transformer-pytorch, and the plain formula. "botnet" is the layer by default; "tiled", "sdpa",
@@ -13,13 +17,25 @@ GPU only.
 import math
 import statistics
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
 from bottleneck_transformer_pytorch.bottleneck_transformer_pytorch import Attention
-from common import alternate, choose_clock, gemm_rate, load, machine, options, peak_memory, ratio, save
+from common import (
+    alternate,
+    busy_core,
+    choose_clock,
+    gemm_rate,
+    load,
+    machine,
+    options,
+    peak_memory,
+    ratio,
+    save,
+)
 from rich.console import Console
 from rich.table import Table
 from timm.layers.bottleneck_attn import BottleneckAttn
@@ -40,23 +56,29 @@ MAPS = ("7x7", "14x14", "32x32", "64x64", "64x96", "80x80", "96x96")
 
 def main() -> None:
     parser = options(__doc__, "attention.json", 7)
-    parser.add_argument("--maps", nargs="+", default=MAPS, help="HxW in cells")
+    parser.add_argument("--maps", nargs="+", help="HxW in cells")
     parser.add_argument("--strides", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--dtypes", nargs="+")
     parser.add_argument("--passes", nargs="+", default=["forward", "training"])
+    parser.add_argument("--contended", action="store_true", help="while another process keeps a core busy")
     args = parser.parse_args()
+    maps = args.maps or (["64x64"] if args.contended else MAPS)
+    dtypes = args.dtypes or (["float32"] if args.contended else ["float32", "bfloat16"])
 
     clock = choose_clock(args.cpu_time)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = load(args.out)
-    for dtype in args.dtypes:
-        for size in args.maps:
-            for stride in args.strides:
-                for kind in args.passes:
-                    case = f"{dtype} {size} stride {stride} {kind}"
-                    if args.again or case not in results:
-                        results[case] = measure(dtype, size, stride, kind, args.rounds, device, clock)
-                        save(args.out, results)
+    cores = torch.get_num_threads()
+    threads = sorted({cores, max(1, cores - 1)}, reverse=True) if args.contended else [cores]
+    with busy_core(args.contended):
+        for dtype, size, stride, kind, number in product(dtypes, maps, args.strides, args.passes, threads):
+            case = f"{dtype} {size} stride {stride} {kind}"
+            if args.contended:
+                case += f", contended, {number} threads"
+            if args.again or case not in results:
+                torch.set_num_threads(number)
+                results[case] = measure(dtype, size, stride, kind, args.rounds, device, clock)
+                save(args.out, results)
     Console(width=150).print(tabulate(results))
     for line in [*targets(results), *draw(results, args.out)]:
         print(line)
@@ -90,7 +112,7 @@ def measure(
         "seconds": seconds,
         "memory": {name: peak_memory(call) for name, call in runs.items()},
         "gemm": gemm_rate(number, device, clock),
-        "products": products(height, width, stride, kind) * batch,
+        "products": multiply_adds(height, width, stride, kind) * batch,
         "machine": machine(device, clock),
     }
 
@@ -132,7 +154,7 @@ def run(layer: nn.Module, x: Tensor, kind: str) -> Callable[[], None]:
     return training
 
 
-def products(height: int, width: int, stride: int, kind: str) -> int:
+def multiply_adds(height: int, width: int, stride: int, kind: str) -> int:
     """Multiply-adds of the tiled layer on one image: projections, position logits, the attention itself.
 
     The backward pass computes the logits again and every product twice. Pooling the weights first divides the

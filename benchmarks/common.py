@@ -1,6 +1,7 @@
 """Paired timing, peak memory and the roofline, shared by the benchmarks."""
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import json
@@ -8,7 +9,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,29 @@ def options(doc: str | None, file: str, rounds: int, *, resumes: bool = True) ->
             "--cpu-time", action="store_true", help="CPU time of one thread, for a busy machine"
         )
     return parser
+
+
+@contextlib.contextmanager
+def busy_core(busy: bool) -> Iterator[None]:
+    """Within it, another process computes all the time."""
+    if not busy:
+        yield
+        return
+    # Spawned: a forked process would share the threads' state of this one.
+    other = get_context("spawn").Process(target=_compute, daemon=True)
+    other.start()
+    try:
+        yield
+    finally:
+        other.kill()
+        other.join()
+
+
+def _compute() -> None:
+    torch.set_num_threads(1)
+    a = torch.randn(512, 512)
+    while True:
+        a = (a @ a).clamp(-1, 1)
 
 
 def choose_clock(cpu_time: bool) -> Callable[[], float]:

@@ -1,7 +1,7 @@
 """The pictures of the README, from the detector of `make quickstart`: what `make pictures` runs.
 
-Draws held-out images, truth beside prediction, and what one pixel of a digit attends to in the first BoT
-block.
+Draws held-out images, truth beside prediction, over what one pixel of a digit attends to in the first BoT
+block, head by head.
 """
 
 import json
@@ -16,6 +16,7 @@ CHECKPOINT = Path("runs/quickstart/checkpoints/best.ckpt")
 DATA = Path("data/digits")
 OUT = Path("docs/images")
 IMAGES = ("000007.jpg", "000026.jpg")  # of the validation images
+WIDTH = 1600  # pixels of the first picture
 MAX_BYTES = 300_000  # of each picture
 
 
@@ -40,15 +41,20 @@ def draw(name: str, pixel: tuple[int, int], folder: Path) -> tuple[Image.Image, 
     return Image.open(folder / f"{stem}.png"), Image.open(folder / "attention" / f"{stem}.png")
 
 
-def stack(pictures: list[Image.Image], gap: int = 6) -> Image.Image:
-    """Pictures below one another on white."""
-    height = sum(picture.height + gap for picture in pictures) - gap
-    sheet = Image.new("RGB", (max(picture.width for picture in pictures), height), "white")
-    top = 0
-    for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height + gap
-    return sheet
+def sheet(rows: list[list[Image.Image]], width: int, gap: int = 6) -> Image.Image:
+    """Rows of pictures on white, each scaled to the whole width."""
+    drawn = []
+    for row in rows:
+        left, line = 0, Image.new("RGB", (sum(x.width + gap for x in row) - gap, row[0].height), "white")
+        for picture in row:
+            line.paste(picture, (left, 0))
+            left += picture.width + gap
+        drawn.append(line.resize((width, round(line.height * width / line.width)), Image.Resampling.LANCZOS))
+    out, top = Image.new("RGB", (width, sum(x.height + gap for x in drawn) - gap), "white"), 0
+    for line in drawn:
+        out.paste(line, (0, top))
+        top += line.height + gap
+    return out
 
 
 def main() -> None:
@@ -58,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         drawn = [draw(name, centre(truth, name), Path(folder) / name) for name in IMAGES]
         pictures = {
-            "detection": stack([detection for detection, _ in drawn]),
+            "detection": sheet([[detection for detection, _ in drawn], [drawn[-1][1]]], WIDTH),
             "attention": drawn[-1][1],
         }
     OUT.mkdir(parents=True, exist_ok=True)

@@ -116,6 +116,7 @@ def stop(device: torch.device, rank: int) -> dict[str, Any]:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
     from torch.utils.data import DataLoader, TensorDataset
 
+    from botnet.training.checkpoint_io import AtomicCheckpointIO
     from botnet.training.checkpoints import LastCheckpoint
 
     class Module(L.LightningModule):
@@ -144,6 +145,7 @@ def stop(device: torch.device, rank: int) -> dict[str, Any]:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[LastCheckpoint(folder / "last.ckpt"), Kill()],
+        plugins=AtomicCheckpointIO(),
         default_root_dir=folder,
     )
     data = DataLoader(TensorDataset(torch.randn(64, 8)), batch_size=2)

@@ -253,13 +253,15 @@ def write(proof: Proof, folder: Path) -> Path:
     for row in proof.rows:
         status, part, case, *rest = describe(row).replace("\n", " ").split(" | ")
         table.append(f"| {status} | {part} | {case} | {'; '.join(rest)} |")
-    table += [
-        "",
-        "## Proposed for `choose`",
-        "",
-        "| case | implementation | gain of triton |",
-        "|---|---|---|",
-    ]
+    if lines := proposal(proof.rows):
+        head = [
+            "",
+            "## Proposed for `choose`",
+            "",
+            "| case | implementation | gain of triton |",
+            "|---|---|---|",
+        ]
+        table += [*head, *lines]
     path = folder / f"{name}.md"
-    path.write_text("\n".join([*table, *proposal(proof.rows)]) + "\n")
+    path.write_text("\n".join(table) + "\n")
     return path

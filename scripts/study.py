@@ -80,10 +80,14 @@ EVERY = 20  # steps between two looks at the attention
 AWAKE = 0.95  # of the entropy of even attention
 
 
-def planned() -> list[Run]:
-    """Every run of the main study: first one seed of what a first table needs."""
+def first_runs() -> list[Run]:
+    """One seed of what a first table needs."""
     first = [(task, network, 0) for task in ("cue", "direction") for network in NETWORKS]
-    first += [(task, network, 0) for task in ("local", "match") for network in ("resnet", "bot")]
+    return first + [(task, network, 0) for task in ("local", "match") for network in ("resnet", "bot")]
+
+
+def planned() -> list[Run]:
+    """Every run of the main study."""
     rest = [
         (task, network, seed)
         for seed in range(max(SEEDS.values()))
@@ -91,7 +95,7 @@ def planned() -> list[Run]:
         for network in NETWORKS
         if seed < SEEDS[task]
     ]
-    return list(dict.fromkeys(first + rest))
+    return list(dict.fromkeys(first_runs() + rest))
 
 
 QUICK = [(task, network, 0) for task in ("cue", "local") for network in ("resnet", "bot")]
@@ -318,7 +322,8 @@ def run_all(runs: list[Run], table: Path) -> None:
     for run in runs:
         if run in done:
             continue
-        pictures(run[0], "train"), pictures(run[0], "val")  # not part of the seconds
+        for split in ("train", "val"):
+            pictures(run[0], split)  # in memory now: not part of the seconds
         state, started = commit(), time.process_time()
         model, row = train(*run)
         row |= {"seconds": round(time.process_time() - started), "commit": state}
@@ -335,7 +340,8 @@ def run_starts(table: Path, seeds: int) -> None:
         for settings in ((o, s, r, seed) for o in OPTIMISERS for s in STARTS for r in QK_RATES):
             if tuple(map(str, settings)) in done:
                 continue
-            pictures("cue", "train"), pictures("cue", "val")
+            for split in ("train", "val"):
+                pictures("cue", split)
             state, started = commit(), time.process_time()
             row = train_start(*settings)
             row |= {"seconds": round(time.process_time() - started), "commit": state}
@@ -353,10 +359,9 @@ def main() -> None:
     if args.quick:
         run_all(QUICK, RUNS / "quick.csv")
         return
-    runs = planned()
-    run_all(runs[:24], DOCS / "study.csv")
+    run_all(first_runs(), DOCS / "study.csv")
     run_starts(DOCS / "study-starts.csv", 1)
-    run_all(runs, DOCS / "study.csv")
+    run_all(planned(), DOCS / "study.csv")
     run_starts(DOCS / "study-starts.csv", START_SEEDS)
 
 

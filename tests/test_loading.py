@@ -6,12 +6,14 @@ import pytest
 import botnet
 from botnet.classification.checkpoint import create_classifier
 from botnet.classification.image_classifier import ImageClassifier
+from botnet.cli import main
 from botnet.deploy.hub import save_published
 from botnet.detection.detector import Detector
 from botnet.errors import CheckpointError, ConfigError
 from botnet.training.checkpoint_file import write_file
 from tests.support.classification import picture
 from tests.support.detection import write_detector
+from tests.support.recipes import write_recipe
 
 EVALUATION = {
     "image_size": 64,
@@ -59,6 +61,33 @@ def test_a_run_its_checkpoint_and_its_published_folder_answer_alike(run, image, 
         assert len(found) > 0
         assert np.array_equal(found.xyxy, expected.xyxy)
         assert np.array_equal(found["category_id"], expected["category_id"])
+
+
+@pytest.mark.long
+def test_names_and_ids_are_those_of_the_training_data(made, tmp_path):
+    """A category 0, gaps, and a file that lists them in another order."""
+    made.data["categories"] = [{"id": 90, "name": "cat"}, {"id": 0, "name": "ant"}, {"id": 7, "name": "dog"}]
+    names = {90: "cat", 0: "ant", 7: "dog"}
+    for annotation, category in zip(made.data["annotations"], (0, 7), strict=True):
+        annotation["category_id"] = category
+    made.annotation(category_id=90)
+    files = {f"{split}_instances": str(made.write()) for split in ("train", "val")}
+    files |= {f"{split}_images": str(made.folder) for split in ("train", "val")}
+    run = tmp_path / "run"
+    recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path, run, **files, batch_size=2, val_batch_size=2)
+    assert main(["fit", "--config", str(recipe), "--trainer.max_epochs", "1"]) == 0
+    model = botnet.load(run)
+    dataset = made.dataset()
+    (_, target), annotations = dataset[0], dataset.instances.annotations_of(7)
+    labels = target["labels"].numpy()  # what the network learns to give
+    # As many boxes as the truth has, each with its label.
+    found = {"boxes": target["boxes"].numpy(), "scores": np.ones(3, np.float32), "labels": labels}
+    model.run = lambda prepared: [found]
+    answer = model.predict(made.folder / "a.png")
+    assert sorted(answer["category_id"].tolist()) == [0, 7, 90]
+    assert answer["category_id"].tolist() == [annotation.category_id for annotation in annotations]
+    assert answer["class_name"].tolist() == [names[category] for category in answer["category_id"]]
+    assert [record["category_id"] for record in botnet.to_coco(answer, 7)] == answer["category_id"].tolist()
 
 
 def test_a_classifier_answers_with_its_classes(image, tmp_path):

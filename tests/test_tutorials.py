@@ -1,8 +1,12 @@
 """The tutorials: their commands are run on small data, their Python and their notebooks as they are."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from botnet.cli import main
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))
@@ -37,3 +41,65 @@ def test_a_notebook_prints_what_it_shows(notebook):
     shown = printed(nbformat.read(notebook, as_version=4))
     assert printed(executed(notebook.with_suffix(".py"))) == shown
     assert sum(map(bool, shown)) > 5
+
+
+# Options that make a command of a tutorial small. A later option counts.
+SMALL = {
+    "make-digits": "--train 12 --val 4",
+    "browse-data": "--samples 2",
+    "fit": "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1",
+    "reproduce": "--model.detector.backbone botnet_tiny --trainer.precision 32-true",
+}
+PAGES = ("first-detector", "blood-cells", "reproduce-a-row")
+BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd"
+
+
+def steps(page: str) -> list[list[str] | str]:
+    """The commands, as arguments, and the Python of a page, in its order."""
+    found: list[list[str] | str] = []
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    for language, block in blocks:
+        if language == "python":
+            found.append(block)
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("$ botnet "):
+                found.append(shlex.split(line)[2:])
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_and_the_python_of_a_tutorial_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name == "blood-cells":
+        if not BCCD.is_dir():
+            pytest.skip(f"{BCCD}, the photographs of the tutorial, is not here")
+        (tmp_path / "BCCD_Dataset").mkdir()
+        (tmp_path / "BCCD_Dataset" / "BCCD").symlink_to(BCCD)
+    names: dict[str, object] = {}
+    ran = steps((TUTORIALS / f"{name}.md").read_text())
+    for step in ran:
+        if isinstance(step, str):
+            exec(step, names)
+        else:
+            small = SMALL.get(step[0], "").split() if len(step) > 1 else []
+            if name == "blood-cells" and step[0] == "fit":
+                small += ["--data.canvas", "96"]
+            assert not main([*step, *small]), shlex.join(step)
+    assert sum(isinstance(step, list) for step in ran) >= 4
+    written = {
+        "first-detector": [
+            "look/index.html",
+            "runs/quickstart/metrics.json",
+            "found/attention",
+            "explore.html",
+        ],
+        "blood-cells": [
+            "report/report.html",
+            "runs/cells-test/validate/metrics.json",
+            "found/BloodImage_00007.png",
+        ],
+        "reproduce-a-row": ["rehearsal/table3/bot50-jitter-0.1-2.0/metrics.json", "report/report.html"],
+    }
+    assert [path for path in written[name] if not (tmp_path / path).exists()] == []

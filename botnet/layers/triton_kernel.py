@@ -307,7 +307,7 @@ def choose_tiles(kernel: Any, width: int, dtype: torch.dtype, capability: int) -
         return Tiles(16 if wide else 32, 16, 4, 1)
     if wide:
         return Tiles(64, 32, 8, 2) if kernel is _forward_kernel else Tiles(32, 32, 8, 1)
-    stages = 2 if kernel is _key_kernel else 3
+    stages = 3 if kernel is _forward_kernel or (kernel is _query_kernel and not hopper) else 2
     return Tiles(64, 64 if hopper else 32, 4, stages)
 
 

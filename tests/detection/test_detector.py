@@ -268,6 +268,29 @@ class FindsBright(Detector):
         }
 
 
+def test_a_video_is_processed_frame_by_frame(tmp_path):
+    """supervision's frames are BGR: a red rectangle is found once they are turned to RGB, and only then."""
+    frame = np.zeros((64, 128, 3), np.uint8)
+    frame[20:50, 30:90, 2] = 255
+    source, target = str(tmp_path / "source.mp4"), str(tmp_path / "target.mp4")
+    with sv.VideoSink(source, sv.VideoInfo(width=128, height=64, fps=5, total_frames=3)) as sink:
+        for _ in range(3):
+            sink.write_frame(frame)
+    detector, seen = FindsBright(NAMES, IDS, (128, 128)), []
+
+    def annotate(frame: np.ndarray, index: int) -> np.ndarray:
+        assert len(detector.predict(frame)) == 0
+        found = detector.predict(frame[:, :, ::-1])
+        seen.append((index, found.xyxy.tolist()))
+        return sv.BoxAnnotator(thickness=1).annotate(frame.copy(), found)
+
+    sv.process_video(source, target, annotate)
+    assert [index for index, _ in seen] == [0, 1, 2]
+    for _, boxes in seen:
+        assert np.allclose(boxes, [[30, 20, 90, 50]], atol=2)  # the video is compressed
+    assert len(list(sv.get_video_frames_generator(target))) == 3
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_an_object_cut_by_tiles_is_one(batch_size):
     image = np.zeros((200, 300, 3), np.uint8)

@@ -15,8 +15,9 @@ from botnet.cli import main
 from botnet.detection.detector import TorchDetector
 from botnet.errors import ConfigError, DataError
 from botnet.explorer.explore import explore
+from botnet.explorer.terms import block_terms
 from botnet.layers import MHSA2d
-from botnet.visualize.attention import probe_attention
+from botnet.visualize.attention import AttentionProbe, probe_attention
 from tests.support.classification import picture, weights_file
 from tests.support.detection import write_detector
 from tests.support.detector import small_detector
@@ -200,6 +201,24 @@ def test_the_browser_computes_the_weights_of_the_layer(shown, written):
     assert max(float(weights["both"].max()) * weights["both"].shape[-1] for weights in expected) > 3
 
 
+@pytest.mark.parametrize("size", [(3, 8), (5, 2), (1, 1)])
+def test_the_browser_computes_maps_that_are_not_square(size, shown):
+    torch.manual_seed(0)
+    layer = MHSA2d(12, 3, feat_size=(4, 4), qkv_std=0.5).double()
+    x = torch.randn(1, 12, *size, dtype=torch.float64)
+    probe = AttentionProbe(layer, "layer4.0")
+    probe.record(layer, (x,))
+    cells = torch.arange(size[0] * size[1])
+    call = "return Array.from(attention(prepare(arguments[0]), arguments[1], arguments[2]))"
+    for mode in MODES:
+        expected = attention_by_terms(layer, x, mode)
+        for some in (cells[:1], cells[-1:], cells[::2]):  # the mean over several
+            block = block_terms(probe)
+            found = np.reshape(shown.run(call, block, mode, some.tolist()), (3, -1))
+            bound = np.expm1(2 * block["rounding"])
+            np.testing.assert_allclose(found, expected[:, some].mean(1), rtol=bound)
+
+
 def test_the_mouse_chooses_the_cell(shown, written):
     _, content, expected = written
     before = shown.opacities("#stage canvas")
@@ -266,13 +285,9 @@ def test_the_keyboard_does_all_of_it(shown, written):
     shown.check(at_cell(expected, content["blocks"], 3.5 / 8, 3.5 / 8))
     shown.press(*[right] * 9)
     assert "column 8 of" in shown.text("where")
-    x, y = np.reshape(content["objects"][0]["box"], (2, 2)).mean(0).tolist()
-    shown.point(x, y)
+    shown.press(enter)  # lets go of the cell, or takes the object around it
     shown.press(escape)
-    shown.point(x + 0.01, y)
-    shown.point(x, y)
-    shown.press(enter)
-    assert "mean over" in shown.text("where") or "Held" in shown.text("hint")
+    assert shown.text("hint").startswith("Click")
     shown.press(tab, enter)  # the first detection's button
     shown.check(in_box(expected, content["blocks"], content["objects"][0]["box"]))
 
@@ -372,23 +387,48 @@ def test_nothing_is_loaded_and_names_are_text(shown, written):
     assert "rounded to 16 bits" in shown.text("notes")
 
 
-def test_a_classifier_names_classes(browser, tmp_path):
+@pytest.fixture
+def classifier(tmp_path):
     torch.manual_seed(0)
     weights = tmp_path / "w.pth"
     torch.save(timm.create_model("botnet_tiny", num_classes=3).state_dict(), weights)
     classifier = TorchClassifier(open_classifier("botnet_tiny", weights, size=96, device="cpu"))
     sharpen(classifier.network)
-    image = picture(2, SIZE)
-    page = Page(browser, explore(classifier, image, tmp_path / "page.html"))
+    return classifier
+
+
+def open_page(browser, classifier, image, path):
+    """The page of a classifier, its content, and what it has to show."""
+    page = Page(browser, explore(classifier, image, path))
+    (content,) = re.findall(r'id="content">(.*?)</script>', path.read_text())
     expected = expected_weights(classifier.network, lambda: classifier.predict(image))
+    return page, json.loads(content), expected
+
+
+def test_a_classifier_names_classes(browser, classifier, tmp_path):
+    image = picture(2, SIZE)
+    page, content, expected = open_page(browser, classifier, image, tmp_path / "page.html")
     page.point(0.2, 0.3)
-    (content,) = re.findall(r'id="content">(.*?)</script>', (tmp_path / "page.html").read_text())
-    page.check(at_cell(expected, json.loads(content)["blocks"], 0.2, 0.3))
+    page.check(at_cell(expected, content["blocks"], 0.2, 0.3))
     found = classifier.predict(image)
     for index, score in zip(found.class_id, found.confidence, strict=True):
         assert f"{classifier.class_names[index]} {score:.2f}" in page.text("found")
     assert "padding" not in page.text("how")
     assert browser.get_log("browser") == []
+
+
+def test_a_term_that_the_layer_lacks_cannot_be_chosen(browser, classifier, tmp_path):
+    for layer in classifier.network.modules():
+        if isinstance(layer, MHSA2d):
+            layer.content = False
+    page, content, expected = open_page(browser, classifier, picture(2, SIZE), tmp_path / "page.html")
+    page.point(0.2, 0.3)
+    page.check(at_cell(expected, content["blocks"], 0.2, 0.3))
+    enabled = {
+        element.get_attribute("value"): element.is_enabled()
+        for element in browser.find_elements("css selector", "[name=mode]")
+    }
+    assert enabled == {"both": True, "content": False, "position": True}
 
 
 def test_the_command(tmp_path, capsys):
@@ -409,6 +449,19 @@ def test_the_command(tmp_path, capsys):
     assert main([*call, str(tmp_path / "other.html")]) == 2
     assert "a.jpg: cannot be decoded" in capsys.readouterr().err
     assert not (tmp_path / "other.html").exists()
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(detector, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    page = tmp_path / "page.html"
+    page.write_text("an older page")
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(ConfigError, match=r"page\.html: cannot be written \(No space left"):
+        explore(detector, picture(1), page)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert page.read_text() == "an older page"
 
 
 def test_what_cannot_be_explored_is_refused(detector, tmp_path):
