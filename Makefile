@@ -4,10 +4,9 @@ BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
 .PHONY: help quickstart quickstart-classify small-scale study study-quick pictures docs notebooks test test-fast \
-	test-wheel test-newest dist test-oldest \
-	recipes-check overfit full-size proof-ddp proof-survival chaos fuzz proof-gpu triton-check bench-step \
-	bench-attention bench-backbone bench-data bench-paste bench-family bench-scale bench-eval bench-predict \
-	bench-tiles bench-export
+	test-wheel test-newest dist test-oldest recipes-check overfit full-size proof-ddp proof-survival \
+	proof-machines chaos fuzz soak cluster proof-gpu triton-check bench-step bench-attention bench-backbone \
+	bench-data bench-paste bench-family bench-scale bench-eval bench-predict bench-tiles bench-export
 
 help:
 	@echo "make quickstart  train a small BoTNet Mask R-CNN on handwritten digits, from nothing"
@@ -29,6 +28,9 @@ help:
 	@echo "make full-size   BoT50 Mask R-CNN at 1024 px: 3 training steps, 2 images evaluated (COCO_BY as above)"
 	@echo "make proof-ddp   one step and one validation at 1024 px on 1 and on 2 devices, compared (COCO_BY as above)"
 	@echo "make proof-survival  a signal, and a loss that is not finite, on one of two devices"
+	@echo "make proof-machines  two machines of two processes on the loopback: one step is that of one process; one is killed"
+	@echo "make soak        3,000 training steps and 20,000 predictions: memory, files, threads and time stay as they are"
+	@echo "make cluster     what 8 to 64 GPUs do an epoch in, from the step times of one: STEPS='1 100 8 600' (images ms ...)"
 	@echo "make chaos       kills, full disks, lost data and torn checkpoints at random moments of a training, in 15 minutes"
 	@echo "make fuzz        5,000 broken instances files, masks, images, checkpoints, recipes and ONNX files"
 	@echo "make proof-gpu   the layer and BoT50 proved and measured on this machine's GPU, in at most about 8 minutes"
@@ -136,6 +138,15 @@ proof-ddp: .venv/installed
 
 proof-survival: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow tests/training/test_checkpoints.py
+
+proof-machines: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow tests/training/test_machines.py
+
+soak: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/soak.py
+
+cluster: .venv/installed
+	$(BIN)/python scripts/cluster.py --steps $(STEPS)
 
 chaos: .venv/installed
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/chaos.py

@@ -145,28 +145,23 @@ def score(root: Path) -> Any:
     from botnet.detection.metric import CocoMetric
     from botnet.detection.results import Truth
 
-    def columns(records: list[dict]) -> dict[str, Any]:
-        boxes = torch.tensor([record["bbox"] for record in records])
-        return {
-            "boxes": box_convert(boxes, "xywh", "xyxy"),
-            "labels": torch.tensor([record["category_id"] for record in records]),
-            "masks": [record["segmentation"] for record in records],
-        }
-
     samples = []
     for objects, found in scored(root):
-        result: Any = columns(found) | {"scores": torch.tensor([record["score"] for record in found])}
+        boxes = torch.tensor([record["bbox"] for record in objects])
         truth = Truth(
-            **columns(objects),
+            boxes=box_convert(boxes, "xywh", "xyxy"),
+            labels=torch.tensor([record["category_id"] for record in objects]),
+            masks=[record["segmentation"] for record in objects],
             iscrowd=torch.tensor([bool(record["iscrowd"]) for record in objects]),
             area=torch.tensor([record["area"] for record in objects]),
         )
-        samples.append((result, truth))
+        samples.append((found, truth))
 
     def run() -> Any:
-        metric = CocoMetric([str(label) for label in range(1, 91)])
-        for result, truth in samples:
-            metric.update(result, truth)
+        labels = range(1, 91)
+        metric = CocoMetric([str(label) for label in labels], labels)
+        for found, truth in samples:
+            metric.update(found, truth)
         return metric.report()
 
     return timed(run)

@@ -10,6 +10,7 @@ the same wrapper, the twelve numbers, every record of the results and the pictur
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,13 +39,14 @@ class FrozenNorms(Callback):
                 module.eval()
 
 
-def run(instances: Path, images: Path, canvas: int, backbone: str, folder: Path) -> None:
-    """A step and a validation on one device of WORLD_SIZE, into ``folder``."""
-    devices = int(os.environ.get("WORLD_SIZE", 1))
+def run(instances: Path, images: Path, canvas: int, backbone: str, batch: int, folder: Path) -> None:
+    """A step of ``batch`` images and a validation on one device of WORLD_SIZE, into ``folder``."""
+    devices, of_machine = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     options: dict[str, Any] = {
         "default_root_dir": folder,
         "accelerator": "cpu",
-        "devices": devices,
+        "devices": of_machine,
+        "num_nodes": devices // of_machine,
         "strategy": "ddp" if devices > 1 else "auto",
         "limit_train_batches": 1,
         "num_sanity_val_steps": 0,
@@ -60,7 +62,7 @@ def run(instances: Path, images: Path, canvas: int, backbone: str, folder: Path)
         L.seed_everything(0)
         data = CocoDataModule(
             instances, images, instances, images,
-            canvas=canvas, jitter=(0.8, 1.25), batch_size=2 // devices, val_batch_size=1, num_workers=0,
+            canvas=canvas, jitter=(0.8, 1.25), batch_size=batch // devices, val_batch_size=1, num_workers=0,
         )  # fmt: skip
         small = SMALL if backbone == "botnet_tiny" else {}
         # An untrained detector has low scores; its detections are compared all the same.
@@ -78,8 +80,12 @@ def run(instances: Path, images: Path, canvas: int, backbone: str, folder: Path)
     fit(1e-30)  # the parameters stay as they are
 
 
-def prove(instances: Path, images: Path, canvas: int, backbone: str, folder: Path) -> dict[str, Any]:
-    """Run on one and on two devices, on the first three images, and compare.
+def prove(
+    instances: Path, images: Path, canvas: int, backbone: str, folder: Path, machines: int = 1
+) -> dict[str, Any]:
+    """Run on one device and on two of each machine, and compare.
+
+    A step sees as many of the first images as there are devices; one more is validated.
 
     Returns:
         ``moved``, the greatest change of a parameter in the step on one device; ``apart``, the greatest
@@ -90,7 +96,8 @@ def prove(instances: Path, images: Path, canvas: int, backbone: str, folder: Pat
     for place in (alone, two):
         place.mkdir(parents=True)
     truth = json.loads(instances.read_text())
-    truth["images"] = truth["images"][:3]
+    devices = 2 * machines
+    truth["images"] = truth["images"][: devices + 1]
     kept = {image["id"] for image in truth["images"]}
     truth["annotations"] = [record for record in truth["annotations"] if record["image_id"] in kept]
     instances = folder / "instances.json"
@@ -99,13 +106,30 @@ def prove(instances: Path, images: Path, canvas: int, backbone: str, folder: Pat
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run(instances, images, canvas, backbone, alone)
+        run(instances, images, canvas, backbone, devices, alone)
     finally:
         torch.set_num_threads(threads)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    arguments = [str(instances), str(images), str(canvas), backbone, str(two)]
+    arguments = [str(instances), str(images), str(canvas), backbone, str(devices), str(two)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *launcher, *arguments], check=True, timeout=3600, env=environment)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
+    launched = []
+    for machine in range(machines):
+        of_machine = [
+            "--nnodes",
+            str(machines),
+            "--node_rank",
+            str(machine),
+            "--nproc_per_node",
+            "2",
+            *address,
+        ]
+        command = [sys.executable, "-m", "torch.distributed.run", *of_machine, __file__, *arguments]
+        launched.append(subprocess.Popen(command, env=environment))
+    codes = [process.wait(3600) for process in launched]
+    if any(codes):
+        raise RuntimeError("a process failed")
     one, other = (torch.load(place / "step.pt", weights_only=True) for place in (alone, two))
     names = ("metrics.json", "results_bbox.json", "results_segm.json")
     same = {name: (alone / name).read_bytes() == (two / name).read_bytes() for name in names}
@@ -151,7 +175,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "LOCAL_RANK" in os.environ:  # started by torchrun, from prove()
-        instances, images, canvas, backbone, folder = sys.argv[1:]
-        run(Path(instances), Path(images), int(canvas), backbone, Path(folder))
+        instances, images, canvas, backbone, batch, folder = sys.argv[1:]
+        run(Path(instances), Path(images), int(canvas), backbone, int(batch), Path(folder))
     else:
         main()

@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -9,6 +10,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from botnet.arguments import Reader, checked
+from botnet.classification.listing import Labelled
 from botnet.classification.shards import ShardReader
 from botnet.errors import ConfigError, DataError, first_few
 from botnet.images import image_extensions
@@ -27,9 +29,18 @@ class ImageReader(Protocol):
 
 
 class FolderReader(ReaderImageFolder):
-    """timm's reader of class folders, which also counts the files that are not images."""
+    """timm's reader of class folders, which also counts the files that are not images.
+
+    Args:
+        root: the folder.
+        endings: of image files.
+    """
 
     left_out = 0
+
+    def __init__(self, root: str, endings: Sequence[str]) -> None:
+        super().__init__(root, input_key=";".join(endings))
+        self.samples: Sequence[tuple[str, int]] = Labelled(root, self.samples)
 
 
 @checked
@@ -88,7 +99,7 @@ def _open_folder(root: Path) -> FolderReader:
             + "; add images (.jpg, .png, ...) or remove it"
         )
     try:
-        reader = FolderReader(str(root), input_key=";".join(image_extensions()))
+        reader = FolderReader(str(root), image_extensions())
     except RuntimeError as error:
         raise DataError(
             f"{root}: no images in class folders; give a folder that has one for each class"

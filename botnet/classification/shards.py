@@ -6,8 +6,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from timm.data.readers.reader import Reader
 
+from botnet.classification.listing import Names
 from botnet.errors import DataError
 from botnet.images import image_extensions
 
@@ -30,38 +32,48 @@ class ShardReader(Reader):
         super().__init__()
         folder = root if root.is_dir() else root.parent
         self.shards = sorted(root.glob("*.tar")) if root.is_dir() else [root]
-        self.samples: list[tuple[int, str, int, int, int]] = []  # shard, name, offset, size, label
-        for number, shard in enumerate(self.shards):
-            self.samples += [(number, *found) for found in _shard_samples(shard)]
+        found = [_shard_table(shard) for shard in self.shards]
+        self._names = Names(name for names, _ in found for name in names)
+        counts = [len(names) for names, _ in found]
+        self._shard = np.repeat(np.arange(len(found), dtype=np.int32), counts)
+        tables = np.concatenate([np.empty((0, 3), np.int64), *(table for _, table in found)])
+        self._offset, self._size, self._label = np.ascontiguousarray(tables.T)
         named = folder / "classes.txt"
         if named.is_file():
             names = named.read_text(encoding="utf-8").rstrip().splitlines()
         else:
-            names = [
-                str(label) for label in range(1 + max((sample[-1] for sample in self.samples), default=-1))
-            ]
+            names = [str(label) for label in range(1 + int(self._label.max(initial=-1)))]
         self.class_to_idx = {name.strip(): label for label, name in enumerate(names)}
         if len(self.class_to_idx) < len(names):
             raise DataError(f"{named}: has a name twice; each class needs its own")
-        for number, name, *_, label in self.samples:
-            if label not in range(len(self.class_to_idx)):
-                raise DataError(
-                    f"{self.shards[number]}: {name} has label {label}, outside 0 to "
-                    f"{len(self.class_to_idx) - 1} ({named})"
-                )
+        for index in np.flatnonzero((self._label < 0) | (self._label >= len(names)))[:1].tolist():
+            raise DataError(
+                f"{self.shards[self._shard[index]]}: {self._names[index]} has label {self._label[index]}, "
+                f"outside 0 to {len(names) - 1} ({named})"
+            )
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
-        number, _, offset, size, label = self.samples[index]
-        with self.shards[number].open("rb") as shard:
-            shard.seek(offset)
-            return BytesIO(shard.read(size)), label
+        with self.shards[self._shard[index]].open("rb") as shard:
+            shard.seek(int(self._offset[index]))
+            return BytesIO(shard.read(int(self._size[index]))), int(self._label[index])
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        number, name, *_ = self.samples[index]
-        return f"{self.shards[number]}: {name}"
+        return f"{self.shards[self._shard[index]]}: {self._names[index]}"
+
+
+def _shard_table(shard: Path) -> tuple[Names, np.ndarray]:
+    """The names of the images in a shard, and (n, 3) offset, size and label of each."""
+    names, rows = [], []
+    for name, *row in _shard_samples(shard):
+        names.append(name)
+        rows.append(row)
+    try:
+        return Names(names), np.array(rows, np.int64).reshape(-1, 3)
+    except OverflowError as error:
+        raise DataError(f"{shard}: a label of more than 64 bits; labels count from 0") from error
 
 
 def _shard_samples(shard: Path) -> Iterator[tuple[str, int, int, int]]:

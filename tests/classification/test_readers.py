@@ -1,6 +1,7 @@
 """Every way of storing labelled images, valid and broken."""
 
 import io
+import pickle
 import sys
 import tarfile
 import types
@@ -11,6 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from botnet.classification.datasets import ImageSet
+from botnet.classification.listing import Names
 from botnet.classification.readers import class_names, open_reader
 from botnet.errors import ConfigError, DataError
 from tests.support.classification import CLASSES, write_images
@@ -232,3 +234,40 @@ def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
         open_reader(tmp_path / "gone")
     with pytest.raises(ConfigError, match="reader: 'zip' is not allowed"):
         open_reader(folder, "zip")
+
+
+# ---- memory
+
+
+def test_names_are_kept_in_one_array():
+    given = ["a/b.jpg", "", "ä/ö.png", "\udcff.jpg", "x" * 300]
+    names = pickle.loads(pickle.dumps(Names(given)))
+    assert list(names) == given
+    assert (names[-1], names[1:3]) == (given[-1], given[1:3])
+    with pytest.raises(IndexError):
+        names[5]
+    assert list(Names([])) == []
+
+
+def test_a_listing_takes_few_bytes_a_file(tmp_path):
+    """Strings and tuples would take 200."""
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(500):
+            (tmp_path / label / f"{label}_{number:08d}.JPEG").touch()
+    reader = open_reader(tmp_path)
+    whole, one = len(pickle.dumps(reader)), len("/a/a_00000000.JPEG")
+    assert whole < 1000 * (one + 8 + 4) + 2000
+    expected = sorted(str(path) for path in tmp_path.rglob("*.JPEG"))
+    assert [path for path, _ in reader.samples] == expected
+    assert [label for _, label in reader.samples] == [0] * 500 + [1] * 500
+
+
+def test_a_label_of_too_many_digits_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for name, content in (("a.jpg", b""), ("a.cls", b"1" * 30)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            shard.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"0\.tar: a label of more than 64 bits"):
+        open_reader(tmp_path, "wds")
