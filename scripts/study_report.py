@@ -125,7 +125,10 @@ def plot_accuracy(rows: Rows, path: Path) -> None:
             for place, some in zip(places, values, strict=True):
                 axis.plot([place] * len(some), some, ".", color="#d94801", markersize=4)
         axis.axhline(1 / len(CLASSES[task]), color="grey", linestyle=":", linewidth=1)
-        names = [NETWORKS[network][0].replace(", ", ",\n").replace(" in ", "\nin ") for network in found]
+        names = [
+            NETWORKS[network][0].replace(", ", ",\n").replace(" in ", "\nin ").replace("BoT's ", "BoT's\n")
+            for network in found
+        ]
         axis.set_xticks(range(len(found)), names, fontsize=7)
         axis.set(ylim=(0, 1.02), ylabel="accuracy", xlim=(-0.6, len(NETWORKS) - 0.4))
         axis.set_title(f"{task} (dots: seeds; dotted: chance)", fontsize=10, loc="left")
