@@ -73,7 +73,8 @@ def build(case: str, checkpoint: Path) -> tuple[RCNN, int]:
     """A detector and the side of its canvas."""
     if case == "BoT50":
         torch.manual_seed(0)
-        return botnet.mask_rcnn("botnet50", 80, canvas=512).eval(), 512
+        # Of an untrained network, each of the 80 classes has at most 1/80.
+        return botnet.mask_rcnn("botnet50", 80, canvas=512, score_threshold=0.005).eval(), 512
     if checkpoint.is_file():
         return load_detector(checkpoint)[0], 160
     recipe = Path(botnet.__file__).parent / "recipes" / "quickstart.yaml"
