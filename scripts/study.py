@@ -242,9 +242,10 @@ def attention_state(model: Reader, data: Pictures, number: int = 64) -> tuple[fl
     layer, maps = first_attention(model), []
     layer.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     model.c5(data.pixels[:number])
-    log = layer.attention_weights(maps[0], torch.arange(maps[0][0, 0].numel())).log()
-    entropy = -(log.exp() * log).sum(-1).mean() / math.log(log.shape[-1])
-    return entropy.item(), log.std(-1).mean().item()  # log-softmax and logits differ by a constant
+    # In double precision: sharp attention has weights that float32 rounds to 0, which has no logarithm.
+    rows = layer.double().attention_weights(maps[0].double(), torch.arange(maps[0][0, 0].numel()))
+    entropy = torch.special.entr(rows).sum(-1).mean() / math.log(rows.shape[-1])
+    return entropy.item(), rows.log().std(-1).mean().item()  # logits but for a constant
 
 
 def first_attention(model: nn.Module) -> MHSA2d:

@@ -126,10 +126,10 @@ def plot_accuracy(rows: Rows, path: Path) -> None:
                 axis.plot([place] * len(some), some, ".", color="#d94801", markersize=4)
         axis.axhline(1 / len(CLASSES[task]), color="grey", linestyle=":", linewidth=1)
         names = [NETWORKS[network][0].replace(", ", ",\n").replace(" in ", "\nin ") for network in found]
-        axis.set_xticks(range(len(found)), names, fontsize=8)
+        axis.set_xticks(range(len(found)), names, fontsize=7)
         axis.set(ylim=(0, 1.02), ylabel="accuracy", xlim=(-0.6, len(NETWORKS) - 0.4))
         axis.set_title(f"{task} (dots: seeds; dotted: chance)", fontsize=10, loc="left")
-        axis.legend(fontsize=8, loc="lower right", framealpha=0.95)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, path)
 
 
@@ -368,7 +368,8 @@ def plot_starts(rows: Rows, path: Path) -> None:
     for column, optimiser in enumerate(OPTIMISERS):
         axes[0, column].set(title=optimiser, ylabel="entropy over that of even attention")
         axes[1, column].set(yscale="log", xlabel="step", ylabel="standard deviation of the logits")
-        axes[1, column].legend(fontsize=8)
+        if axes[1, column].lines:
+            axes[1, column].legend(fontsize=8)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     save(figure, path)

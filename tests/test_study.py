@@ -134,6 +134,16 @@ def test_even_attention_has_an_entropy_of_one_and_no_spread():
     assert spread == pytest.approx(0, abs=1e-5)
 
 
+def test_sharp_attention_has_an_entropy_near_zero_and_a_large_spread():
+    torch.manual_seed(0)
+    model = study.Reader(study.NETWORKS["bot"][1], 2)
+    study.first_attention(model).qkv.weight.data *= 12
+    data = study.Pictures(torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8), torch.empty(0), [])
+    entropy, spread = study.attention_state(model, data, 4)
+    assert 0 < entropy < 0.3
+    assert 20 < spread < 200
+
+
 def test_cells_that_a_box_touches():
     box = [30.5, 64, 18, 16]  # columns 30.5 to 48.5, rows 64 to 80
     touched = study_report.touched(box, (8, 8)).view(8, 8)

@@ -48,7 +48,8 @@ SMALL = {
     "make-digits": "--train 12 --val 4",
     "browse-data": "--samples 2",
     "fit": "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1",
-    "reproduce": "--model.detector.backbone botnet_tiny --trainer.precision 32-true",
+    "reproduce": "--model.detector.backbone botnet_tiny --model.detector.fpn_channels 32 "
+    "--model.detector.box_channels 32 --model.detector.mask_channels 32 --trainer.precision 32-true",
 }
 PAGES = ("first-detector", "blood-cells", "reproduce-a-row")
 BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd"
@@ -66,6 +67,10 @@ def steps(page: str) -> list[list[str] | str]:
             if line.startswith("$ botnet "):
                 found.append(shlex.split(line)[2:])
     return found
+
+
+def test_every_page_is_run():
+    assert {path.stem for path in TUTORIALS.glob("*.md")} == set(PAGES)
 
 
 @pytest.mark.long

@@ -98,16 +98,27 @@ class OnnxModel:
                 for key, value in stored.items()
                 if key.startswith("botnet_")
             }
-            if isinstance(about["format"], int) and about["format"] > FORMAT:
-                raise CheckpointError(
-                    f"{self.path} was written by botnet {about.get('version')} in format {about['format']}; "
-                    f"botnet {__version__} runs up to format {FORMAT}: "
-                    "upgrade with pip install --upgrade bottleneck-transformers"
-                )
-            known = msgspec.convert(about | {"preparation": about.get("preparation") or None}, _About)
+            newer = about["format"] > FORMAT
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self.path}: its metadata are broken ({error}); write it again by botnet export"
+            ) from error
+        if newer:
+            raise CheckpointError(
+                f"{self.path} was written by botnet {about.get('version')} in format {about['format']}; "
+                f"botnet {__version__} runs up to format {FORMAT}: "
+                "upgrade with pip install --upgrade bottleneck-transformers"
+            )
+        if missing := set(_About.__struct_fields__) - about.keys():
+            raise CheckpointError(
+                f"{self.path}: its metadata lack {', '.join(sorted(missing))}; "
+                "write it again by botnet export"
+            )
+        try:
+            known = msgspec.convert(about | {"preparation": about["preparation"] or None}, _About)
             if known.task == "classifier" and known.preparation is None:
                 raise msgspec.ValidationError("a classifier without the preparation of its images")
-        except (json.JSONDecodeError, msgspec.ValidationError, RecursionError) as error:
+        except msgspec.ValidationError as error:
             raise CheckpointError(
                 f"{self.path}: its metadata are broken ({error}); write it again by botnet export"
             ) from error

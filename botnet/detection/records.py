@@ -327,8 +327,7 @@ def no_mask(annotation: Annotation | AnnotationRecord, image: ImageRecord) -> Pr
     return error(
         "no mask",
         f"annotation {annotation.id} of {image_name(image)}",
-        "it has no segmentation; add one, or train Faster R-CNN by --model.detector.masks false and "
-        "--data.masks false",
+        "it has no segmentation; add one, or train Faster R-CNN by --data.masks false",
     )
 
 

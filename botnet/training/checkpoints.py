@@ -16,6 +16,7 @@ from torch import Tensor
 
 from botnet.arguments import Duration, checked
 from botnet.training.checkpoint_file import copy_file
+from botnet.training.checkpoint_io import AtomicCheckpointIO
 from botnet.training.distributed import Greatest, greatest
 from botnet.training.run_end import run_ends, step_is_complete, validates_next
 from botnet.training.run_folder import PREVIOUS, RunFolder
@@ -207,7 +208,9 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        keep = {"previous": self.path.with_name(PREVIOUS)}
+        # Another plugin, of a Trainer that the command did not make, keeps no checkpoint before the last.
+        ours = isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+        keep = {"previous": self.path.with_name(PREVIOUS)} if ours else None
         trainer.save_checkpoint(self.path, weights_only=False, storage_options=keep)
         self._save_logs(trainer)
         self.saved_at, self.saved_step, self.logs_saved = time.monotonic(), trainer.global_step, False

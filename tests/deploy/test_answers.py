@@ -78,7 +78,7 @@ def test_without_pytorch(exported, images, tmp_path):
         ({"botnet_format": "null"}, r"theirs\.onnx: its metadata are broken"),
         (
             {"botnet_format": "1", "botnet_task": '"detector"'},
-            r"theirs\.onnx: its metadata are broken ",
+            r"theirs\.onnx: its metadata lack ",
         ),
         (
             {"botnet_format": "99", "botnet_version": '"9.0"'},

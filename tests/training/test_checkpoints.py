@@ -583,3 +583,18 @@ def test_a_loss_that_is_not_finite_on_one_device_ends_all(tmp_path):
     for message in ("the loss is not finite (", "the loss of another device"):
         assert ended.stderr.count(message) == 1
     assert "sample 13" in ended.stderr
+
+
+def test_a_trainer_with_another_plugin_for_checkpoints_keeps_the_last_one_alone(tmp_path):
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[LastCheckpoint(tmp_path / "last.ckpt", 0)],
+    )
+    trainer.fit(TinyModule(), TinyData())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert not (tmp_path / "previous.ckpt").exists()
