@@ -118,7 +118,7 @@ class OnnxModel:
             known = msgspec.convert(about | {"preparation": about["preparation"] or None}, _About)
             if known.task == "classifier" and known.preparation is None:
                 raise msgspec.ValidationError("a classifier without the preparation of its images")
-        except (json.JSONDecodeError, msgspec.ValidationError, RecursionError) as error:
+        except msgspec.ValidationError as error:
             raise CheckpointError(
                 f"{self.path}: its metadata are broken ({error}); write it again by botnet export"
             ) from error
