@@ -49,12 +49,7 @@ class Machine:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "torch.distributed.run", *launcher, *command],
                 cwd=ROOT,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(ROOT),
-                    "OMP_NUM_THREADS": "1",
-                    "GLOO_SOCKET_IFNAME": "lo",
-                },
+                env=environment,
                 stdout=log,
                 stderr=log,
             )
