@@ -88,7 +88,13 @@ def _resnet_state(weights: str | Path | WeightsEnum | Mapping[str, Tensor]) -> M
     if isinstance(weights, WeightsEnum):
         return weights.get_state_dict(progress=False, check_hash=True)
     if isinstance(weights, str) and timm.is_model(weights):
-        return timm.create_model(weights, pretrained=True).state_dict()
+        try:
+            return timm.create_model(weights, pretrained=True).state_dict()
+        except OSError as error:  # of the network and of the hub, too
+            raise CheckpointError(
+                f"{weights}: its weights cannot be fetched ({type(error).__name__}); on a machine without "
+                "internet, give the path of a file"
+            ) from error
     if isinstance(weights, str) and not Path(weights).is_file():
         raise MissingWeightsError(f"{weights}: no such file, and no network of this name in timm")
     return read_weights(weights)

@@ -331,3 +331,12 @@ def test_errors_name_bad_files(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match=r"list\.pth: expected a dictionary of tensors, found list"):
         read_weights(tmp_path / "list.pth")
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch):
+    def offline(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(CheckpointError, match=r"resnet50\.tv_in1k: its weights cannot be fetched .* a file"):
+        load_resnet(torch.nn.Identity(), "resnet50.tv_in1k")
