@@ -371,7 +371,8 @@ def test_a_compiled_backbone_and_pyramid_give_the_same_losses(digits, monkeypatc
 
     def backend(graph, inputs):
         graphs.append(graph)
-        return lookup_backend("aot_eager")(graph, inputs)
+        # Later ones are counted only: to trace their gradients for any number of images takes a minute.
+        return lookup_backend("aot_eager")(graph, inputs) if len(graphs) <= 2 else graph.forward
 
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
     expected, eager = losses_of_a_run(digits)
