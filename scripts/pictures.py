@@ -16,6 +16,7 @@ CHECKPOINT = Path("runs/quickstart/checkpoints/best.ckpt")
 DATA = Path("data/digits")
 OUT = Path("docs/images")
 IMAGES = ("000007.jpg", "000026.jpg")  # of the validation images
+RESAMPLING = Image.Resampling.LANCZOS
 WIDTH = 1600  # pixels of the first picture
 MAX_BYTES = 300_000  # of each picture
 
@@ -42,18 +43,21 @@ def draw(name: str, pixel: tuple[int, int], folder: Path) -> tuple[Image.Image, 
 
 
 def sheet(rows: list[list[Image.Image]], width: int, gap: int = 6) -> Image.Image:
-    """Rows of pictures on white, each scaled to the whole width."""
-    drawn = []
+    """Rows of pictures on white; those of a row have one height, and fill the width."""
+    lines, height = [], -gap
     for row in rows:
-        left, line = 0, Image.new("RGB", (sum(x.width + gap for x in row) - gap, row[0].height), "white")
-        for picture in row:
-            line.paste(picture, (left, 0))
+        # Of unit height, the pictures of a row are as wide as their aspects.
+        side = (width - gap * (len(row) - 1)) / sum(x.width / x.height for x in row)
+        scaled = [x.resize((round(side * x.width / x.height), round(side)), RESAMPLING) for x in row]
+        lines.append(scaled)
+        height += round(side) + gap
+    out, top = Image.new("RGB", (width, height), "white"), 0
+    for line in lines:
+        left = 0
+        for picture in line:
+            out.paste(picture, (left, top))
             left += picture.width + gap
-        drawn.append(line.resize((width, round(line.height * width / line.width)), Image.Resampling.LANCZOS))
-    out, top = Image.new("RGB", (width, sum(x.height + gap for x in drawn) - gap), "white"), 0
-    for line in drawn:
-        out.paste(line, (0, top))
-        top += line.height + gap
+        top += line[0].height + gap
     return out
 
 
