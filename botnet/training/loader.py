@@ -194,20 +194,22 @@ def _ignore_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-_open: "weakref.WeakSet[Loader]" = weakref.WeakSet()
+_iterators: "weakref.WeakSet[Any]" = weakref.WeakSet()  # torch's, with workers
+_workers: "weakref.WeakSet[Any]" = weakref.WeakSet()  # their processes
 
 
 @atexit.register
 def _shut_down() -> None:
-    """End the workers of loaders that an error keeps alive.
+    """End all workers that are left.
 
-    multiprocessing would send them SIGTERM, which they ignore, and wait for them for ever.
+    multiprocessing would send them SIGTERM, which they ignore, and wait for them for ever. A worker may also
+    outlive an iterator that was collected as garbage, which sends the same signal.
     """
-    for loader in list(_open):
-        if loader._iterator is not None and hasattr(loader._iterator, "_shutdown_workers"):
-            loader._iterator._shutdown_workers()
-            for worker in loader._iterator._workers:  # type: ignore[attr-defined]
-                worker.kill()  # one that does not answer
+    for iterator in list(_iterators):
+        iterator._shutdown_workers()
+    for worker in list(_workers):
+        if worker.is_alive():  # it did not answer
+            worker.kill()
 
 
 class Loader(DataLoader[Any]):
@@ -227,7 +229,6 @@ class Loader(DataLoader[Any]):
     def __init__(self, dataset: Batches, *, first_batch: Callable[[], int], **kwargs: Any) -> None:
         self.first_batch = first_batch
         super().__init__(dataset, **kwargs)
-        _open.add(self)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not isinstance(self.sampler, EpochSampler | EvalSampler):
@@ -238,12 +239,23 @@ class Loader(DataLoader[Any]):
         first = self.first_batch()
         if isinstance(self.sampler, EpochSampler):
             self.sampler.first_batch = first
-        for number, batch in enumerate(super().__iter__(), first + 1):
+        iterator = super().__iter__()
+        if hasattr(iterator, "_shutdown_workers"):
+            _iterators.add(iterator)
+            _workers.update(iterator._workers)  # type: ignore[attr-defined]
+        for number, batch in enumerate(iterator, first + 1):
             if isinstance(batch, BotnetError):
+                self._end(iterator)
                 raise batch
             if number == len(self):
                 self._report_broken()
             yield batch
+
+    def _end(self, iterator: Any) -> None:
+        """Stop the workers at once: the garbage collector would take five seconds for each."""
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+            self._iterator = None
 
     @property
     def samples(self) -> Samples:

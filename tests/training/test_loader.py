@@ -1,5 +1,6 @@
 """The order of samples on any number of devices and workers, and unreadable samples."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -261,6 +262,44 @@ def test_a_process_that_ends_with_an_error_does_not_wait_for_its_workers():
     assert (ended.returncode, ended.stdout) == (2, "begun\n"), ended.stderr
 
 
+FORGETS = """
+import gc
+from torch.utils.data import default_collate
+from botnet.training import loader
+from tests.support.tiny import Numbers
+batches = iter(loader.make_loader(Numbers(12), 2, 2, default_collate, train=False))
+next(batches)
+for process in loader._workers:
+    process._popen.terminate = lambda: None
+torn = next(iter(loader._iterators))
+torn._shutdown_workers = lambda: None  # as if a worker did not answer
+del batches
+gc.collect()
+print("begun", flush=True)
+"""
+
+
+@pytest.mark.long
+def test_a_worker_that_does_not_answer_is_killed_at_the_end():
+    ended = subprocess.run(
+        [sys.executable, "-c", FORGETS],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert ended.stdout == "begun\n", ended.stderr
+
+
+def test_an_error_ends_the_workers_at_once():
+    loader = make_loader(Numbers(12, broken=(5,)), 4, 2, default_collate, train=True)
+    started = time.monotonic()
+    refusal(loader)
+    assert time.monotonic() - started < 5
+    assert not any(process.is_alive() for process in multiprocessing.active_children())
+
+
 # ---- samples that cannot be read
 
 
@@ -268,8 +307,6 @@ def refusal(loader):
     """The message with which it ends."""
     with pytest.raises(DataError) as caught:
         list(loader)
-    if loader.num_workers:  # left to the garbage collector, its workers take five seconds each
-        loader._iterator._shutdown_workers()
     return str(caught.value)
 
 
@@ -300,8 +337,6 @@ def test_an_error_of_a_worker_arrives_as_it_was_raised(kind, workers):
         next(iter(loader))
     assert type(caught.value) is kind
     assert (str(caught.value), caught.value.sample) == (str(error), 5)
-    if workers:
-        loader._iterator._shutdown_workers()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
