@@ -113,8 +113,8 @@ SEED = Range(int, 0, 2**32 - 1)  # what numpy takes
 
 RELATION = Choice(("cue", "direction", "match", "local"))  # tasks of make-relations
 READER = Choice(("folder", "tar", "wds"), "hfds/NAME", "hfds/.+")
-# timm's; random: bilinear or bicubic.
-INTERPOLATION = Choice(("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"))
+Resampling = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]  # Pillow's
+INTERPOLATION = Choice((*get_args(Resampling), "random"))  # timm's; random: bilinear or bicubic
 
 Count = Annotated[int, COUNT]
 BatchSize = Annotated[int | Literal["auto"], COUNT, Choice(("auto",))]

@@ -33,6 +33,7 @@ import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
+from small_detector import DETECTOR
 
 # Runs are forked from this process, which has imported all that they need: a start takes no time.
 import botnet.training.command  # noqa: F401
@@ -44,11 +45,6 @@ from botnet.training.run_folder import RunFolder
 
 PHASES = ("training", "validation", "checkpoint", "cache")
 LONGEST = 240  # seconds of a run, on a busy machine
-DETECTOR = {
-    "backbone": "botnet_tiny", "fpn_channels": 16, "anchor_scale": 4, "rpn_samples": 32, "rpn_pre_nms": 50,
-    "rpn_post_nms": 30, "rpn_pre_nms_eval": 50, "rpn_post_nms_eval": 30, "roi_samples": 16,
-    "box_channels": 32, "mask_channels": 16, "mask_convs": 1,
-}  # fmt: skip
 
 
 # ---- runs

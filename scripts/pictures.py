@@ -1,7 +1,7 @@
-"""The pictures of the README, from the detector of `make quickstart`: what `make pictures` runs.
+"""The pictures of the README, and the explorer of the documentation, by `make pictures`.
 
-Draws held-out images, truth beside prediction, over what one pixel of a digit attends to in the first BoT
-block, head by head.
+All are from the detector of `make quickstart`: held-out images, truth beside prediction, over what one pixel of
+a digit attends to in the first BoT block, head by head.
 """
 
 import json
@@ -15,6 +15,7 @@ from PIL import Image
 CHECKPOINT = Path("runs/quickstart/checkpoints/best.ckpt")
 DATA = Path("data/digits")
 OUT = Path("docs/images")
+EXPLORER = Path("docs/static/explore-digits.html")
 IMAGES = ("000007.jpg", "000026.jpg")  # of the validation images
 RESAMPLING = Image.Resampling.LANCZOS
 WIDTH = 1600  # pixels of the first picture
@@ -61,6 +62,15 @@ def sheet(rows: list[list[Image.Image]], width: int, gap: int = 6) -> Image.Imag
     return out
 
 
+def explore() -> None:
+    """The page of the documentation on one of the images."""
+    page = DATA / "val" / IMAGES[0]
+    command = ["explore", str(CHECKPOINT.parents[1]), str(page), "--output", str(EXPLORER)]
+    finished = subprocess.run([sys.executable, "-m", "botnet.cli", *command])
+    if finished.returncode:
+        sys.exit(finished.returncode)
+
+
 def main() -> None:
     if not CHECKPOINT.is_file():
         sys.exit(f"{CHECKPOINT} does not exist; run make quickstart first")
@@ -79,6 +89,7 @@ def main() -> None:
         if size > MAX_BYTES:
             sys.exit(f"{path} has {size} bytes, more than {MAX_BYTES}")
         print(f"{path}: {picture.width} x {picture.height}, {size // 1000} kB")
+    explore()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
+from small_detector import DETECTOR
 
 import botnet
 from botnet.demo.digits import make_digits
@@ -36,11 +37,6 @@ from botnet.training.progress import LineProgress
 from botnet.training.run_folder import RunFolder
 from botnet.training.step_seed import StepSeed
 
-DETECTOR: dict[str, Any] = {
-    "fpn_channels": 16, "anchor_scale": 4, "rpn_samples": 32, "rpn_pre_nms": 50, "rpn_post_nms": 30,
-    "rpn_pre_nms_eval": 50, "rpn_post_nms_eval": 30, "roi_samples": 16, "box_channels": 32,
-    "mask_channels": 16, "mask_convs": 1, "score_threshold": 0.01,
-}  # fmt: skip
 MEMORY, TIME = 0.03, 0.10  # by which the end may exceed the beginning
 
 
@@ -136,7 +132,7 @@ def train(folder: Path, digits: Path, steps: int) -> tuple[Samples, Path]:
     data = CocoDataModule(
         root=None, **_files(digits), canvas=96, batch_size=2, val_batch_size=2, num_workers=2
     )
-    detector = mask_rcnn("botnet_tiny", data.num_classes, canvas=96, **DETECTOR)
+    detector = mask_rcnn(num_classes=data.num_classes, canvas=96, score_threshold=0.01, **DETECTOR)
     module = DetectionModule(detector, 0.01, warmup_steps=20, warmup_learning_rate=0.001, pictures=2)
     run, samples = RunFolder(folder / "run"), Samples()
     trainer = L.Trainer(

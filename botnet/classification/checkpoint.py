@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import timm
 from torch import Tensor, nn
 
-from botnet.arguments import checked
+from botnet.arguments import Resampling, checked
 from botnet.errors import CheckpointError, ConfigError, first_few
 from botnet.models.weights import read_weights
 from botnet.models.zoo import NETWORKS, NetworkName
@@ -19,7 +19,7 @@ from botnet.training.model_source import open_checkpoint
 class _Evaluation(msgspec.Struct):
     image_size: int
     crop_pct: float
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+    interpolation: Resampling
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 

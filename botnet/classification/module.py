@@ -179,7 +179,7 @@ class ClassificationModule(TaskModule):
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The loss of a batch."""
         images, target = batch
-        if self.mix is not None and len(images) % 2 == 0:
+        if self.mix is not None:
             images, target = self.mix(images, target)
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
         return {"loss": F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)}

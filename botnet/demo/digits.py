@@ -15,7 +15,7 @@ from PIL import Image
 from rich.progress import track
 
 from botnet.arguments import DIGITS_SIDE, Count, Seed, checked
-from botnet.demo.folder import make_once
+from botnet.demo.folder import make_once, recognise_coco
 from botnet.demo.scene import background, extent, paste_digits
 from botnet.masks import encode_mask
 
@@ -109,23 +109,12 @@ def make_digits(
         return counts
 
     directory = Path(directory)
-    counts, made = make_once(directory, "digits", settings, write, lambda folder: _existing(folder, settings))
+
+    def recognise(folder: Path) -> dict[str, SplitCounts] | None:
+        return recognise_coco(folder, settings, _count)
+
+    counts, made = make_once(directory, "digits", settings, write, recognise)
     return {"directory": directory, "made": made, "train": counts["train"], "val": counts["val"]}
-
-
-def _existing(directory: Path, settings: dict[str, int]) -> dict[str, SplitCounts] | None:
-    """Counts of the set in a folder; None if it is not the one of these settings, with every file."""
-    counts = {}
-    for split in ("train", "val"):
-        try:
-            truth = json.loads((directory / f"instances_{split}.json").read_text())
-            files = [directory / split / image["file_name"] for image in truth["images"]]
-            if truth["info"]["settings"] != settings or not all(file.is_file() for file in files):
-                return None
-            counts[split] = _count(truth)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-    return counts
 
 
 def _count(truth: dict[str, Any]) -> SplitCounts:

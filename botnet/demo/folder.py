@@ -1,5 +1,6 @@
 """Making a data set in a folder: completely or not at all, and only once."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ from botnet.errors import DataError
 from botnet.folders import is_unused, new_folder
 
 Contents = TypeVar("Contents")
+Counts = TypeVar("Counts")
 
 
 def make_once(
@@ -42,3 +44,26 @@ def make_once(
         return contents, False
     with new_folder(directory) as scratch:
         return write(scratch), True
+
+
+def recognise_coco(
+    directory: Path, settings: dict[str, Any], count: Callable[[dict[str, Any]], Counts]
+) -> dict[str, Counts] | None:
+    """Counts of the splits of a COCO-format set in a folder; None if it is not whole, or of other settings.
+
+    Args:
+        directory: with ``instances_train.json``, ``instances_val.json`` and the folders of their images.
+        settings: that its instances files must name.
+        count: of the contents of an instances file.
+    """
+    counts = {}
+    for split in ("train", "val"):
+        try:
+            truth = json.loads((directory / f"instances_{split}.json").read_text())
+            files = [directory / split / image["file_name"] for image in truth["images"]]
+            if truth["info"]["settings"] != settings or not all(file.is_file() for file in files):
+                return None
+            counts[split] = count(truth)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return counts

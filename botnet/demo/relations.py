@@ -17,7 +17,7 @@ from rich.progress import track
 
 from botnet.arguments import RELATION, RELATIONS_CANVAS, Count, Seed, checked
 from botnet.demo.digits import NAMES, load_digits, load_photographs
-from botnet.demo.folder import make_once
+from botnet.demo.folder import make_once, recognise_coco
 from botnet.demo.scene import extent
 from botnet.masks import encode_mask
 
@@ -107,9 +107,11 @@ def make_relations(
         return counts
 
     directory = Path(directory)
-    counts, made = make_once(
-        directory, f"{task} relations", settings, write, lambda folder: _existing(folder, settings)
-    )
+
+    def recognise(folder: Path) -> dict[str, RelationCounts] | None:
+        return recognise_coco(folder, settings, _count)
+
+    counts, made = make_once(directory, f"{task} relations", settings, write, recognise)
     return {"directory": directory, "made": made, "train": counts["train"], "val": counts["val"]}
 
 
@@ -130,21 +132,6 @@ def distance_bands(task: str, canvas: int) -> dict[str, tuple[float, float]]:
     longest = room * math.sqrt(2) * 0.95  # hardly any pair of places is farther apart
     shares = {"near": (0.25, 0.4), "middle": (0.5, 0.65), "far": (0.75, 1.0)}
     return {band: (longest * low, longest * high) for band, (low, high) in shares.items()}
-
-
-def _existing(directory: Path, settings: dict[str, Any]) -> dict[str, RelationCounts] | None:
-    """Counts of the set in a folder; None if it is not the one of these settings, with every file."""
-    counts = {}
-    for split in ("train", "val"):
-        try:
-            truth = json.loads((directory / f"instances_{split}.json").read_text())
-            files = [directory / split / image["file_name"] for image in truth["images"]]
-            if truth["info"]["settings"] != settings or not all(file.is_file() for file in files):
-                return None
-            counts[split] = _count(truth)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-    return counts
 
 
 def _count(truth: dict[str, Any]) -> RelationCounts:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from botnet import __version__
+from botnet.arguments import Resampling
 from botnet.errors import CheckpointError
 
 FORMAT = 1  # of inputs, outputs and metadata; raised when an older version could not run the graph
@@ -16,7 +17,7 @@ FORMAT = 1  # of inputs, outputs and metadata; raised when an older version coul
 
 class _Preparation(msgspec.Struct):
     crop_pct: float
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+    interpolation: Resampling
 
 
 class _About(msgspec.Struct):

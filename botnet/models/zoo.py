@@ -173,12 +173,13 @@ class KnownNetworks(Choice):
         return nearest(value, timm.list_models())
 
 
-NetworkName = Annotated[str, KnownNetworks()]
+KNOWN_NETWORKS = KnownNetworks()
+NetworkName = Annotated[str, KNOWN_NETWORKS]
 
 
 def no_network(name: str) -> str:
     """The message about a name that timm does not know, with the nearest that it does."""
-    return f"no network {name!r} in timm or here{nearest(name, timm.list_models())}"
+    return f"no network {name!r} in timm or here{KNOWN_NETWORKS.near(name)}"
 
 
 def _register(name: str, network: Network) -> None:

@@ -76,8 +76,8 @@ def _is_small(trainer: "Trainer", module: "TaskModule", images: int) -> bool:
 def _tried(trainer: "Trainer", module: "TaskModule", data: "TaskDataModule", most: int) -> int:
     """The largest batch whose step does not run out of the GPU's memory."""
     device = trainer.strategy.root_device
-    images = SkipBrokenDataset(data.train_set, data.skip_broken) if data.skip_broken else data.train_set
-    samples = [images[0, index] for index in range(min(SAMPLES, len(images)))]
+    dataset = SkipBrokenDataset(data.train_set, data.skip_broken) if data.skip_broken else data.train_set
+    samples = [dataset[0, index] for index in range(min(SAMPLES, len(dataset)))]
     before = {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
     module.to(device)
 

@@ -75,12 +75,12 @@ def _not_a_class(value: str) -> str:
     module, _, name = class_path.rpartition(".")
     try:
         getattr(import_module(module), name)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        missing = getattr(error, "name", None)
-        if isinstance(error, ModuleNotFoundError) and missing and not f"{module}.".startswith(f"{missing}."):
-            return f"{class_path} cannot be imported: {error}"
     except ImportError as error:
-        return f"{class_path} cannot be imported: {error}"
+        # Unless the path itself is wrong: then the module that is missing is a part of it.
+        if not f"{module}.".startswith(f"{error.name}."):
+            return f"{class_path} cannot be imported: {error}"
+    except (AttributeError, ValueError):
+        pass
     return f"{class_path!r} is not a class that can be imported; give its path, package.Class"
 
 

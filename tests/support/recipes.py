@@ -5,21 +5,7 @@ from pathlib import Path
 import yaml
 
 from botnet.training.recipes import with_bases
-
-DETECTOR = {
-    "backbone": "botnet_tiny",
-    "fpn_channels": 16,
-    "anchor_scale": 4,
-    "rpn_samples": 32,
-    "rpn_pre_nms": 50,
-    "rpn_post_nms": 30,
-    "rpn_pre_nms_eval": 50,
-    "rpn_post_nms_eval": 30,
-    "roi_samples": 16,
-    "box_channels": 32,
-    "mask_channels": 16,
-    "mask_convs": 1,
-}
+from scripts.small_detector import DETECTOR
 
 
 def write_recipe(path: Path, digits: Path, run: Path, **changes) -> Path:
