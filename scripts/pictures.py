@@ -1,7 +1,7 @@
 """The pictures of the README, and the explorer of the documentation, by `make pictures`.
 
-All are from the detector of `make quickstart`: held-out images, truth beside prediction, over what one pixel of
-a digit attends to in the first BoT block, head by head.
+From the detector of `make quickstart`: held-out images, truth beside prediction, over what one pixel of a
+digit attends to in the first BoT block, head by head.
 """
 
 import json
