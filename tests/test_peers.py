@@ -12,9 +12,10 @@ import transformers
 from bottleneck_transformer_pytorch.bottleneck_transformer_pytorch import Attention
 from einops import EinopsError
 from timm.layers.bottleneck_attn import BottleneckAttn
-from torch import Tensor, nn
+from torch import nn
 
 from botnet.layers import MHSA2d
+from tests.support.saved import saved_bytes
 
 ROOT = Path(__file__).parents[1]
 DIM, HEADS = 32, 2
@@ -27,19 +28,6 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
         dim=DIM, heads=HEADS, dim_head=DIM // HEADS, fmap_size=(side, side), rel_pos_emb=True
     ),
 }
-
-
-def stored_bytes(layer: nn.Module, x: Tensor) -> int:
-    """Memory of all tensors that a forward pass keeps for the backward pass."""
-    storages: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        layer(x)
-    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -59,7 +47,7 @@ def test_only_this_layer_takes_maps_of_another_size(name):
 def test_only_this_layer_keeps_no_logits_of_all_pairs(name):
     side = 40
     all_pairs = HEADS * side**4 * 4  # bytes
-    kept = stored_bytes(LAYERS[name](side), torch.randn(1, DIM, side, side))
+    kept = saved_bytes(LAYERS[name](side), torch.randn(1, DIM, side, side))
     if name == "botnet":
         assert kept < all_pairs / 5
     else:

@@ -20,6 +20,7 @@ from botnet.errors import ConfigError
 from botnet.layers import MHSA2d
 from botnet.training.task import parameter_groups
 from tests.support.recipes import DETECTOR, write_recipe
+from tests.support.saved import saved_bytes
 
 pytestmark = pytest.mark.long
 
@@ -401,21 +402,9 @@ def test_activation_checkpointing_changes_nothing_but_the_memory(digits):
     assert module.state_dict().keys() == usual.state_dict().keys()
     for name, value in usual.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
-    assert kept_bytes(module.detector.backbone) < 0.75 * kept_bytes(usual.detector.backbone)
-
-
-def kept_bytes(backbone: nn.Module) -> int:
-    """What autograd keeps for the backward pass of a forward pass."""
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        maps = backbone.train()(torch.randn(2, 3, 64, 64))
-    assert all(x.requires_grad for x in maps)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    images = torch.randn(2, 3, 64, 64)
+    kept, before = (saved_bytes(m.detector.backbone.train(), images) for m in (module, usual))
+    assert kept < 0.75 * before
 
 
 def test_what_cannot_be_recomputed_is_named(digits):
