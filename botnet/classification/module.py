@@ -259,7 +259,7 @@ class ClassificationModule(TaskModule):
         assert self.accuracy is not None
         self.report["model"] = numbers = self._numbers(self.accuracy)
         self._gather()
-        self.log("val/loss", numbers["loss"], rank_zero_only=True)
+        self.log("val/loss", numbers["loss"], sync_dist=True)
         self.headline = {name: numbers[name] for name in ("top1", "top5")}
         for name, value in self.headline.items():
             self.log(f"val/{name}", value, prog_bar=name == "top1", sync_dist=True)

@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from botnet.arguments import (
     BatchSize,
     Count,
@@ -140,7 +142,9 @@ def _found(root: Path | None, train: CocoFiles | None, val: CocoFiles | None) ->
     layout = find_layout(root, TRAINABLE)
     train, val = train or find_split(layout, "train"), val or find_split(layout, "val")
     for split, files in (("train", train), ("val", val)):
-        logger.info("%s, %s layout: %s: %s, %s", root, layout.kind, split, files.instances, files.images)
+        rank_zero_only(logger.info)(
+            "%s, %s layout: %s: %s, %s", root, layout.kind, split, files.instances, files.images
+        )
     return train, val
 
 

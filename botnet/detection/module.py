@@ -249,7 +249,7 @@ class DetectionModule(TaskModule):
         self.report = self.trainer.strategy.broadcast(self.report)
         # Every device has the same.
         losses = self.validation_loss.compute(self.device)
-        self.log_dict({f"val/{name}": loss for name, loss in losses.items()}, rank_zero_only=True)
+        self.log_dict({f"val/{name}": loss for name, loss in losses.items()}, sync_dist=True)
         for kind, table in self.report.items():
             for number in ("AP", "AP50", "AP75"):
                 self.log(f"val/{kind}_{number}", table[number], prog_bar=number == "AP", sync_dist=True)
