@@ -362,7 +362,8 @@ def test_it_fits_and_can_be_read_and_named(width, scheme, shown):
         assert element.get_attribute("type") == "radio" or min(element_size.values()) >= 24
     # The name of an object reaches towards the middle, where it is not cut off.
     ends = shown.run(
-        "return content.objects.map(({ box, outline, tag }) => { const end = box[0] + box[2] > 1 ? 'right' : 'left';"
+        "return content.objects.map(({ box, outline, tag }) => {"
+        "const end = box[0] + box[2] > 1 ? 'right' : 'left';"
         "return [end, tag.getBoundingClientRect()[end] - outline.getBoundingClientRect()[end]]; })"
     )
     assert "right" in dict(ends)
