@@ -50,6 +50,14 @@ from matplotlib import pyplot as plt
 DIM, HEADS = 512, 4
 PEERS = ("timm", "pypi", "reference")
 OWN = ("sdpa", "flex", "triton") if torch.cuda.is_available() else ("tiled", "sdpa")
+# The layers of the picture, those with the largest values first: name and line.
+LINES = {
+    "pypi": ("bottleneck-transformer-pytorch", "s-C1"),
+    "timm": ("timm", "o-C2"),
+    "reference": ("plain formula", "^--C7"),
+    "botnet": ("this project", "D-C0"),
+}
+QUANTITIES = (("seconds", "Time of forward and backward", "seconds"), ("memory", "Peak memory", "GB"))
 # Batch 32 at the sizes of ImageNet classification, 1 at those of detection.
 MAPS = ("7x7", "14x14", "32x32", "64x64", "64x96", "80x80", "96x96")
 
@@ -61,6 +69,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+")
     parser.add_argument("--passes", nargs="+", default=["forward", "training"])
     parser.add_argument("--contended", action="store_true", help="while another process keeps a core busy")
+    parser.add_argument("--picture", type=Path, help="of time and memory; by default beside --out")
     args = parser.parse_args()
     maps = args.maps or (["64x64"] if args.contended else MAPS)
     dtypes = args.dtypes or (["float32"] if args.contended else ["float32", "bfloat16"])
@@ -80,7 +89,7 @@ def main() -> None:
                 results[case] = measure(dtype, size, stride, kind, args.rounds, device, clock)
                 save(args.out, results)
     Console(width=150).print(tabulate(results))
-    for line in [*targets(results), *draw(results, args.out)]:
+    for line in [*targets(results), *draw(results, args.picture or args.out.with_suffix(".png"))]:
         print(line)
 
 
@@ -216,36 +225,38 @@ def targets(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def draw(results: dict[str, Any], out: Path) -> list[str]:
-    """Two plots, time and memory against N, and the slopes of log against log from 32x32 on."""
+def draw(results: dict[str, Any], picture: Path) -> list[str]:
+    """Slopes of time and memory against the map, log against log, from 32x32 on; square maps as a picture."""
     cases = {
-        result["tokens"]: result
+        case.split()[1]: result
         for case, result in sorted(results.items(), key=lambda item: item[1]["tokens"])
         if case.startswith("float32") and case.endswith("stride 1 training") and result["tokens"] >= 32 * 32
     }
     if len(cases) < 2:
         return []
+    tokens = [case["tokens"] for case in cases.values()]
+    sides = {n: math.isqrt(n) for n in tokens if f"{math.isqrt(n)}x{math.isqrt(n)}" in cases}
     lines = []
-    for quantity, unit in (("seconds", "s"), ("memory", "bytes")):
-        figure, axes = plt.subplots(figsize=(6, 4.5))
-        for name in ("timm", "pypi", "reference", "sdpa", "botnet"):
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axes, (quantity, title, unit) in zip(panels, QUANTITIES, strict=True):
+        for name in (*LINES, "sdpa"):
             if not all(name in case["seconds"] for case in cases.values()):
                 continue  # it is what "botnet" runs
-            values = [
-                statistics.median(case[quantity][name]) if quantity == "seconds" else case[quantity][name]
-                for case in cases.values()
-            ]
-            fit = slope([math.log(n) for n in cases], [math.log(value) for value in values])
-            lines.append(f"{quantity} of {name}: N^{fit:.2f} from {min(cases)} to {max(cases)} cells")
-            axes.loglog(list(cases), values, "o-", label=f"{name}, N^{fit:.2f}")
-        axes.set(
-            xlabel="cells N", ylabel=f"{quantity} ({unit})", title="forward and backward, stride 1, float32"
-        )
-        axes.legend()
-        path = out.with_name(f"attention_{quantity}.png")
-        figure.savefig(path, dpi=120, bbox_inches="tight")
-        lines.append(f"drawn: {path}")
-    return lines
+            measured = [case[quantity][name] for case in cases.values()]
+            values = [statistics.median(m) if isinstance(m, list) else m / 1e9 for m in measured]
+            fit = slope([math.log(n) for n in tokens], [math.log(value) for value in values])
+            lines.append(f"{quantity} of {name}: N^{fit:.2f} from {tokens[0]} to {tokens[-1]} cells")
+            if name in LINES:
+                label, style = LINES[name]
+                drawn = [value for n, value in zip(tokens, values, strict=True) if n in sides]
+                axes.plot(list(sides), drawn, style, label=label, linewidth=2)
+        axes.set_xticks(list(sides), [f"{side} × {side}\n{16 * side} px" for side in sides.values()])
+        axes.set(title=title, ylabel=unit, ylim=0, xlabel="cells of the map; side of the image at stride 16")
+        axes.grid(alpha=0.3)
+    panels[0].legend(frameon=False)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=100)
+    return [*lines, f"drawn: {picture}"]
 
 
 def slope(x: list[float], y: list[float]) -> float:

@@ -42,7 +42,8 @@ def _navigation(app, docname: str, source: list[str]) -> None:
         return
     for section in re.split(r"^## ", source[0], flags=re.MULTILINE)[1:]:
         caption = section.partition("\n")[0]
-        pages = re.findall(r"^\| \[.*?\]\((.+?)\.(?:md|ipynb)\)", section, flags=re.MULTILINE)
+        rows = re.findall(r"^\| \[(.*?)\]\((.+?)\.(?:md|ipynb)\)", section, flags=re.MULTILINE)
+        pages = [f"{title} <{page}>" for title, page in rows]
         lines = ["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"]
         source[0] += "\n" + "\n".join(lines) + "\n"
 

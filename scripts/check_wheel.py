@@ -28,7 +28,6 @@ COMMANDS = (
     ),  # three steps of four images
     ("explore run digits/val/000001.jpg --output page.html", Path("page.html")),
     ("export run --output model.onnx", Path("model.onnx")),
-    ("explore run digits/val/000001.jpg --output page.html", Path("page.html")),
 )
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import study  # noqa: E402
+import study_explorer  # noqa: E402
 import study_report  # noqa: E402
 
 
@@ -173,3 +174,16 @@ def test_the_receptive_field_of_a_single_convolution_is_its_window():
 def test_mean_and_standard_deviation_over_seeds():
     assert study_report.shown([0.5, 0.7]) == "0.600 ± 0.141"
     assert study_report.shown([0.5]) == "0.500"
+
+
+def test_the_explorer_shows_the_read_outs_answer_at_the_object():
+    """As a detection, of the pixels that the study gives the network."""
+    torch.manual_seed(0)
+    model = study.Reader(study.NETWORKS["bot"][1], 2).eval()
+    pixels = torch.randint(0, 256, (128, 128, 3), dtype=torch.uint8)
+    told = study_explorer.Told(model, ["with zero", "with one"], [70, 5, 20, 24])
+    found = told.predict(pixels.numpy(), threshold=0)
+    scores = model(pixels.permute(2, 0, 1)[None], torch.tensor([[[0, 2]]]))[0, 0].softmax(-1)
+    assert found.xyxy.tolist() == [[70, 5, 90, 29]]
+    assert found.data["class_name"] == [["with zero", "with one"][int(scores.argmax())]]
+    assert found.confidence == pytest.approx(scores.max().item(), rel=1e-5)

@@ -1,8 +1,10 @@
-"""A browser without a screen, where there is one."""
+"""Browsers without a screen, where there are some."""
 
 import shutil
 
 import pytest
+
+from tests.support.firefox import started
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +22,14 @@ def browser():
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope="session")
+def firefox(tmp_path_factory):
+    """Firefox over WebDriver BiDi."""
+    pytest.importorskip("websocket", reason="the page's test in Firefox needs websocket-client")
+    program = shutil.which("firefox") or shutil.which("firefox-esr")
+    if program is None:
+        pytest.skip("no firefox on PATH (Debian: firefox-esr)")
+    with started(program, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser

@@ -69,6 +69,14 @@ def written(detector, tmp_path_factory):
     return page, json.loads(content), expected
 
 
+def opacities_of(selector):
+    """JavaScript for the opacity of each cell of the maps that are drawn, (maps, cells)."""
+    return (
+        f"[...document.querySelectorAll({json.dumps(selector)})].map(c => [...c.getContext('2d')"
+        ".getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 3))"
+    )
+
+
 class Page:
     """The page in the browser, and the pointer on it."""
 
@@ -121,13 +129,7 @@ class Page:
 
     def opacities(self, selector):
         """Opacity of each cell of the maps that are drawn, (maps, cells)."""
-        return np.array(
-            self.run(
-                "return [...document.querySelectorAll(arguments[0])].map(c => [...c.getContext('2d')"
-                ".getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 3))",
-                selector,
-            )
-        )
+        return np.array(self.run(f"return {opacities_of(selector)}"))
 
     def check(self, blocks, large=(0, 0)):
         """Compare all maps with weights (heads, N) of the blocks, and the words with the large one's."""
@@ -358,6 +360,14 @@ def test_it_fits_and_can_be_read_and_named(width, scheme, shown):
         assert element.accessible_name
         element_size = element.size
         assert element.get_attribute("type") == "radio" or min(element_size.values()) >= 24
+    # The name of an object reaches towards the middle, where it is not cut off.
+    ends = shown.run(
+        "return content.objects.map(({ box, outline, tag }) => {"
+        "const end = box[0] + box[2] > 1 ? 'right' : 'left';"
+        "return [end, tag.getBoundingClientRect()[end] - outline.getBoundingClientRect()[end]]; })"
+    )
+    assert "right" in dict(ends)
+    assert max(abs(apart) for _, apart in ends) < 1
     # Focus is drawn.
     shown.run("document.querySelector('.heads button').focus({focusVisible: true})")
     assert shown.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
@@ -385,6 +395,26 @@ def test_nothing_is_loaded_and_names_are_text(shown, written):
     }
     assert names <= {"a", "<b>&"}
     assert "rounded to 16 bits" in shown.text("notes")
+
+
+def test_firefox_shows_the_same(firefox, written):
+    path, content, expected = written
+    firefox.open(path.as_uri())
+    settled = (
+        "new Promise(done => { const look = () => "
+        "stage.getAttribute('aria-busy') === 'false' ? done(true) : setTimeout(look, 10); look(); })"
+    )
+    stage = firefox.run("stage.getBoundingClientRect()")
+    drawn = []
+    for x, y in ((0.2, 0.3), (0.7, 0.45)):
+        firefox.move_mouse(stage["x"] + x * stage["width"], stage["y"] + y * stage["height"])
+        assert firefox.run(settled)
+        own = at_cell(expected, content["blocks"], x, y)[0][0]
+        drawn.append(np.array(firefox.run(opacities_of("#stage canvas"))[0]))
+        np.testing.assert_allclose(drawn[-1], 0.85 * 255 * own / own.max(), atol=1.01)
+        assert number_in(firefox.run("most.textContent")) == pytest.approx(own.max() * len(own), rel=5e-3)
+    assert (drawn[0] != drawn[1]).any()
+    assert firefox.console == []
 
 
 @pytest.fixture
