@@ -1,6 +1,10 @@
 """Scoring on a thread: the same numbers, records and drawings as one after the other, and its errors."""
 
+import ctypes
+import gc
+import re
 import runpy
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +21,7 @@ from botnet.detection.postprocess import to_original
 from botnet.detection.results import to_coco
 from botnet.detection.scoring import BackgroundScoring
 from botnet.detection.transforms import EvalTransform
+from botnet.masks import encode_mask
 from tests.support.recipes import DETECTOR
 
 CANVAS = 96
@@ -140,3 +145,51 @@ def test_the_benchmark_compares_equal_validations():
     rates, detections = compare(DETECTOR, (96, 64), images=3, canvas=64, batch=2, rounds=1)
     assert set(rates) == {"before the next batch", "on a thread"}
     assert detections > 10
+
+
+def score_large(crowds, height=4800, width=6400, images=2):
+    """Score images of 31 megapixels, each with 100 detections and so many crowd regions."""
+    rng = np.random.default_rng(0)
+    corners = rng.random((100, 2)) / 2
+    boxes = np.hstack([corners, corners + 0.05 + 0.4 * rng.random((100, 2))]).astype(np.float32)
+    detection = {
+        "boxes": CANVAS * boxes,
+        "labels": rng.integers(1, 4, 100),
+        "scores": rng.random(100).astype(np.float32),
+        "masks": np.broadcast_to(ELLIPSE, (100, 1, 28, 28)).astype(np.float32),
+    }
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 4 : height // 2, width // 4 : width // 2] = 1
+    count = 10 + crowds
+    truth = {
+        "boxes": torch.from_numpy(np.resize(boxes * np.float32([width, height] * 2), (count, 4))),
+        "labels": torch.ones(count, dtype=torch.int64),
+        "iscrowd": torch.tensor([0] * 10 + [1] * crowds),
+        "area": torch.full((count,), float(mask.sum())),
+        "masks": [encode_mask(mask)] * count,
+        "size": (height, width),
+        "scale": (CANVAS / height, CANVAS / width),
+    }
+    del mask
+    background = BackgroundScoring(CocoMetric(["a", "b", "c"], [1, 2, 3]))
+    for image_id in range(images):
+        background.add(detection, {**truth, "image_id": image_id})
+    background.finish()
+    background.metric.report()
+
+
+def resident(field):
+    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("crowds", [0, 200])
+def test_memory_grows_neither_with_the_images_size_nor_with_crowds(crowds):
+    score_large(crowds)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak restarts from what is resident now
+    before = resident("VmRSS")
+    score_large(crowds)
+    # The fixture's own mask is one of 31 MB; those of the detections would take 3,000.
+    assert resident("VmHWM") - before < 100
