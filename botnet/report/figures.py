@@ -82,7 +82,7 @@ def errors(scores: Scores) -> str:
     names = list(TIDE)[::-1]
     bars = axes.barh([TIDE[name] for name in names], [scores.tide[name] for name in names], color="#4477aa")
     axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
-    axes.margins(x=0.15)
+    axes.margins(x=0.25)  # room for the number of the longest bar
     axes.set_title("AP50 lost to each type of error (TIDE)", fontsize=10)
     return _embedded_figure(figure)
 

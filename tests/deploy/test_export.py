@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,9 +17,11 @@ import botnet
 from botnet.classification import create_classifier
 from botnet.cli import main
 from botnet.deploy import OnnxModel
+from botnet.deploy.graphs import DetectorGraph
 from botnet.deploy.operators import pool_boxes, suppress
 from botnet.deploy.verify import FULL, HALF, choose_pictures, compare, on_canvas, run_eager
 from botnet.detection import RCNN, load_detector
+from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
 from botnet.errors import CheckpointError
 from botnet.training.run_folder import RunFolder
 from tests.support.deploy import CANVAS, CLASSES, crowd_detector, noise, write_checkpoint
@@ -117,6 +121,31 @@ def test_openvino_runs_the_same_graph(exported, quiet):
         for name, tolerance in (("boxes", 1e-3), ("scores", 1e-5), ("labels", 0), ("masks", 1e-4)):
             expected = np.concatenate([image[name] for image in ours])
             np.testing.assert_allclose(values[name], expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.long
+def test_aotinductor_compiles_the_same_graph(tmp_path):
+    """As docs/deploy.md has it."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler; AOTInductor needs one")
+    graph = DetectorGraph(crowd_detector(), SIZE, IMAGENET_MEAN, IMAGENET_STD).eval()
+    example = torch.zeros(2, 3, *SIZE, dtype=torch.uint8), torch.tensor([SIZE, SIZE])
+    batch = {0: torch.export.Dim("batch")}
+    with torch.no_grad():
+        program = torch.export.export(graph, example, dynamic_shapes={"images": batch, "valid": batch})
+        path = torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(tmp_path / "detector.pt2"),
+            inductor_configs={"layout_optimization": False},
+        )
+    compiled = torch._inductor.aoti_load_package(path)
+    for pictures in (noise(SIZE), noise((CANVAS, 50), (33, CANVAS), (CANVAS, 2))):
+        given = [torch.from_numpy(values) for values in on_canvas(pictures, SIZE)]
+        with torch.no_grad():
+            expected = graph(*given)
+        assert expected[0].min() > 0
+        for found, values in zip(compiled(*given), expected, strict=True):
+            np.testing.assert_allclose(found, values, rtol=0, atol=1e-4)
 
 
 @pytest.mark.long
