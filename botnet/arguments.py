@@ -8,9 +8,11 @@ import functools
 import inspect
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args
+from numbers import Real
+from types import NoneType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from botnet.errors import ConfigError, nearest
 
@@ -192,7 +194,36 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     def checking(*args: P.args, **kwargs: P.kwargs) -> T:
         given = signature.bind(*args, **kwargs).arguments
         for name, allowed in limits.items():
-            check(name, given.get(name), *allowed)
+            if name in given:
+                _check_form(name, given[name], signature.parameters[name].annotation, allowed)
+                check(name, given[name], *allowed)
         return function(*args, **kwargs)
 
     return checking
+
+
+def _check_form(name: str, given: Any, annotation: Any, limits: tuple[Limit, ...]) -> None:
+    """Refuse what is neither a number nor a word, nor a sequence of them, where the signature has a number.
+
+    No command gives such a value, but a program or the description in a checkpoint may.
+    """
+    if not any(isinstance(limit, Range) for limit in limits):
+        return
+    types = set(_types(annotation))
+    kinds = (Real, str) if any(isinstance(limit, Choice) for limit in limits) else Real
+    if given is None:
+        fine = NoneType in types
+    elif isinstance(given, list | tuple):
+        sequence = not types.isdisjoint((tuple, list, Sequence))
+        fine = sequence and all(isinstance(value, kinds) for value in given)
+    else:
+        fine = isinstance(given, kinds)
+    if not fine:
+        raise ConfigError(f"{name}: {given!r} is not allowed; give {' or '.join(map(str, limits))}")
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    yield get_origin(annotation) or annotation
+    for part in get_args(annotation):
+        yield from _types(part)

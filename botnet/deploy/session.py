@@ -87,13 +87,13 @@ class OnnxModel:
 
     def _metadata(self) -> "_About":
         """What ``botnet export`` wrote beside the graph."""
-        stored = self.session.get_modelmeta().custom_metadata_map
-        if "botnet_format" not in stored:
-            raise CheckpointError(
-                f"{self.path} was not written by botnet export: it does not name its classes; "
-                "export the run by botnet export"
-            )
         try:
+            stored = self.session.get_modelmeta().custom_metadata_map
+            if "botnet_format" not in stored:
+                raise CheckpointError(
+                    f"{self.path} was not written by botnet export: it does not name its classes; "
+                    "export the run by botnet export"
+                )
             about = {
                 key.removeprefix("botnet_"): json.loads(value)
                 for key, value in stored.items()

@@ -230,10 +230,11 @@ def decode(path: Path, contents: bytes, kind: type[_File] | type[_Listing] = _Fi
 def _decode_singly(path: Path, contents: bytes, kind: type[msgspec.Struct]) -> Tables:
     """The records of a file that is broken somewhere, and the decoder's messages in place of broken ones.
 
-    Python's own decoder also takes what msgspec refuses as a whole: NaN, lone surrogates, UTF-16.
+    Python's own decoder also takes what msgspec refuses as a whole: NaN, lone surrogates, UTF-16. NaN and
+    infinities become what no record may hold, neither as a number nor as a name.
     """
     try:
-        data = json.loads(contents, parse_constant=str)
+        data = json.loads(contents, parse_constant=lambda constant: [constant])
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON ({error}); give a COCO instances file") from error
     for key in kind.__struct_fields__:

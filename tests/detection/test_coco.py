@@ -126,6 +126,10 @@ def box_of_nan(made):
     made.annotation(bbox=[1, 2, 3, float("nan")])
 
 
+def category_of_nan(made):
+    made.data["categories"][0]["name"] = float("nan")
+
+
 def polygon_of_words(made):
     made.annotation(segmentation=[["a", "b", "c", "d", "e", "f"]])
 
@@ -228,7 +232,11 @@ OF_FILE = {
     ),
     box_of_nan: (
         "malformed record",
-        r"annotations\[2\]: Expected `float`, got `str` - at `\$\.annotations\[2\]\.bbox\[3\]`",
+        r"annotations\[2\]: Expected `float`, got `array` - at `\$\.annotations\[2\]\.bbox\[3\]`",
+    ),
+    category_of_nan: (
+        "malformed record",
+        r"categories\[0\]: Expected `str`, got `array` - at `\$\.categories\[0\]\.name`",
     ),
     polygon_of_words: (
         "malformed record",

@@ -185,6 +185,18 @@ def test_a_checkpoint_names_no_other_files(kind, argument, value, tmp_path):
         botnet.load(tmp_path / "best.ckpt", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("nms_threshold", None), ("bn_momentum", [0.1]), ("rpn_pre_nms_eval", None), ("canvas", "96")],
+)
+def test_a_detector_of_other_types_is_refused_as_it_is_loaded(argument, value, tmp_path):
+    about, tensors = copy.deepcopy(SOUND["detector"])
+    about["detector"][argument] = value
+    torch.save({"botnet": about, "state_dict": tensors}, tmp_path / "best.ckpt")
+    with pytest.raises(CheckpointError, match=rf"best\.ckpt.*{argument}: .* is not allowed"):
+        botnet.load(tmp_path / "best.ckpt", "cpu")
+
+
 # ---- ONNX
 
 
@@ -244,6 +256,13 @@ def test_onnx_files_that_are_nearly_right(key, value, data):
         whole = graph(**{key: value})
         file.write_bytes(data.draw(st.just(whole) | nearly(graph())))
         open_in(Path(scratch), file)
+
+
+def test_an_onnx_file_whose_metadata_are_not_text_is_refused(tmp_path):
+    file = tmp_path / "model.onnx"
+    file.write_bytes(graph().replace(b"0.2.0", b"\x80.2.0"))
+    with pytest.raises(CheckpointError, match=r"model\.onnx: its metadata are broken"):
+        botnet.load(file)
 
 
 def test_an_onnx_file_reads_no_data_outside_of_its_folder(tmp_path):
