@@ -55,10 +55,13 @@ def _run(arguments: list[str]) -> int:
     if arguments[:1] in (["fit"], ["validate"]):
         return train.run_lightning(arguments)
     parser = _parser()
+    overrides: list[str] = []
+    if arguments[:1] == ["browse-data"]:  # argparse would take the values of options unknown to it as paths
+        arguments, overrides = data.split_overrides(arguments)
     options, further = parser.parse_known_args(arguments)
     if further and options.run is not paper.run_reproduce:  # which passes them on to fit
         options.parser.error(f"unrecognized arguments: {' '.join(further)}")
-    options.further = further
+    options.further = further + overrides
     return int(options.run(options))
 
 
