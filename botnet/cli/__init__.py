@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -113,7 +114,8 @@ class _StderrHandler(logging.Handler):
 
 
 def _log_to_stderr() -> None:
-    """Show what the package logs, from level INFO on."""
+    """Show what the package logs, from level INFO on, and warnings in one line, without the code."""
+    warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
     logger = logging.getLogger("botnet")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):

@@ -32,6 +32,10 @@ from botnet.training.step_seed import StepSeed
 from botnet.training.task import TaskModule, data_of
 
 logger = logging.getLogger(__name__)
+# Lightning recommends other products of its makers at every start.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+    lambda record: not str(record.msg).startswith("💡")
+)
 
 BATCH_SIZE = "data.init_args.batch_size"
 
@@ -176,12 +180,19 @@ class TrainingCLI(LightningCLI):
                 config[BATCH_SIZE] = kept_batch_size(config.ckpt_path) or "auto"
 
     def _warn_of_random_weights(self, config: Namespace) -> None:
-        if self.subcommand == "fit" or config.ckpt_path or config.get("model.init_args.init_from"):
+        if config.ckpt_path or config.get("model.init_args.init_from"):
             return
-        rank_zero_only(logger.warning)(
-            "neither --ckpt_path nor --model.init_from is given: the weights that are evaluated "
-            "are those that a training would start from, random but for what is pretrained"
-        )
+        if self.subcommand != "fit":
+            rank_zero_only(logger.warning)(
+                "neither --ckpt_path nor --model.init_from is given: the weights that are evaluated "
+                "are those that a training would start from, random but for what is pretrained"
+            )
+        elif config.get(f"{_DETECTOR}.freeze_c2") and config.get(f"{_DETECTOR}.weights") is None:
+            rank_zero_only(logger.warning)(
+                "--model.detector.freeze_c2 keeps stem and c2 at their random start, since neither "
+                "--model.detector.weights nor --model.init_from is given: give one of them, or "
+                "--model.detector.freeze_c2 false"
+            )
 
     # ---- the trainer
 
