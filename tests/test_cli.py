@@ -370,3 +370,17 @@ def test_recipes_parse_and_refuse_unknown_names(digits, tmp_path, capsys):
     assert main(["fit", "--config", str(recipe), "--data.init_args.canvass", "64"]) == 2
     assert "--data.canvass: no such option; did you mean canvas" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+WARNS = """
+import warnings
+from botnet.cli import data, main
+data.run_check_data = lambda options: warnings.warn("tables were resized") or 0
+main(["check-data", "a.json", "b"])
+"""
+
+
+@pytest.mark.long
+def test_a_warning_is_one_line_without_the_code():
+    finished = subprocess.run([sys.executable, "-c", WARNS], capture_output=True, text=True, check=True)
+    assert finished.stderr == "warning: tables were resized\n"

@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -55,10 +56,13 @@ def _run(arguments: list[str]) -> int:
     if arguments[:1] in (["fit"], ["validate"]):
         return train.run_lightning(arguments)
     parser = _parser()
+    overrides: list[str] = []
+    if arguments[:1] == ["browse-data"]:  # argparse would take the values of options unknown to it as paths
+        arguments, overrides = data.split_overrides(arguments)
     options, further = parser.parse_known_args(arguments)
     if further and options.run is not paper.run_reproduce:  # which passes them on to fit
         options.parser.error(f"unrecognized arguments: {' '.join(further)}")
-    options.further = further
+    options.further = further + overrides
     return int(options.run(options))
 
 
@@ -110,7 +114,8 @@ class _StderrHandler(logging.Handler):
 
 
 def _log_to_stderr() -> None:
-    """Show what the package logs, from level INFO on."""
+    """Show what the package logs, from level INFO on, and warnings in one line, without the code."""
+    warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
     logger = logging.getLogger("botnet")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):

@@ -3,10 +3,13 @@
 """
 
 import argparse
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from botnet.arguments import COUNT, DIGITS_SIDE, POSITIVE_PART, RELATION, RELATIONS_CANVAS, SEED, SIDE
 from botnet.cli.tables import show
+from botnet.cli.train import explained
 from botnet.errors import ConfigError
 
 LISTED = 10  # problems of each kind that check-data lists by default
@@ -75,7 +78,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     browse.add_argument(
         "paths", type=Path, nargs="+", metavar="PATH", help="INSTANCES.json IMAGES/ OUT/; OUT/ with --config"
     )
-    browse.add_argument("--config", type=Path, metavar="RECIPE", help="take data and settings of a recipe")
+    browse.add_argument(
+        "--config",
+        type=Path,
+        metavar="RECIPE",
+        help="take data and settings of a recipe; --data.X VALUE overrides them as in botnet fit",
+    )
     browse.add_argument("--canvas", type=SIDE, help="side in pixels (1024), without --config")
     browse.add_argument("--samples", type=COUNT, default=16, help="images to draw (16)")
     browse.set_defaults(run=run_browse_data)
@@ -198,16 +206,36 @@ def run_split(options: argparse.Namespace) -> int:
     return 0
 
 
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line without ``--data.X VALUE``; and these, which ``fit``'s parser reads."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("--data."):
+            overrides += [word] if "=" in word else [word, *islice(words, 1)]
+        else:
+            rest.append(word)
+    return rest, overrides
+
+
 def run_browse_data(options: argparse.Namespace) -> int:
     """Run ``browse-data``."""
-    if len(options.paths) != (1 if options.config else 3) or (options.config and options.canvas):
+    if len(options.paths) != (1 if options.config else 3):
         raise ConfigError("give INSTANCES.json IMAGES/ OUT/, perhaps with --canvas; or --config RECIPE OUT/")
+    if options.config and options.canvas:
+        raise ConfigError("--canvas is for INSTANCES.json IMAGES/; with --config give --data.canvas")
+    if options.further and not options.config:
+        raise ConfigError(
+            f"{options.further[0]}: is for --config RECIPE; without one there are --canvas and --samples"
+        )
     if options.samples < 1 or (options.canvas is not None and options.canvas < 1):
         raise ConfigError("--samples and --canvas need a number from 1")
     from botnet.detection.browse import advice_lines, browse_data, plain_data, recipe_data
 
     if options.config:
-        data = recipe_data(options.config).train_set
+        with explained(["--config", str(options.config), *options.further]):
+            data = recipe_data(options.config, options.further).train_set
     else:
         instances, images, _ = options.paths
         data = plain_data(instances, images, options.canvas or 1024)

@@ -5,6 +5,8 @@ import errno
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from botnet.errors import BotnetError, ConfigError, TrainingError
 
@@ -27,20 +29,39 @@ def run_lightning(arguments: list[str]) -> int:
     Raises:
         BotnetError: the run cannot start or go on.
     """
+    with explained(arguments):
+        from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+        from botnet.training.command import TrainingCLI
+
+        try:
+            TrainingCLI(arguments)
+        except SIGTERMException as stop:
+            print(f"botnet: {stop or 'stopped by SIGTERM'}", file=sys.stderr)
+            return 143
+    return 0
+
+
+@contextmanager
+def explained(arguments: list[str]) -> Iterator[None]:
+    """Raise errors of Lightning, jsonargparse and the system as this project's, in one line.
+
+    Args:
+        arguments: that Lightning's command line is given.
+
+    Raises:
+        BotnetError: for an error that the user can fix.
+    """
     # Lightning calls deprecated parts of jsonargparse and torch; users cannot change that.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from botnet.training.command import TrainingCLI
     from botnet.training.option_errors import explain
     from botnet.training.recipes import name_recipe
 
     try:
-        TrainingCLI(arguments)
-    except SIGTERMException as stop:
-        print(f"botnet: {stop or 'stopped by SIGTERM'}", file=sys.stderr)
-        return 143
+        yield
     except argparse.ArgumentError as error:
         raise ConfigError(name_recipe(explain(str(error)), arguments)) from error
     except MisconfigurationException as error:  # such as an accelerator that is not there
@@ -65,4 +86,3 @@ def run_lightning(arguments: list[str]) -> int:
         if isinstance(cause, ConfigError):
             raise ConfigError(name_recipe(str(cause), arguments)) from cause
         raise cause from None
-    return 0

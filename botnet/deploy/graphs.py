@@ -82,7 +82,7 @@ class DetectorGraph(nn.Module):
         super().__init__()
         with torch.no_grad():
             blank = torch.zeros(1, 3, *size)
-            levels = list(detector.fpn(detector.backbone(blank)).values())
+            levels = list(detector.pyramid(blank).values())
         self.cells = [level.shape[-2] * level.shape[-1] for level in levels]
         (anchors,) = detector.rpn.anchor_generator(ImageList(blank, [size]), levels)
         self.register_buffer("anchors", anchors)
@@ -107,7 +107,7 @@ class DetectorGraph(nn.Module):
         rows = torch.arange(images.shape[2])[:, None] < valid[:, 0, None, None]
         columns = torch.arange(images.shape[3]) < valid[:, 1, None, None]
         pixels = pixels * (rows & columns)[:, None].to(pixels.dtype)  # padded after it is normalised
-        features = list(detector.fpn(detector.backbone(pixels)).values())
+        features = list(detector.pyramid(pixels).values())
         limits = valid.flip(1).repeat(1, 2).float()[:, None]  # B, 1, 4: the largest x, y, x, y
         proposals, real = self._proposals(features, limits)
         features = [level.float() for level in features]

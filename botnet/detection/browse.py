@@ -2,13 +2,12 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datamodule import CocoDataModule
@@ -18,7 +17,7 @@ from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransf
 from botnet.errors import ConfigError, DataError
 from botnet.folders import check_unused, new_folder
 from botnet.images import denormalise
-from botnet.training.recipes import with_bases
+from botnet.training.command import data_options
 from botnet.visualize.dataset import plot_distributions, write_page
 from botnet.visualize.detections import draw
 
@@ -75,24 +74,21 @@ def _best_overlap(boxes: np.ndarray, scale: float) -> np.ndarray:
     return (inside / union).max(1)
 
 
-def recipe_data(recipe: Path) -> CocoDataModule:
-    """The data of a recipe for detectors, as ``fit`` builds them.
+def recipe_data(recipe: Path, options: Sequence[str] = ()) -> CocoDataModule:
+    """The data of a recipe for detectors, as ``botnet fit`` makes them.
+
+    Args:
+        recipe: a file, or ``recipes/...`` of the package.
+        options: of the command line that override it, ``--data.X VALUE``.
 
     Raises:
-        ConfigError: it is not such a recipe.
+        ConfigError: it is not such a recipe, or a number or word is not allowed.
         DataError: the data are missing or broken.
     """
-    arguments: dict[str, Any] = {}
-    for path in with_bases(["--config", str(recipe)])[1::2]:
-        try:
-            found = yaml.safe_load(Path(path).read_text())["data"]
-            arguments |= found.get("init_args", {})
-        except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError):
-            continue  # a recipe whose data are its base's
-    try:
-        return CocoDataModule(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"{recipe}: its data are not those of a detector ({error})") from error
+    kind, arguments = data_options(["--config", str(recipe), *options])
+    if not issubclass(kind, CocoDataModule):
+        raise ConfigError(f"{recipe}: its data are not those of a detector, but of {kind.__name__}")
+    return kind(**arguments)
 
 
 def plain_data(instances: Path, images: Path, canvas: int) -> TrainDataset:

@@ -136,7 +136,11 @@ class DetectionModule(TaskModule):
     # ---- training
 
     def on_fit_start(self) -> None:
-        """Start from other weights, and log a summary."""
+        """Check the batch, start from other weights, and log a summary."""
+        data = self.data
+        self.detector.check_batch(
+            data.batch_size, (data.canvas, data.canvas)
+        )  # its norms are synchronised by now
         super().on_fit_start()
         self._log_summary()
 

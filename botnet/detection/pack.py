@@ -6,18 +6,17 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 import numpy as np
-from filelock import FileLock
 
 from botnet import __version__
+from botnet.caching import alone, cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,6 @@ SMALLEST_CACHED = 2**24
 ALIGNMENT = 64  # bytes
 BLOCK = 2**22  # bytes that are read at once
 PIECES = 2**12  # that are written at once
-LONGEST_WAIT = 600  # seconds for another process to make a file
 
 Parts = Mapping[str, np.ndarray | Sequence[bytes | msgspec.Raw]]
 
@@ -140,7 +138,10 @@ def packed(contents: bytes, build: Build, cache: bool = True) -> Pack:
         # Without a file of this size there is nothing to wait for.
         if _of_size(size) and (found := _cached(cache_folder() / name.result())):
             return found
-        with _alone(size):
+        with alone(cache_folder() / f"{size}.lock") as held:
+            if held:  # what a killed process left
+                for partial in cache_folder().glob(f".{size}-*"):
+                    partial.unlink(missing_ok=True)
             if _of_size(size) and (found := _cached(cache_folder() / name.result())):
                 return found  # the process before this one has made it
             parts, about = build()
@@ -162,32 +163,6 @@ def _name(contents: bytes) -> str:
 
 def _of_size(size: int) -> bool:
     return any(cache_folder().glob(f"{size}-*.pack"))
-
-
-@contextmanager
-def _alone(size: int) -> Iterator[None]:
-    """Let one process of the machine at a time pack a file of this size: the others take what it makes.
-
-    The lock of a killed process is free again; what it left half-written is removed.
-    """
-    lock = FileLock(cache_folder() / f"{size}.lock", timeout=LONGEST_WAIT)
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError):  # a folder or a file system that has no locks, or too long a wait
-        yield
-        return
-    try:
-        for partial in cache_folder().glob(f".{size}-*"):
-            partial.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
-
-
-def cache_folder() -> Path:
-    """The folder of cached files."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "botnet"
 
 
 def _in_memory(parts: Parts, about: dict[str, Any]) -> Pack:

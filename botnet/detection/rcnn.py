@@ -16,12 +16,14 @@ from typing import Annotated, Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchvision.models.detection.image_list import ImageList
 
 from botnet.arguments import Count, Layers, Part, PositiveFactor, PositivePart, Range, Side, Width, checked
 from botnet.detection.fpn import FPN
 from botnet.detection.inputs import (
     check_images,
+    check_statistics,
     check_targets,
     check_values,
     image_sizes,
@@ -36,6 +38,7 @@ from botnet.models.zoo import NetworkName
 
 # A quarter of the RoIs at most is positive: of fewer than four, none would be.
 Samples = Annotated[int, Range(int, 4)]
+STAGED = "resnet50, convnext_tiny or swin_tiny_patch4_window7_224"  # for messages
 
 
 class RCNN(nn.Module):
@@ -128,7 +131,7 @@ class RCNN(nn.Module):
         if weights is not None:
             load_resnet(self.backbone, weights)
         self.in_channels = input_channels(self.backbone)
-        channels, strides = feature_maps(self.backbone)
+        channels, strides = feature_maps(self.backbone, backbone if isinstance(backbone, str) else None)
         self.fpn = FPN(channels, fpn_channels)
         self.rpn = build_rpn(
             fpn_channels,
@@ -196,7 +199,8 @@ class RCNN(nn.Module):
 
         Raises:
             ValueError: training without targets; images, targets, sizes or seeds that cannot be used, with
-                the image and the object. While the detector is traced, values are not checked.
+                the image and the object; or a single image in training whose p6 is a single cell. While the
+                detector is traced, values are not checked.
         """
         check_images(images, self.in_channels)
         sizes = image_sizes(valid, images)
@@ -216,7 +220,7 @@ class RCNN(nn.Module):
         )
         # torchvision's parts pass nothing but labels to their samplers.
         self.rpn.fg_bg_sampler.generators = self.roi_heads.fg_bg_sampler.generators = generators
-        features = self.fpn(self.backbone(images))
+        features = self.pyramid(images)
         proposals, rpn_losses = self.rpn(ImageList(images, sizes), features, given)
         detections, roi_losses = self.roi_heads(features, proposals, sizes, given)
         if not self.training:
@@ -227,6 +231,26 @@ class RCNN(nn.Module):
             **roi_losses,
         }
 
+    def pyramid(self, images: Tensor) -> dict[str, Tensor]:
+        """p2..p6 of images ``(B, 3, H, W)``."""
+        maps = self.backbone(images)
+        if getattr(self.backbone, "output_fmt", None) == "NHWC":  # timm's extractors of Swin, for one
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        found: dict[str, Tensor] = self.fpn(maps)
+        return found
+
+    def check_batch(self, images: int, canvas: tuple[int, int]) -> None:
+        """Refuse a batch that cannot be trained on.
+
+        Args:
+            images: their number on one device.
+            canvas: (height, width) in pixels.
+
+        Raises:
+            ConfigError: it leaves p6 a single cell, of which batch norm has no statistics.
+        """
+        check_statistics(images, canvas, self.rpn.anchor_generator.strides[-1], self.fpn.norms[-1])
+
     def _training_targets(
         self, images: Tensor, targets: list[dict[str, Tensor]] | None
     ) -> list[dict[str, Tensor]] | None:
@@ -236,6 +260,7 @@ class RCNN(nn.Module):
         if targets is None:
             raise ValueError("in training mode the detector needs targets; call .eval() to detect")
         check_targets(targets, images, self.has_masks)
+        self.check_batch(len(images), (images.shape[-2], images.shape[-1]))
         return targets
 
 
@@ -260,16 +285,54 @@ def feature_backbone(name: str, canvas: int) -> nn.Module:
     fixed = config is not None and config.fixed_input_size
     sized: dict[str, Any] = {"img_size": canvas} if ours or fixed else {}
     try:
-        return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)
+        backbone = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **sized)
     except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:  # timm's
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"backbone: {name} cannot be made to give four maps on a canvas of {canvas} ({reason})"
+            f"backbone: {name} cannot be made to give four maps on a canvas of {canvas} ({reason}); take a "
+            f"network with stages, such as {STAGED}"
         ) from error
+    if not ours:
+        _check_canvas(backbone, name, canvas)
+    return backbone
 
 
-def feature_maps(backbone: nn.Module) -> tuple[list[int], list[int]]:
+def _check_canvas(backbone: nn.Module, name: str, canvas: int) -> None:
+    """Refuse a network whose attention does not take images of this size.
+
+    Shapes alone are computed, and numbers only where that fails: it may be for another reason.
+
+    Raises:
+        ConfigError: with a size that the network takes.
+    """
+    tensors = dict(backbone.named_parameters()) | dict(backbone.named_buffers())
+    shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
+    try:
+        with torch.no_grad():
+            functional_call(backbone, shapes, (torch.empty(1, 3, canvas, canvas, device="meta"),))
+        return
+    except (AssertionError, RuntimeError, ValueError):
+        pass
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            backbone(torch.zeros(1, 3, canvas, canvas))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        own: Any = backbone.pretrained_cfg
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"backbone: {name} does not take a canvas of {canvas} pixels ({reason}); it takes one of "
+            f"{own['input_size'][-1]}, and networks such as {STAGED} take any"
+        ) from error
+    backbone.train()
+
+
+def feature_maps(backbone: nn.Module, name: str | None = None) -> tuple[list[int], list[int]]:
     """Widths of c2..c5, and strides of p2..p6.
+
+    Args:
+        backbone: an extractor of timm.
+        name: of its network, for the message.
 
     Raises:
         ConfigError: the backbone does not give four maps from stride 4 on.
@@ -277,7 +340,10 @@ def feature_maps(backbone: nn.Module) -> tuple[list[int], list[int]]:
     feature_info: Any = backbone.feature_info
     strides: list[int] = feature_info.reduction()
     if len(strides) != 4 or strides[0] != 4:
-        raise ConfigError(f"the backbone must give four maps from stride 4 on, but its strides are {strides}")
+        raise ConfigError(
+            f"backbone: {name or type(backbone).__name__} gives maps of strides {strides}; a detector needs "
+            f"four maps from stride 4 on: take a network with stages, such as {STAGED}"
+        )
     return feature_info.channels(), [*strides, 2 * strides[-1]]
 
 

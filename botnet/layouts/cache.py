@@ -3,10 +3,12 @@
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+from botnet.caching import alone, cache_folder
 from botnet.folders import make_folder
 from botnet.layouts.coco import write_instances
 from botnet.layouts.yolo import YoloSet, label_file
@@ -19,7 +21,8 @@ FORMAT = 1  # to be raised with every change to what the same labels make
 def cached_instances(source: YoloSet, split: str) -> Path:
     """The instances file of one split of a YOLO data set.
 
-    It is made anew when an image or a label file has changed.
+    It is made anew when an image or a label file has changed. Where several processes start at once, one
+    makes it and the others wait.
 
     Args:
         source: the data set.
@@ -29,13 +32,23 @@ def cached_instances(source: YoloSet, split: str) -> Path:
         DataError: a label or an image that cannot be used.
         ConfigError: the cache cannot be written.
     """
-    path = cache_folder() / _key(source, split) / f"{split}.json"
-    if path.is_file():
-        logger.info("%s: %s: the instances file %s, made before", source.file, split, path)
-        return path
-    make_folder(path.parent)
-    # Other processes may make the same file: each writes its own and renames it.
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    path = cache_folder() / "yolo" / _key(source, split) / f"{split}.json"
+    if not path.is_file():
+        make_folder(path.parent)
+        with alone(path.with_suffix(".lock")) as held:
+            if held:  # what a killed process left
+                for left in path.parent.glob(f".{split}-*"):
+                    shutil.rmtree(left)
+            if not path.is_file():
+                _make(path, source, split)
+                return path
+    logger.info("%s: %s: the instances file %s, made before", source.file, split, path)
+    return path
+
+
+def _make(path: Path, source: YoloSet, split: str) -> None:
+    """Write the instances file beside its place, and rename it."""
+    with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=path.parent) as scratch:
         own = Path(scratch) / path.name
         counts, _ = write_instances(own, source.names, source.samples(split, Counter()))
         os.replace(own, path)
@@ -47,12 +60,6 @@ def cached_instances(source: YoloSet, split: str) -> Path:
         counts["objects"],
         path,
     )
-    return path
-
-
-def cache_folder() -> Path:
-    """``botnet/yolo`` in the user's cache, which ``XDG_CACHE_HOME`` moves."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "botnet" / "yolo"
 
 
 def _key(source: YoloSet, split: str) -> str:

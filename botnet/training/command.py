@@ -4,7 +4,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, Union, get_args
 
 import lightning.pytorch as L
@@ -23,15 +25,30 @@ from botnet.training.finite_loss import FiniteLoss
 from botnet.training.global_batch import GlobalBatch
 from botnet.training.options import check_options
 from botnet.training.progress import BarProgress, LineProgress
-from botnet.training.recipes import with_bases
+from botnet.training.recipes import setters, with_bases
 from botnet.training.run_end import FinalValidation, Patience
 from botnet.training.run_folder import RunFolder, starting_checkpoint
 from botnet.training.step_seed import StepSeed
 from botnet.training.task import TaskModule, data_of
 
 logger = logging.getLogger(__name__)
+# Lightning recommends other products of its makers at every start.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+    lambda record: not str(record.msg).startswith("💡")
+)
 
 BATCH_SIZE = "data.init_args.batch_size"
+
+
+# What the model takes of the data. A link whose target a class does not have is ignored.
+_DETECTOR = "model.init_args.detector.init_args"
+LINKS = {
+    f"{_DETECTOR}.num_classes": "num_classes",
+    f"{_DETECTOR}.canvas": "canvas",
+    f"{_DETECTOR}.masks": "masks",
+    "model.init_args.num_classes": "num_classes",
+    "model.init_args.image_size": "image_size",
+}
 
 
 class SaveConfig(SaveConfigCallback):
@@ -64,7 +81,8 @@ class TrainingCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
-        args = with_bases(sys.argv[1:] if args is None else args)
+        self.given = sys.argv[1:] if args is None else args
+        args = with_bases(self.given)
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -92,7 +110,9 @@ class TrainingCLI(LightningCLI):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             super().parse_arguments(parser, args)
-        check_options(self.config[self.config.subcommand])
+        config = self.config[self.config.subcommand]
+        check_options(config)
+        _check_links(config, self.given)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -121,15 +141,7 @@ class TrainingCLI(LightningCLI):
             type=int | None,
             help="validations without a better val/AP or val/top1 after which a run ends; default: no end",
         )
-        # What the model needs of the data. A link whose target a class does not have is ignored.
-        detector = "model.init_args.detector.init_args"
-        for source, target in (
-            ("num_classes", f"{detector}.num_classes"),
-            ("canvas", f"{detector}.canvas"),
-            ("masks", f"{detector}.masks"),
-            ("num_classes", "model.init_args.num_classes"),
-            ("image_size", "model.init_args.image_size"),
-        ):
+        for target, source in LINKS.items():
             parser.link_arguments(f"data.{source}", target, apply_on="instantiate")
         _integers_first(parser)
 
@@ -168,12 +180,19 @@ class TrainingCLI(LightningCLI):
                 config[BATCH_SIZE] = kept_batch_size(config.ckpt_path) or "auto"
 
     def _warn_of_random_weights(self, config: Namespace) -> None:
-        if self.subcommand == "fit" or config.ckpt_path or config.get("model.init_args.init_from"):
+        if config.ckpt_path or config.get("model.init_args.init_from"):
             return
-        rank_zero_only(logger.warning)(
-            "neither --ckpt_path nor --model.init_from is given: the weights that are evaluated "
-            "are those that a training would start from, random but for what is pretrained"
-        )
+        if self.subcommand != "fit":
+            rank_zero_only(logger.warning)(
+                "neither --ckpt_path nor --model.init_from is given: the weights that are evaluated "
+                "are those that a training would start from, random but for what is pretrained"
+            )
+        elif config.get(f"{_DETECTOR}.freeze_c2") and config.get(f"{_DETECTOR}.weights") is None:
+            rank_zero_only(logger.warning)(
+                "--model.detector.freeze_c2 keeps stem and c2 at their random start, since neither "
+                "--model.detector.weights nor --model.init_from is given: give one of them, or "
+                "--model.detector.freeze_c2 false"
+            )
 
     # ---- the trainer
 
@@ -278,6 +297,35 @@ class TrainingCLI(LightningCLI):
         return metrics is not None and metrics.get("step") == step
 
 
+class _OptionsOnly(TrainingCLI):
+    """``botnet fit`` up to its options: nothing is made, and nothing runs."""
+
+    def before_instantiate_classes(self) -> None:
+        """Complete the configuration."""
+        _clean(self.config.fit)
+
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def data_options(args: list[str]) -> tuple[type[L.LightningDataModule], dict[str, Any]]:
+    """The class of the data that ``botnet fit`` would make of a command line, and its arguments.
+
+    The randomness of this process is seeded as that of the run.
+
+    Args:
+        args: without the subcommand.
+
+    Raises:
+        ConfigError: a number or word is not allowed.
+    """
+    data = _OptionsOnly(["fit", *args]).config.fit.data
+    return resolve_name(data.class_path), data.init_args.as_dict()
+
+
 def _integers_first(parser: LightningArgumentParser) -> None:
     """Let an integer stay one where a float is allowed, too: 1 batch, but 1.0 epoch.
 
@@ -289,6 +337,26 @@ def _integers_first(parser: LightningArgumentParser) -> None:
         if {int, float} <= set(kinds):
             ordered = sorted(kinds, key=lambda kind: kind is not int)
             action._typehint = Union[tuple(ordered)]  # type: ignore[attr-defined]  # noqa: UP007
+
+
+def _check_links(config: Namespace, args: Sequence[str]) -> None:
+    """Refuse an option of the model that follows one of the data, and is set to something else.
+
+    Raises:
+        ConfigError: it would be ignored.
+    """
+    for target, source in LINKS.items():
+        option, given, used = (
+            target.replace(".init_args", ""),
+            config.get(target),
+            config.get(f"data.init_args.{source}"),
+        )
+        if used not in (None, given) and setters(option, args):
+            given, used = (str(value).lower() for value in (given, used))  # as options are written
+            raise ConfigError(
+                f"--{option}: {given} would be ignored, since it follows --data.{source}, which is {used}; "
+                f"set --data.{source} {given} instead"
+            )
 
 
 def _clean(config: Namespace) -> None:

@@ -41,18 +41,30 @@ def name_recipe(message: str, arguments: Sequence[str]) -> str:
         message: begins with the option, ``--data.canvas: ``; another is returned as it is.
         arguments: of the command line.
     """
-    option, source = re.match(r"--([\w.]+): ", message), ""
-    if option is None:
-        return message
+    option = re.match(r"--([\w.]+): ", message)
+    return message if option is None else ["", *setters(option[1], arguments)][-1] + message
+
+
+def setters(option: str, arguments: Sequence[str]) -> list[str]:
+    """What sets an option, as the beginning of a message; the last one counts.
+
+    Args:
+        option: without dashes, such as ``data.canvas``.
+        arguments: of the command line.
+
+    Returns:
+        ``"RECIPE: "`` for each recipe, ``""`` for the command line; none where the option has its default.
+    """
+    found = []
     for part in _with_recipes(arguments):
         if isinstance(part, str):
-            if part.partition("=")[0].replace(".init_args", "") == f"--{option[1]}":
-                source = ""
+            if part.partition("=")[0].replace(".init_args", "") == f"--{option}":
+                found.append("")
             continue
         for file in part:
-            if _sets(file, option[1].split(".")):
-                source = f"{file}: " if file is part[-1] else f"{file}, a base of {part[-1]}: "
-    return source + message
+            if _sets(file, option.split(".")):
+                found.append(f"{file}: " if file is part[-1] else f"{file}, a base of {part[-1]}: ")
+    return found
 
 
 def _sets(file: Path, keys: Sequence[str]) -> bool:

@@ -16,6 +16,7 @@ from botnet.cli import main
 from botnet.detection.browse import LARGEST, SCALES, STRIDES, advise, browse_data, plain_data, recipe_data
 from botnet.detection.rpn import Anchors
 from botnet.errors import DataError
+from botnet.training.command import TrainingCLI
 from tests.support.layouts import write_coco
 from tests.support.recipes import write_recipe
 
@@ -131,6 +132,58 @@ def test_a_recipe_gives_its_data(digits, tmp_path):
     assert (transform.canvas, tuple(transform.jitter), transform.flip) == (64, (0.9, 1.0), 0.0)
 
 
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_options_of_the_data_override_the_recipe(digits, tmp_path, capsys, place):
+    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
+    words = ["--config", str(recipe), str(tmp_path / "out"), "--samples", "1"]
+    words[place:place] = ["--data.canvas", "96", "--data.masks=false", "--data.jitter", "[1, 1]"]
+    assert main(["browse-data", *words]) == 0
+    assert "at canvas 96, in cells of p2" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "samples" / "000000.jpg").size[0] % 96 == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_the_data_are_those_of_fit(digits, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
+    options = [
+        "--data.canvas",
+        "96",
+        "--data.flip=0.25",
+        "--data.jitter",
+        "[0.5, 1]",
+        "--data.masks",
+        "false",
+    ]
+    data = recipe_data(recipe, [*options, "--data.color_jitter", "0.3"]).train_set
+    made = []
+
+    class Made(TrainingCLI):
+        def instantiate_trainer(self, **kwargs):
+            made.append(self.datamodule.train_set)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Made(["fit", "--config", str(recipe), *options, "--data.color_jitter", "0.3"])
+    assert vars(data.transform) | {"augmentation": None} == vars(made[0].transform) | {"augmentation": None}
+    assert (data.transform.canvas, data.transform.flip, data.masks) == (96, 0.25, False)
+    assert all(
+        torch.equal(*pair) for pair in zip(data[0, 1][1]["boxes"], made[0][0, 1][1]["boxes"], strict=True)
+    )
+    assert torch.equal(data[0, 1][0], made[0][0, 1][0])
+
+
+@pytest.mark.parametrize(
+    "option", [["--data.canva", "64"], ["--data.canvas", "wide"], ["--data.flip", "2"], ["--data.flip"]]
+)
+def test_a_wrong_option_is_answered_as_by_fit(digits, tmp_path, capsys, option):
+    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
+    assert main(["fit", "--config", str(recipe), *option]) == 2
+    answer = capsys.readouterr().err
+    assert main(["browse-data", "--config", str(recipe), str(tmp_path / "out"), *option]) == 2
+    assert capsys.readouterr().err == answer
+    assert answer.startswith(("botnet: --data.", "botnet: argument --data: "))
+
+
 def test_a_set_without_objects_leaves_nothing(tmp_path):
     file = write_coco(tmp_path / "train.json", tmp_path / "train")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
@@ -141,7 +194,14 @@ def test_a_set_without_objects_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["a.json"], ["a.json", "b", "c", "d"], ["--config", "a.yaml", "b", "c"], ["--samples", "0", *"abc"]],
+    [
+        ["a.json"],
+        ["a.json", "b", "c", "d"],
+        ["--config", "a.yaml", "b", "c"],
+        ["--samples", "0", *"abc"],
+        ["--data.flip", "0", *"abc"],
+        ["--config", "a.yaml", "--canvas", "64", "b"],
+    ],
 )
 def test_wrong_arguments_are_refused(arguments, capsys):
     assert main(["browse-data", *arguments]) == 2

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as reference
 
+from botnet.caching import cache_folder
 from botnet.detection import coco, pack
 from botnet.detection.check import check_data
 from botnet.detection.coco import CocoInstances
@@ -572,7 +573,7 @@ def cached(made, tmp_path, monkeypatch):
 
 
 def cache_files():
-    return sorted(file for file in pack.cache_folder().iterdir() if file.suffix != ".lock")
+    return sorted(file for file in cache_folder().iterdir() if file.suffix != ".lock")
 
 
 def test_the_packed_records_are_those_of_the_file(cached):
@@ -635,8 +636,8 @@ def test_a_torn_cache_is_made_again(cached, caplog, spoil):
 
 
 def test_a_cache_that_cannot_be_written_costs_a_line(cached, caplog):
-    pack.cache_folder().parent.mkdir()
-    pack.cache_folder().write_text("a file is in the way")
+    cache_folder().parent.mkdir()
+    cache_folder().write_text("a file is in the way")
     whole = contents(CocoInstances(cached.file, cache=False))
     assert not caplog.text
     assert contents(CocoInstances(cached.file)) == whole
@@ -697,8 +698,8 @@ def test_of_processes_that_start_at_once_one_packs(cached):
 
 def test_what_a_killed_process_left_of_the_cache_is_removed(cached):
     size = cached.file.stat().st_size
-    pack.cache_folder().mkdir(parents=True)
-    left, other = (pack.cache_folder() / f".{number}-0123-abc" for number in (size, size + 1))
+    cache_folder().mkdir(parents=True)
+    left, other = (cache_folder() / f".{number}-0123-abc" for number in (size, size + 1))
     left.write_bytes(b"half")
     other.write_bytes(b"perhaps being written now")
     CocoInstances(cached.file)

@@ -15,7 +15,7 @@ from torch._dynamo import lookup_backend
 
 from botnet.cli import main
 from botnet.detection import CocoDataModule, DetectionModule, mask_rcnn
-from botnet.detection.rcnn import checkpoint_activations
+from botnet.detection.rcnn import RCNN, checkpoint_activations
 from botnet.errors import ConfigError
 from botnet.layers import MHSA2d
 from botnet.training.task import parameter_groups
@@ -156,6 +156,19 @@ def test_fewer_images_than_a_batch_are_refused(digits, tmp_path, capsys):
     recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run", batch_size=9)
     assert main(["fit", "--config", str(recipe)]) == 2
     assert "fewer than one batch of 9" in capsys.readouterr().err
+
+
+def test_a_batch_of_one_cell_is_refused_before_the_first_step(digits, tmp_path, monkeypatch, capsys):
+    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run", batch_size=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(RCNN, "forward", None)  # no image reaches the network, not even of the validation
+        assert main(["fit", "--config", str(recipe), "--trainer.num_sanity_val_steps", "1"]) == 2
+    expected = (
+        "a training batch of 1 image (data.batch_size) of 64 x 64 pixels (data.canvas): p6, of stride 64"
+    )
+    assert f"botnet: {expected}" in capsys.readouterr().err
+    more = ["--data.canvas", "96", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
+    assert main(["fit", "--config", str(recipe), *more]) == 0
 
 
 # 118,287 images in batches of 64 are 1,848 whole steps an epoch. By hand: the rate is 0.0067 first, rises by

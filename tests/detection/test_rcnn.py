@@ -15,6 +15,7 @@ from botnet.detection.rcnn import RCNN
 from botnet.detection.roi_heads import RoIAlign, mask_targets, roi_losses
 from botnet.detection.rpn import AnchorMatcher, Anchors
 from botnet.detection.sampler import Sampler
+from botnet.errors import ConfigError
 from tests.support.detector import MASKS, SMALL, small_detector, targets_for
 from tests.support.synchronisations import Synchronisations
 
@@ -402,6 +403,82 @@ def test_networks_of_timm_are_backbones(name):
     torch.testing.assert_close(first["boxes"], second["boxes"])
 
 
+WITH_WINDOWS = (
+    "swin_tiny_patch4_window7_224",
+    "swinv2_cr_tiny_ns_224",
+    "maxvit_rmlp_pico_rw_256",
+    "coatnet_nano_rw_224",
+)
+
+
+@pytest.mark.parametrize("name", WITH_WINDOWS)
+@pytest.mark.parametrize("canvas", [96, 160])
+def test_networks_of_a_fixed_image_size_are_built_for_the_canvas(name, canvas):
+    """Their maps are channels last, or their windows and tables have the size of the image."""
+    detector = small_detector(backbone=name, canvas=canvas)
+    images = torch.randn(2, 3, canvas, canvas)
+    levels = detector.pyramid(images)
+    sides = [canvas // 4, canvas // 8, canvas // 16, canvas // 32, math.ceil(canvas / 64)]
+    assert [tuple(level.shape) for level in levels.values()] == [(2, 16, side, side) for side in sides]
+    sum(detector(images, targets_for(images)).values()).backward()
+    learning = [name for name, p in detector.backbone.named_parameters() if p.grad is not None]
+    assert len(learning) > 0.9 * len(list(detector.backbone.parameters()))
+    assert detector.eval()(images)[0]["boxes"].isfinite().all()
+
+
+def test_maps_with_channels_last_are_the_same_function():
+    """The pyramid of Swin's own extractor, whose maps timm brings to channels first."""
+    detector = small_detector(backbone="swin_tiny_patch4_window7_224", canvas=64).eval()
+    theirs = timm.create_model(
+        "swin_tiny_patch4_window7_224", features_only=True, feature_cls="getter", img_size=64, out_indices=4
+    ).eval()
+    state = {
+        f"model.{k.replace('_', '.', 1)}" if k[:7] == "layers_" else f"model.{k}": v
+        for k, v in detector.backbone.state_dict().items()
+    }
+    theirs.load_state_dict(state)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = detector.fpn(theirs(images))
+        for name, level in detector.pyramid(images).items():
+            torch.testing.assert_close(level, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "canvas", "message"),
+    [
+        ("vit_tiny_patch16_224", 224, r"gives maps of strides \[16, 16, 16, 16\]; .*such as resnet50"),
+        ("levit_128s", 224, r"cannot be made to give four maps .*out of range.*such as resnet50"),
+        ("efficientformer_l1", 320, r"does not take a canvas of 320 pixels .*; it takes one of 224"),
+        ("halonet26t", 320, r"does not take a canvas of 320 pixels \(AssertionError\); it takes one of 256"),
+    ],
+)
+def test_a_network_that_cannot_be_a_backbone_is_refused_by_name(name, canvas, message):
+    with pytest.raises(ConfigError, match=f"^backbone: {name} {message}"):
+        small_detector(backbone=name, canvas=canvas)
+
+
+def test_a_network_of_one_canvas_works_at_it():
+    assert small_detector(backbone="efficientformer_l1", canvas=224).backbone.training
+
+
+def test_a_batch_of_one_cell_is_refused_in_training():
+    detector, image = small_detector(canvas=64), torch.randn(1, 3, 64, 64)
+    targets = targets_for(image, count=1)
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    with pytest.raises(
+        ConfigError, match=r"1 image .*64 x 64 pixels .*p6, of stride 64, .*more than 64 pixels"
+    ):
+        detector(image, targets)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())
+    for images in (torch.randn(2, 3, 64, 64), torch.randn(1, 3, 64, 65), torch.randn(1, 3, 65, 64)):
+        losses = detector(images, targets_for(images, count=1))
+        assert torch.isfinite(sum(losses.values()))
+    detector.fpn.eval()  # statistics that are frozen need no batch
+    assert torch.isfinite(sum(detector(image, targets).values()))
+    assert len(detector.eval()(image)) == 1
+
+
 def test_imagenet_weights_reach_all_but_the_attention(tmp_path):
     from safetensors.torch import save_file
 
@@ -424,7 +501,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="num_classes: 0 is not allowed"):
         mask_rcnn("botnet_tiny", 0)
     shallow = timm.create_model("resnet18", features_only=True, out_indices=(2, 3, 4))
-    with pytest.raises(ValueError, match=r"four maps from stride 4 on.*\[8, 16, 32\]"):
+    with pytest.raises(ValueError, match=r"FeatureListNet gives maps of strides \[8, 16, 32\]; .*four maps"):
         mask_rcnn(shallow, 2)
     with pytest.raises(ValueError, match="freeze_c2: the backbone has no part"):
         small_detector(freeze_c2=True, backbone="mobilenetv3_small_050")

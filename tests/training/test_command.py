@@ -1,6 +1,7 @@
 """Recipes that build on recipes, batches on other machines, progress in lines, the validation at the end."""
 
 import json
+import logging
 import os
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from botnet.cli import main
 from botnet.detection import RCNN, DetectionModule
 from botnet.errors import ConfigError
 from botnet.training import progress as progress_module
+from botnet.training.command import TrainingCLI
 from botnet.training.finite_loss import FiniteLoss
 from botnet.training.global_batch import GlobalBatch
 from botnet.training.progress import BarProgress, LineProgress
@@ -100,6 +102,32 @@ def test_a_file_that_is_no_recipe_is_left_to_the_parser(tmp_path):
         assert with_bases(given) == given
 
 
+# ---- weights
+
+
+class NothingIsMade(TrainingCLI):
+    def instantiate_classes(self):
+        pass
+
+    def _run_subcommand(self, subcommand):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ([], True),
+        (["--model.detector.freeze_c2", "false"], False),
+        (["--model.detector.weights", "resnet50.tv_in1k"], False),
+        (["--model.init_from", "other.ckpt"], False),
+    ],
+)
+def test_random_weights_that_are_frozen_are_said(options, warned, tmp_path, log):
+    words = ["--config", "recipes/finetune.yaml", "--trainer.default_root_dir", str(tmp_path / "run")]
+    NothingIsMade(["fit", *words, "--model.detector.weights", "null", *options])
+    assert ("freeze_c2 keeps stem and c2 at their random start" in log.text) == warned
+
+
 # ---- loggers
 
 
@@ -114,6 +142,20 @@ def test_a_logger_is_added_to_those_of_the_run(several, tmp_path):
     logged = lines.read_text().splitlines()
     assert [line.split()[0] for line in logged if "train/square" in line] == [str(step) for step in range(6)]
     assert any("val/score" in line for line in logged)
+
+
+def test_lightning_recommends_no_other_products(tmp_path):
+    lightning, records = logging.getLogger("lightning.pytorch.utilities.rank_zero"), []
+    watch = logging.Handler()
+    watch.emit = records.append
+    lightning.addHandler(watch)
+    try:
+        L.Trainer(accelerator="cpu", default_root_dir=tmp_path)
+    finally:
+        lightning.removeHandler(watch)
+    said = [record.getMessage() for record in records]
+    assert any("GPU available" in line for line in said)
+    assert not [line for line in said if "Tip" in line]
 
 
 def test_no_logger_is_no_logger(tmp_path):

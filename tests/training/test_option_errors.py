@@ -89,6 +89,46 @@ def test_a_base_is_named_with_the_recipe_that_builds_on_it(tmp_path, capsys):
     assert capsys.readouterr().err == f"botnet: {expected}"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "option", "given", "used"),
+    [
+        ("quickstart", "model.detector.masks", "false", "true"),
+        ("quickstart", "model.detector.canvas", "96", "160"),
+        ("quickstart_classify", "model.image_size", "96", "64"),
+    ],
+)
+def test_an_option_of_the_model_that_follows_the_data_is_refused(
+    recipe, option, given, used, tmp_path, capsys
+):
+    base, follows = ["--config", f"recipes/{recipe}.yaml"], f"--data.{option.rpartition('.')[2]}"
+    expected = f"--{option}: {given} would be ignored, since it follows {follows}, which is {used}; "
+    expected += f"set {follows} {given} instead\n"
+    for words in ([f"--{option}", given], [f"--{option}={given}"]):
+        assert main(["fit", *base, *words]) == 2
+        assert capsys.readouterr().err == f"botnet: {expected}"
+    *path, name = option.split(".")
+    lines = {name: yaml.safe_load(given)}
+    for key in reversed(path[1:]):
+        lines = {key: {"init_args": lines}}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"model": {"init_args": lines}}))
+    assert main(["fit", *base, "--config", str(recipe)]) == 2
+    assert capsys.readouterr().err == f"botnet: {recipe}: {expected}"
+
+
+def test_one_that_agrees_with_the_data_is_not(tmp_path, capsys):
+    words = [
+        "--model.detector.masks",
+        "false",
+        "--data.masks",
+        "false",
+        "--data.root",
+        str(tmp_path / "absent"),
+    ]
+    assert main(["fit", "--config", "recipes/quickstart.yaml", *words]) == 2
+    assert "absent: no such folder" in capsys.readouterr().err
+
+
 def test_messages_of_another_form_are_joined_and_cut():
     assert explain("one\n  two") == "one two"
     assert explain("a" * 1000) == "a" * 300 + " ..."
