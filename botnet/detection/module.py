@@ -137,10 +137,8 @@ class DetectionModule(TaskModule):
 
     def on_fit_start(self) -> None:
         """Check the batch, start from other weights, and log a summary."""
-        data = self.data
-        self.detector.check_batch(
-            data.batch_size, (data.canvas, data.canvas)
-        )  # its norms are synchronised by now
+        # Here, since the norms of several devices are synchronised by now.
+        self.detector.check_batch(self.data.batch_size, (self.data.canvas, self.data.canvas))
         super().on_fit_start()
         self._log_summary()
 
