@@ -89,7 +89,7 @@ def test_several_tiles(size, pool, dtype, tolerance) -> None:
 @pytest.mark.parametrize("size", [(17, 9), (1, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_large_maps_and_wide_heads(size, d, pool, dtype) -> None:
-    compare(draw(size, d, dtype), size, pool, 1e-6 if dtype == torch.float32 else 2e-3)
+    compare(draw(size, d, dtype), size, pool, 3e-6 if dtype == torch.float32 else 2e-3)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -143,7 +143,8 @@ def test_fits_every_gpu(name: str, capability: int, d: int, dtype: torch.dtype, 
 )
 @pytest.mark.parametrize("name", KERNELS)
 def test_fits_with_other_terms_and_maps(name, absent, size, pool, tmp_path) -> None:
-    check(compiled(name, 80, 128, torch.float16, pool, size, absent), 80, SPILLED, tmp_path)
+    spilled = 512 if 1 in size else SPILLED  # a map of one row is no map of a network
+    check(compiled(name, 80, 128, torch.float16, pool, size, absent), 80, spilled, tmp_path)
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
