@@ -56,7 +56,7 @@ class Samples:
         now = (time.perf_counter(), time.process_time())
         self.rows.append(
             {
-                "memory, MB": _memory(os.getpid()),
+                "memory, MB": _memory(os.getpid(), "Anonymous"),
                 "open files": len(os.listdir("/proc/self/fd")),
                 "threads": len(os.listdir("/proc/self/task")),
                 "seconds a step": now[0] - self._clocks[0],
@@ -85,10 +85,13 @@ class Samples:
         return good
 
 
-def _memory(pid: int) -> float:
-    """Resident memory in MB, shared pages divided among their users."""
+def _memory(pid: int, kind: str) -> float:
+    """Memory of a process in MB, of a kind that ``smaps_rollup`` knows.
+
+    Not pages of files: other programs share a library's pages, and come and go.
+    """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1000
 
 
 class Watch(L.Callback):
@@ -103,7 +106,9 @@ class Watch(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         iterators = (trainer.train_dataloader._iterator, *(d._iterator for d in _validations(trainer)))
         workers = [worker.pid for iterator in iterators if iterator for worker in iterator._workers]
-        self.samples.take(**{"memory of the workers, MB": sum(map(_memory, workers))})
+        # Pages that they share with this process since the fork are divided among all.
+        total = sum(_memory(pid, "Pss_Anon") for pid in (os.getpid(), *workers))
+        self.samples.take(**{"memory with the workers, MB": total})
 
 
 def _validations(trainer: L.Trainer) -> list[Any]:
