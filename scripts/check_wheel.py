@@ -20,12 +20,12 @@ COMMANDS = (
     ("--help", "check-data"),
     ("info --paper", "102.98 G"),
     ("reproduce", "table8/bot200"),
-    ("make-digits digits --train 12 --val 4", Path("digits/instances_train.json")),
+    ("make-digits digits --train 24 --val 4", Path("digits/instances_train.json")),
     (
         "fit --config recipes/quickstart.yaml --data.root digits --trainer.default_root_dir run "
         "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1",
         Path("run/checkpoints/last.ckpt"),
-    ),  # three steps of four images
+    ),  # three steps of four images in each of two processes
     ("explore run digits/val/000001.jpg --output page.html", Path("page.html")),
     ("export run --output model.onnx", Path("model.onnx")),
 )

@@ -47,7 +47,9 @@ def test_a_notebook_prints_what_it_shows(notebook):
 SMALL = {
     "make-digits": "--train 12 --val 4",
     "browse-data": "--samples 2",
-    "fit": "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1",
+    # In this process: another one would run the command line of pytest.
+    "fit": "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 --trainer.devices 1 "
+    "--trainer.strategy auto",
     "reproduce": "--model.detector.backbone botnet_tiny --model.detector.fpn_channels 32 "
     "--model.detector.box_channels 32 --model.detector.mask_channels 32 --trainer.precision 32-true",
 }
