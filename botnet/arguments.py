@@ -176,8 +176,8 @@ def check(name: str, given: Any, *limits: Limit) -> None:
         raise ConfigError(f"{name}: {list(given)} is not allowed; give the smaller number first")
 
 
-def _refusal(value: float | str, *limits: Limit) -> str:
-    """The message about a number or a word that no limit allows."""
+def _refusal(value: Any, *limits: Limit) -> str:
+    """The message about a value that no limit allows."""
     words = [limit for limit in limits if isinstance(limit, Choice)]
     hint = words[0].near(value) if words and isinstance(value, str) else ""
     return f"{repr(value).removesuffix('.0')} is not allowed; give {' or '.join(map(str, limits))}{hint}"
@@ -219,7 +219,7 @@ def _check_form(name: str, given: Any, annotation: Any, limits: tuple[Limit, ...
     else:
         fine = isinstance(given, kinds)
     if not fine:
-        raise ConfigError(f"{name}: {given!r} is not allowed; give {' or '.join(map(str, limits))}")
+        raise ConfigError(f"{name}: {_refusal(given, *limits)}")
 
 
 def _types(annotation: Any) -> Iterator[Any]:

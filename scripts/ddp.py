@@ -33,9 +33,6 @@ SMALL: dict[str, Any] = {
 class FrozenNorms(Callback):
     """Freezes every batch norm: each image's forward pass then depends on that image alone."""
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.on_train_batch_start(trainer, pl_module)  # before the batch is checked, which they allow to be 1
-
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         for module in pl_module.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -45,22 +45,22 @@ def check_images(images: Any, channels: int | None) -> None:
         raise ValueError(f"images are empty: {tuple(images.shape)}; give at least one image with pixels")
 
 
-def check_statistics(images: int, size: tuple[int, int], stride: int, norm: nn.Module) -> None:
+def check_statistics(images: Tensor, stride: int, norm: nn.Module) -> None:
     """Refuse a batch that leaves the coarsest level one cell, of which batch norm has no statistics.
 
     Args:
-        images: of a batch in training.
-        size: (height, width) of the canvas in pixels.
+        images: (B, C, H, W), of a batch in training.
         stride: of p6.
         norm: of p6. One that is frozen, or takes its statistics over several devices, needs no two cells.
 
     Raises:
         ConfigError: with the batch, the canvas and the level.
     """
-    one_cell = images == 1 and max(size) <= stride
+    height, width = images.shape[-2:]
+    one_cell = len(images) == 1 and max(height, width) <= stride
     if one_cell and isinstance(norm, nn.BatchNorm2d) and norm.training:
         raise ConfigError(
-            f"a training batch of 1 image (data.batch_size) of {size[0]} x {size[1]} pixels (data.canvas): "
+            f"a training batch of 1 image (data.batch_size) of {height} x {width} pixels (data.canvas): "
             f"p6, of stride {stride}, has a single cell, of which its batch norm has no statistics; give 2 "
             f"images or more, or a canvas of more than {stride} pixels"
         )

@@ -136,9 +136,7 @@ class DetectionModule(TaskModule):
     # ---- training
 
     def on_fit_start(self) -> None:
-        """Check the batch, start from other weights, and log a summary."""
-        # Here, since the norms of several devices are synchronised by now.
-        self.detector.check_batch(self.data.batch_size, (self.data.canvas, self.data.canvas))
+        """Start from other weights, and log a summary."""
         super().on_fit_start()
         self._log_summary()
 

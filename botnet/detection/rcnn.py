@@ -239,18 +239,6 @@ class RCNN(nn.Module):
         found: dict[str, Tensor] = self.fpn(maps)
         return found
 
-    def check_batch(self, images: int, canvas: tuple[int, int]) -> None:
-        """Refuse a batch that cannot be trained on.
-
-        Args:
-            images: their number on one device.
-            canvas: (height, width) in pixels.
-
-        Raises:
-            ConfigError: it leaves p6 a single cell, of which batch norm has no statistics.
-        """
-        check_statistics(images, canvas, self.rpn.anchor_generator.strides[-1], self.fpn.norms[-1])
-
     def _training_targets(
         self, images: Tensor, targets: list[dict[str, Tensor]] | None
     ) -> list[dict[str, Tensor]] | None:
@@ -260,7 +248,7 @@ class RCNN(nn.Module):
         if targets is None:
             raise ValueError("in training mode the detector needs targets; call .eval() to detect")
         check_targets(targets, images, self.has_masks)
-        self.check_batch(len(images), (images.shape[-2], images.shape[-1]))
+        check_statistics(images, self.rpn.anchor_generator.strides[-1], self.fpn.norms[-1])
         return targets
 
 
