@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 COCO_BY ?= ../shared/data/coco_by
 
-.PHONY: help quickstart quickstart-classify small-scale study study-quick study-explorer pictures docs notebooks test \
-	test-fast test-wheel test-newest dist test-oldest recipes-check overfit full-size proof-ddp proof-survival \
+.PHONY: help quickstart quickstart-classify small-scale study study-quick study-detectors study-explorer pictures docs \
+	notebooks test test-fast test-wheel test-newest dist test-oldest recipes-check overfit full-size proof-ddp proof-survival \
 	proof-machines chaos fuzz soak cluster proof-gpu triton-check bench-step bench-attention bench-backbone \
 	bench-data bench-paste bench-family bench-scale bench-eval bench-predict bench-tiles bench-export
 
@@ -14,6 +14,7 @@ help:
 	@echo "make small-scale  the same two at more length, three seeds each, as a table"
 	@echo "make study       what attention reaches that convolutions do not: 136 runs, in about two hours of one core"
 	@echo "make study-quick  of it, ResNet and BoT on two tasks, one seed, in a quarter of an hour"
+	@echo "make study-detectors  ResNet and BoT as detectors of blood cells and digits, three seeds each: 30 runs"
 	@echo "make study-explorer  the explorer of a network of the study, which looks at a far cue"
 	@echo "make pictures    the pictures of the README, with the detector of make quickstart"
 	@echo "make docs        the documentation as a site, in build/site"
@@ -69,6 +70,9 @@ study: .venv/installed
 study-quick: .venv/installed
 	$(BIN)/python scripts/study.py --quick
 	$(BIN)/python scripts/study_report.py --quick
+
+study-detectors: .venv/installed
+	$(BIN)/python scripts/study_detectors.py
 
 study-explorer: .venv/installed
 	$(BIN)/python scripts/study_explorer.py

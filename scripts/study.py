@@ -306,10 +306,10 @@ def add_row(path: Path, fields: tuple[str, ...], row: dict[str, Any]) -> None:
     scratch.replace(path)
 
 
-def commit() -> str:
+def commit(script: str = __file__) -> str:
     """The commit that a run is of, with a + if the code differs from it."""
     git = partial(subprocess.run, capture_output=True, text=True, check=True)
-    changed = git(["git", "status", "--porcelain", "--", "botnet", "scripts/study.py"]).stdout
+    changed = git(["git", "status", "--porcelain", "--", "botnet", script]).stdout
     return git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + "+" * bool(changed)
 
 

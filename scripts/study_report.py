@@ -412,9 +412,9 @@ def save(figure: plt.Figure, path: Path) -> None:
     print(f"{path}: {size // 1000} kB")
 
 
-def insert(page: Path, name: str, text: str) -> None:
+def insert(page: Path, name: str, text: str, script: str = Path(__file__).name) -> None:
     """Replace what stands between the two marks of a part of a page."""
-    mark = f"<!-- {name}: written by scripts/study_report.py -->\n", f"<!-- end of {name} -->"
+    mark = f"<!-- {name}: written by scripts/{script} -->\n", f"<!-- end of {name} -->"
     old = page.read_text()
     pattern = re.escape(mark[0]) + ".*?" + re.escape(mark[1])
     new, times = re.subn(pattern, lambda _: f"{mark[0]}\n{text}\n\n{mark[1]}", old, flags=re.DOTALL)
