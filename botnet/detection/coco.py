@@ -274,6 +274,7 @@ def _build(path: Path, contents: bytes) -> tuple[Parts, dict[str, Any]]:
         if annotation:
             usable[index], unmasked[index] = True, annotation.segmentation is None
             texts[index] = msgspec.json.encode(annotation.segmentation)
+            screening.lengths[index] = len(texts[index])
     # Here all records have the right types, since the others are errors.
     categories = sorted((c for c in tables.categories if isinstance(c, Category)), key=lambda c: c.id)
     maskless = None
@@ -288,7 +289,8 @@ def _build(path: Path, contents: bytes) -> tuple[Parts, dict[str, Any]]:
         "maskless": maskless,
     }
     images = [image for image in tables.images if isinstance(image, ImageRecord)]
-    return _image_arrays(images) | _annotation_arrays(images, screening.columns, usable, texts), about
+    masks = texts, screening.lengths
+    return _image_arrays(images) | _annotation_arrays(images, screening.columns, usable, *masks), about
 
 
 def _image_arrays(images: list[ImageRecord]) -> dict[str, Any]:
@@ -306,7 +308,7 @@ def _image_arrays(images: list[ImageRecord]) -> dict[str, Any]:
 
 
 def _annotation_arrays(
-    images: list[ImageRecord], columns: Columns, usable: np.ndarray, texts: list[Any]
+    images: list[ImageRecord], columns: Columns, usable: np.ndarray, texts: list[Any], lengths: np.ndarray
 ) -> dict[str, Any]:
     """The usable annotations, image after image."""
     ids = np.array([image.id for image in images], np.int64)
@@ -314,7 +316,6 @@ def _annotation_arrays(
     kept = np.flatnonzero(usable)
     rows = by_id[np.searchsorted(ids, columns.image_id[kept], sorter=by_id)]
     order = kept[np.argsort(rows, kind="stable")]
-    masks = [texts[i] for i in order]
     return {
         "annotation_ends": _ends(np.bincount(rows, minlength=len(images))),
         "annotation_id": columns.id[order],
@@ -322,8 +323,8 @@ def _annotation_arrays(
         "bbox": columns.bbox[order],
         "iscrowd": columns.iscrowd[order] != 0,
         "area": columns.area[order],
-        "masks": masks,
-        "mask_ends": _ends(memoryview(mask).nbytes for mask in masks),
+        "masks": [texts[i] for i in order.tolist()],
+        "mask_ends": _ends(lengths[order]),
     }
 
 

@@ -7,12 +7,13 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import chain
 from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+import simdjson
 
 from botnet.detection.records import (
     MAX_AREA,
@@ -32,7 +33,6 @@ class _Runs(msgspec.Struct, gc=False):
     counts: list[Annotated[int, msgspec.Meta(ge=0)]] | str
 
 
-_polygons = msgspec.json.Decoder(list[list[list[float]]])
 _runs = msgspec.json.Decoder(_Runs)
 
 
@@ -90,6 +90,7 @@ class Screening:
         typed: their places in the file's list.
         sound: for each annotation of the list, whether it can be used as it is.
         unmasked: for each, whether its segmentation is null.
+        lengths: for each, the bytes of its segmentation's text; 0 where the types are wrong.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -100,20 +101,21 @@ class Screening:
             self.typed = np.array([not isinstance(a, str) for a in tables.annotations]).nonzero()[0]
         self.columns = Columns.of(records)
         self.sound, self.unmasked, self._repeated = np.zeros((3, len(tables.annotations)), bool)
+        self.lengths = np.zeros(len(tables.annotations), np.int64)
         self._repeated[self.typed] = _repeated(self.columns.id)
-        texts = [annotation.segmentation for annotation in records]
-        starts = np.fromiter((memoryview(text)[0] for text in texts), np.uint8, len(texts))
-        self.unmasked[self.typed] = starts == ord("n")  # of null
         known, sizes = self._sizes()
-        sound = known & self._sound_numbers(sizes) & ~self._repeated[self.typed]
-        places = np.flatnonzero(sound & (starts == ord("[")))
-        runs = np.flatnonzero(sound & (starts == ord("{")))
-        sound &= self.unmasked[self.typed]
-        for first in range(0, len(places), AT_ONCE):
-            part = places[first : first + AT_ONCE]
-            sound[part] = _sound_polygons([texts[i] for i in part.tolist()], sizes[part])
-        for place, size in zip(runs.tolist(), sizes[runs].tolist(), strict=True):
-            sound[place] = _are_sound_runs(texts[place], *size)
+        numbered = known & self._sound_numbers(sizes) & ~self._repeated[self.typed]
+        sound = np.zeros(len(records), bool)
+        for first in range(0, len(records), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            texts = [bytes(record.segmentation) for record in records[part]]
+            starts = np.array([text[0] for text in texts])
+            self.lengths[self.typed[part]] = list(map(len, texts))
+            self.unmasked[self.typed[part]] = starts == ord("n")  # of null
+            sound[part] = numbered[part] & (starts == ord("n"))
+            for start, check in ((ord("["), _sound_polygons), (ord("{"), _sound_runs)):
+                if len(places := np.flatnonzero(numbered[part] & (starts == start))):
+                    sound[first + places] = check([texts[i] for i in places.tolist()], sizes[first + places])
         self.sound[self.typed] = sound
 
     def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -163,8 +165,14 @@ def _repeated(ids: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def _are_sound_runs(text: msgspec.Raw, width: int, height: int) -> bool:
-    """Whether a segmentation is run lengths that break no rule."""
+def _sound_runs(texts: list[bytes], sizes: np.ndarray) -> np.ndarray:
+    """Which segmentations are run lengths that break no rule; (width, height) are of their images."""
+    return np.array(
+        [_are_sound_runs(text, *size) for text, size in zip(texts, sizes.tolist(), strict=True)], bool
+    )
+
+
+def _are_sound_runs(text: bytes, width: int, height: int) -> bool:
     try:
         runs = _runs.decode(text)
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -179,23 +187,27 @@ def _inside(low: np.ndarray, high: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.all(touches & (low >= -ROUNDING) & (high <= sizes + ROUNDING), axis=1)
 
 
-def _sound_polygons(texts: list[msgspec.Raw], sizes: np.ndarray) -> np.ndarray:
+def _sound_polygons(texts: list[bytes], sizes: np.ndarray) -> np.ndarray:
     """Which segmentations are polygons that break no rule; (width, height) are of their images."""
+    text = b"[" + b",".join(texts) + b"]"
     try:
-        decoded = _polygons.decode(b"[" + b",".join(texts) + b"]")
-    except (msgspec.MsgspecError, ValueError, RecursionError):  # at least one: all are looked at singly
+        parsed: Any = simdjson.Parser().parse(text)
+        # All numbers one after another. Anything but lists and numbers is an error.
+        numbers = np.frombuffer(parsed.as_buffer(of_type="d"), np.float64)
+        counts = np.array([len(polygons) for polygons in parsed], np.int64)
+        lengths = np.array([len(polygon) for polygons in parsed for polygon in polygons], np.int64)
+    except (TypeError, ValueError, RuntimeError):  # at least one is broken: all are looked at singly
         return np.zeros(len(texts), bool)
-    counts = np.fromiter(map(len, decoded), np.int64, len(decoded))
-    polygons = list(chain.from_iterable(decoded))
-    lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
+    if text.count(b"[") != 1 + len(counts) + len(lengths):  # a list where a number belongs
+        return np.zeros(len(texts), bool)
     owner = np.repeat(np.arange(len(texts)), counts)
     sound, shaped = counts > 0, (lengths >= 6) & (lengths % 2 == 0)
     sound[owner[~shaped]] = False
     if not shaped.any():
         return sound
-    lengths, owner = lengths[shaped], owner[shaped]
-    numbers = np.fromiter(chain.from_iterable(compress(polygons, shaped)), np.float64, lengths.sum())
-    points, starts = numbers.reshape(-1, 2), (np.cumsum(lengths) - lengths) // 2
+    points = numbers[np.repeat(shaped, lengths)].reshape(-1, 2)
+    lengths, owner = lengths[shaped] // 2, owner[shaped]
+    starts = np.cumsum(lengths) - lengths
     low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
     sound[owner[~_inside(low, high, sizes[owner])]] = False
     return sound
