@@ -281,7 +281,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.case:
         kind, case = CASES[args.case]
-        # What is imported is not timed, but the peak holds it: 0.7 GB for torch alone. So only what is needed.
+        # What is imported is not timed, but the peak holds it (torch alone: 0.7 GB): only what is needed.
         import_module(IMPORTS[kind])
         case(args.coco)
         return
