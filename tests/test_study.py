@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import study  # noqa: E402
+import study_detectors  # noqa: E402
 import study_explorer  # noqa: E402
 import study_report  # noqa: E402
 
@@ -74,6 +75,41 @@ def test_a_finished_run_is_not_repeated_and_an_interrupted_one_leaves_no_row(tmp
     assert trained == [runs[0], runs[1], runs[1], runs[2]]
     assert [row["network"] for row in study.read_rows(table)] == ["bot", "qk", "qr"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "study.csv"]
+
+
+def test_a_finished_detector_is_not_trained_again(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(study_detectors, "commit", lambda script: "abc")
+    monkeypatch.setattr(study_detectors, "CELLS_CSV", tmp_path / "cells.csv")
+    monkeypatch.setattr(
+        study_detectors,
+        "cells_run",
+        lambda data, *run: trained.append(run) or dict.fromkeys(study_detectors.CELLS_FIELDS[2:6], 1 / 3),
+    )
+    with pytest.raises(SystemExit, match=r"no blood cells here.*--only digits"):
+        study_detectors.run_cells(tmp_path)
+    (tmp_path / "test.json").touch()
+    study_detectors.run_cells(tmp_path)
+    planned = [(network, seed) for seed in range(3) for network in ("resnet_tiny", "botnet_tiny")]
+    assert trained == planned
+    study_detectors.run_cells(tmp_path)
+    assert trained == planned
+    rows = study.read_rows(tmp_path / "cells.csv")
+    assert [(row["network"], int(row["seed"])) for row in rows] == planned
+    assert {row["test_AP"] for row in rows} == {"0.3333"}
+
+
+def test_gains_on_the_digits_are_of_the_same_seeds():
+    def row(network, seed, ap):
+        values = network, "wide", 6, seed, ap, ap, 1, "abc"
+        return dict(zip(study_detectors.DIGITS_FIELDS, map(str, values), strict=True))
+
+    rows = [row("resnet_tiny", 0, 0.2), row("botnet_tiny", 0, 0.25), row("resnet_tiny", 1, 0.3)]
+    assert study_detectors.digits_table(rows).splitlines()[2:] == [
+        "| 0.5-2.0 | 6 | 1 | 0.200 | 0.250 | +0.050 | 0.200 | 0.250 |"
+    ]
+    rows.append(row("botnet_tiny", 1, 0.2))
+    assert "| 2 | 0.250 ± 0.071 | 0.225 ± 0.035 | +0.050, -0.100 |" in study_detectors.digits_table(rows)
 
 
 def test_the_committed_rows_are_of_the_plan():
