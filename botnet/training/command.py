@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from botnet.errors import ConfigError, DataError
+from botnet.errors import ConfigError, DataError, first_few
 from botnet.training.auto_batch import kept_batch_size
 from botnet.training.checkpoint_file import steps_of
 from botnet.training.checkpoint_io import AtomicCheckpointIO
@@ -158,6 +158,22 @@ class TrainingCLI(LightningCLI):
         self._choose_checkpoint(config)
         self._choose_batch(config)
         self._warn_of_random_weights(config)
+
+    def instantiate_classes(self) -> None:
+        """Make trainer, data and model.
+
+        Raises:
+            ConfigError: the recipe gives the model another number of classes than the data have.
+        """
+        super().instantiate_classes()
+        config, data = self.config[self.subcommand], self.datamodule
+        for target in (target for target, source in LINKS.items() if source == "num_classes"):
+            option, given = target.replace(".init_args", ""), config.get(target)
+            if given is not None and setters(option, self.given) and given != data.num_classes:
+                raise ConfigError(
+                    f"--{option}: {given} would be ignored, since the data have {data.num_classes} classes "
+                    f"({first_few(data.class_names)}); leave it out"
+                )
 
     def _choose_checkpoint(self, config: Namespace) -> None:
         """Replace ``--ckpt_path`` by the path that it stands for."""

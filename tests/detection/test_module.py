@@ -152,6 +152,18 @@ def test_a_detector_of_another_class_count_is_refused(digits):
         trainer().fit(module, data.train_dataloader())
 
 
+def test_a_number_of_classes_that_the_data_would_override_is_refused(digits, tmp_path, capsys):
+    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
+    assert main(["fit", "--config", str(recipe), "--model.detector.num_classes", "80"]) == 2
+    expected = (
+        "--model.detector.num_classes: 80 would be ignored, since the data have 10 classes (zero, one, "
+    )
+    assert f"botnet: {expected}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    limits = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "0"]
+    assert main(["fit", "--config", str(recipe), "--model.detector.num_classes", "10", *limits]) == 0
+
+
 def test_fewer_images_than_a_batch_are_refused(digits, tmp_path, capsys):
     recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run", batch_size=9)
     assert main(["fit", "--config", str(recipe)]) == 2
