@@ -219,19 +219,20 @@ def timed(function: Callable[[], Any]) -> Any:
 
 
 def workers(data: Any, method: str) -> None:
-    """Memory of a worker that looks up samples, above that of one that does nothing."""
-    context, memory = multiprocessing.get_context(method), []
+    """Memory of a worker that looks up samples, above that of one that only imports what it needs."""
+    context, memory, module = multiprocessing.get_context(method), [], type(data).__module__
     for sent in (None, data):
         queue = context.SimpleQueue()
-        worker = context.Process(target=look_up, args=(sent, queue))
+        worker = context.Process(target=look_up, args=(module, sent, queue))
         worker.start()
         memory.append(queue.get())
         worker.join()
     print(json.dumps({"kept": memory[1] - memory[0]}))
 
 
-def look_up(data: Any, queue: Any) -> None:
+def look_up(module: str, data: Any, queue: Any) -> None:
     """Read annotations of images, or names of files, at random."""
+    import_module(module)
     images = getattr(data, "images", data)
     for index in np.random.default_rng(0).integers(len(images), size=LOOKED_UP).tolist() if data else ():
         if images is data:
