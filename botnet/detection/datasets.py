@@ -189,9 +189,10 @@ class TrainDataset(CocoDataset):
     def _target(self, scene: Scene, placement: Placement, image_id: int) -> TrainTarget:
         objects = scene.objects[:MAX_OBJECTS]
         target = TrainTarget(
-            boxes=torch.tensor([placed.box for placed in objects]).reshape(-1, 4),
+            # An object that fills the canvas has edges that are whole numbers.
+            boxes=torch.tensor([placed.box for placed in objects], dtype=torch.float32).reshape(-1, 4),
             labels=torch.tensor([placed.label for placed in objects], dtype=torch.int64),
-            area=torch.tensor([placed.area for placed in objects]),
+            area=torch.tensor([placed.area for placed in objects], dtype=torch.float32),
             image_id=image_id,
             size=placement.size,
             valid=scene.valid,
