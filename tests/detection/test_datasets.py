@@ -156,6 +156,15 @@ def test_boxes_alone_are_enough_without_masks(made):
         made.dataset()
 
 
+def test_an_object_that_fills_the_canvas_has_a_box_of_floating_point_numbers(made):
+    made.data["annotations"] = made.data["annotations"][:1]
+    made.data["annotations"][0] |= {"bbox": [0, 0, 40, 30], "iscrowd": 0}
+    transform = TrainTransform(40, (2, 2), flip=0)  # a crop in the middle of it
+    target = TrainDataset(CocoInstances(made.write()), made.folder, transform, masks=False)[0, 0][1]
+    assert target["boxes"].tolist() == [[0, 0, 40, 40]]
+    assert target["boxes"].dtype == target["area"].dtype == torch.float32
+
+
 def test_files_in_subfolders(made):
     (made.folder / "deep" / "er").mkdir(parents=True)
     (made.folder / "a.png").rename(made.folder / "deep" / "er" / "a.png")
