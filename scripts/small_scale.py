@@ -6,20 +6,13 @@ Prints a Markdown table. Finished runs are skipped, so that an interrupted measu
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from fetch_fashion_mnist import fetch
+from quickstart import botnet
 
 NETWORKS = {"resnet_tiny": "ResNet", "botnet_s1_tiny": "BoT-S1"}
-
-
-def botnet(*arguments: str) -> None:
-    finished = subprocess.run([sys.executable, "-m", "botnet.cli", *arguments])
-    if finished.returncode:
-        sys.exit(finished.returncode)
 
 
 def train(network: str, seed: int, args: argparse.Namespace) -> dict:

@@ -10,14 +10,13 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from quickstart import botnet
 from study import DOCS, add_row, commit, read_rows
 from study_report import Rows, insert, mean_std, shown
 
@@ -29,13 +28,6 @@ RUNS = Path("runs/study-detectors")
 CELLS_CSV, DIGITS_CSV = DOCS / "study-cells.csv", DOCS / "study-digits.csv"
 CELLS_FIELDS = ("network", "seed", "val_AP", "val_AP50", "test_AP", "test_AP50", "seconds", "commit")
 DIGITS_FIELDS = ("network", "jitter", "epochs", "seed", "AP", "AP50", "seconds", "commit")
-
-
-def botnet(*arguments: str) -> None:
-    threads = {"OMP_NUM_THREADS": "1"}  # a small network's operators gain little from a second one
-    finished = subprocess.run([sys.executable, "-m", "botnet.cli", *arguments], env=os.environ | threads)
-    if finished.returncode:
-        sys.exit(finished.returncode)
 
 
 def fit(network: str, seed: int, epochs: int, run: Path, *options: str) -> dict[str, float]:
@@ -171,6 +163,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the tables of what is finished")
     args = parser.parse_args()
     if not args.report:
+        os.environ["OMP_NUM_THREADS"] = "1"  # a small network's operators gain little from a second thread
         if args.only != "digits":
             run_cells(args.cells)
         if args.only != "cells":

@@ -289,8 +289,8 @@ def _build(path: Path, contents: bytes) -> tuple[Parts, dict[str, Any]]:
         "maskless": maskless,
     }
     images = [image for image in tables.images if isinstance(image, ImageRecord)]
-    masks = texts, screening.lengths
-    return _image_arrays(images) | _annotation_arrays(images, screening.columns, usable, *masks), about
+    annotations = _annotation_arrays(images, screening.columns, usable, texts, screening.lengths)
+    return _image_arrays(images) | annotations, about
 
 
 def _image_arrays(images: list[ImageRecord]) -> dict[str, Any]:
