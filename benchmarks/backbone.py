@@ -61,7 +61,7 @@ def measure(
         if isinstance(module, MHSA2d):
             module.implementation = "reference"
     for network in networks.values():
-        network.to(device, memory_format=torch.channels_last).train(kind == "training")
+        network.to(device).to(memory_format=torch.channels_last).train(kind == "training")
     x = torch.randn(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
     step = training if kind == "training" else inference
     return alternate({name: step(network, x) for name, network in networks.items()}, rounds, clock)
@@ -70,7 +70,7 @@ def measure(
 def training(network: nn.Module, x: torch.Tensor) -> Callable[[], None]:
     """Forward, backward from c5 and an optimiser step."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    forward: Callable[..., torch.Tensor] = network.forward_features
+    forward: Any = network.forward_features
 
     def step() -> None:
         optimizer.zero_grad()
@@ -82,7 +82,7 @@ def training(network: nn.Module, x: torch.Tensor) -> Callable[[], None]:
 
 def inference(network: nn.Module, x: torch.Tensor) -> Callable[[], None]:
     """Forward to c5."""
-    forward: Callable[..., torch.Tensor] = network.forward_features
+    forward: Any = network.forward_features
 
     @torch.inference_mode()
     def step() -> None:

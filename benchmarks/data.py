@@ -12,8 +12,9 @@ import contextlib
 import io
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -82,8 +83,8 @@ def measure(
     seconds = alternate({"botnet": ours, "torchvision": theirs}, rounds)
     largest = train_set(folder, canvas, (jitter[1], jitter[1]))
     memory = {
-        "botnet": max(peak_memory(lambda index=index: largest[0, index]) for index in chosen),
-        "torchvision": max(peak_memory(lambda index=index: reference(index, jitter[1])) for index in chosen),
+        "botnet": max(peak_memory(partial(largest.__getitem__, (0, index))) for index in chosen),
+        "torchvision": max(peak_memory(partial(reference, index, jitter[1])) for index in chosen),
     }
     return {
         "images": len(chosen),
@@ -160,7 +161,7 @@ class FixedSizeCrop(v2.Transform):
 
 def parts(run: Callable[[], None]) -> dict[str, float]:
     """Seconds of one run that are spent in each of :data:`PARTS`."""
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -26,7 +26,8 @@ from botnet.detection import CocoDataModule, DetectionModule, mask_rcnn, scoring
 
 def make_images(folder: Path, count: int, width: int, height: int) -> None:
     """Images of noise with ten rectangles each, as a COCO-format data set."""
-    rng, images, annotations = np.random.default_rng(0), [], []
+    rng, images = np.random.default_rng(0), []
+    annotations: list[dict[str, Any]] = []
     (folder / "images").mkdir()
     for number in range(1, count + 1):
         small = Image.fromarray(rng.integers(0, 256, (height // 16, width // 16, 3), np.uint8))

@@ -135,7 +135,7 @@ def write(detector: RCNN, side: int, path: Path) -> Path:
     batch = {0: torch.export.Dim("batch")}
     example = torch.zeros(2, 3, *size, dtype=torch.uint8), torch.tensor([size, size])
     outputs = ["counts", "boxes", "scores", "labels", "masks"]
-    about = {"task": "detector", "class_names": [], "category_ids": [], "size": size}
+    about: dict[str, Any] = {"task": "detector", "class_names": [], "category_ids": [], "size": size}
     about |= {"fixed_size": True, "preparation": {}, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     write_graph(graph, example, {"images": batch, "valid": batch}, outputs, about, path)
     return path

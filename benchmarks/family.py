@@ -94,15 +94,16 @@ def measure(
     steps = {}
     for name, network in networks.items():
         torch.manual_seed(0)
-        size = round_size(network, scale)
+        size, backbone = round_size(network, scale), network.network
+        assert backbone is not None, f"{name} has no network in timm"
         # timm's transformers have a fixed image size; its EfficientNets do not.
-        fixed = {} if network.network.startswith("efficientnet") else {"img_size": size}
-        model = timm.create_model(network.network, **fixed)
+        options: dict[str, Any] = {} if backbone.startswith("efficientnet") else {"img_size": size}
+        model = timm.create_model(backbone, **options)
         if name == REFERENCE:
             for module in model.modules():
                 if isinstance(module, MHSA2d):
                     module.implementation = "reference"
-        model.to(device, memory_format=torch.channels_last).train()
+        model.to(device).to(memory_format=torch.channels_last).train()
         images = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
         steps[name] = training(model, images, precision)
     return alternate(steps, rounds, clock)

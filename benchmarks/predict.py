@@ -81,7 +81,7 @@ def build_detector(case: str, checkpoint: Path) -> RCNN:
 def ways(detector: RCNN, canvas: int, files: Sequence[Path]) -> dict[str, Callable[[], list[Any]]]:
     """Each way from files to the masks of their images."""
     names = [str(i) for i in range(detector.num_classes)]
-    ours = TorchDetector(detector, names, range(detector.num_classes), canvas)
+    ours: Any = TorchDetector(detector, names, range(detector.num_classes), canvas)
     return {
         OURS: lambda: [
             found.mask.to_dense() for found in ours.predict(files, threshold=0, batch_size=len(files))

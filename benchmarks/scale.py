@@ -42,11 +42,11 @@ def make_instances(source: Path, target: Path, fraction: float) -> None:
     annotations = sorted(real["annotations"], key=lambda annotation: place[annotation["image_id"]])
     count, period = int(IMAGES * fraction), len(real["images"])
 
-    def images() -> Iterator[dict]:
+    def images() -> Iterator[dict[str, Any]]:
         for i in range(count):
             yield real["images"][i % period] | {"id": i + 1, "file_name": f"{i + 1:012d}.jpg"}
 
-    def objects() -> Iterator[dict]:
+    def objects() -> Iterator[dict[str, Any]]:
         for i in range(int(ANNOTATIONS * fraction)):
             turn, index = divmod(i, len(annotations))
             image = (turn * period + place[annotations[index]["image_id"]]) % count + 1
@@ -111,7 +111,7 @@ def read_pycocotools(root: Path) -> Any:
     return timed(lambda: COCO(root / "instances.json"))
 
 
-def scored(root: Path) -> Iterator[tuple[list[dict], list[dict]]]:
+def scored(root: Path) -> Iterator[tuple[list[dict[str, Any]], list[Any]]]:
     """Objects and detections of images, as COCO's records; the detections are objects with moved boxes."""
     from botnet.detection.coco import CocoInstances
 
@@ -120,7 +120,7 @@ def scored(root: Path) -> Iterator[tuple[list[dict], list[dict]]]:
     real = [annotations for annotations in real if annotations]
     for i in range(VALIDATED):
         annotations = real[i % len(real)]
-        objects: list[dict] = [
+        objects: list[dict[str, Any]] = [
             {
                 "image_id": i + 1,
                 "category_id": annotation.category_id,
@@ -131,7 +131,7 @@ def scored(root: Path) -> Iterator[tuple[list[dict], list[dict]]]:
             }
             for annotation in annotations
         ]
-        found = []
+        found: list[Any] = []
         for score in sorted(random.random(DETECTIONS).tolist(), reverse=True):
             record = {**objects[random.integers(len(objects))], "score": score}
             moved = np.asarray(record["bbox"]) + random.normal(0, 4, 4)
@@ -220,7 +220,8 @@ def timed(function: Callable[[], Any]) -> Any:
 
 def workers(data: Any, method: str) -> None:
     """Memory of a worker that looks up samples, above that of one that only imports what it needs."""
-    context, memory, module = multiprocessing.get_context(method), [], type(data).__module__
+    context: Any = multiprocessing.get_context(method)
+    memory, module = [], type(data).__module__
     for sent in (None, data):
         queue = context.SimpleQueue()
         worker = context.Process(target=look_up, args=(module, sent, queue))

@@ -95,7 +95,7 @@ def ours(backbone: str, size: int) -> nn.Module:
 def step(network: nn.Module, size: int, device: torch.device, *, channels_last: bool) -> Callable[[], None]:
     """Forward with losses, backward and an optimiser step of one detector."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    network.to(device, memory_format=layout).train()
+    network.to(device).to(memory_format=layout).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
     image, target = example(size, device)
     proposals = [around(target["boxes"], size)]

@@ -242,9 +242,9 @@ def _report(events: int, rank: int, full_at: int | None) -> None:
 
         return reported
 
-    pack.write_pack = reporting("cache", pack.write_pack)  # type: ignore[assignment]
+    pack.write_pack = reporting("cache", pack.write_pack)
     if rank == 0:
-        checkpoint_io.write_file = reporting("checkpoint", checkpoint_io.write_file)  # type: ignore
+        checkpoint_io.write_file = reporting("checkpoint", checkpoint_io.write_file)
         module: Any = DetectionModule
         module.training_step = reporting("training", module.training_step)
         module.validation_step = reporting("validation", module.validation_step)

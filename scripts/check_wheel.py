@@ -59,7 +59,7 @@ def build_wheel(folder: Path) -> Path:
     shutil.copytree(ROOT / "botnet", copy / "botnet", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", *CARRIED):
         shutil.copy(ROOT / name, copy)
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(copy)]
+    build: list[str | Path] = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, copy]
     run(build, folder)
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

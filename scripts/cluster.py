@@ -10,6 +10,7 @@ takes two thirds of a step. Small messages go through a tree. Nothing here is me
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -154,7 +155,10 @@ def main() -> None:
         f"{4 * network.gradients / 1e6:.0f} MB a step; {network.norms} batch norms; global batch "
         f"{args.global_batch}"
     )
-    columns: dict[str, Any] = {
+    counts = [n for n in (8, 16, 32, 64) if args.global_batch >= n]
+    plans = [plan(args, network, gpus) for gpus in counts]
+    first, last = plans[0], plans[-1]
+    columns: dict[str, Callable[[Plan], Any]] = {
         "GPUs": lambda p: p.gpus,
         "images each": lambda p: p.images,
         "computing": lambda p: f"{p.compute:.0f}",
@@ -168,9 +172,6 @@ def main() -> None:
         "efficiency": lambda p: f"{first.epoch * first.gpus / (p.epoch * p.gpus):.0%}",
         "bound by": lambda p: p.bound,
     }
-    counts = [n for n in (8, 16, 32, 64) if args.global_batch >= n]
-    plans = [plan(args, network, gpus) for gpus in counts]
-    first, last = plans[0], plans[-1]
     print(f"\n| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|")
     for each in plans:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from botnet.layers import MHSA2d
-from botnet.layers.kernels import relative_attention
+from botnet.layers.kernels import Implementation, relative_attention
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
@@ -46,7 +46,7 @@ def usable(name: str, device: torch.device) -> None:
         raise Skip("needs a GPU")
 
 
-def attention(name: str) -> Callable[..., Tensor]:
+def attention(name: Implementation) -> Callable[..., Tensor]:
     """`relative_attention` by one implementation."""
     call = partial(relative_attention, implementation=name)
     if name != "flex":
@@ -56,7 +56,9 @@ def attention(name: str) -> Callable[..., Tensor]:
     return torch.compile(call, dynamic=False)
 
 
-def draw(proof: Proof, size: tuple[int, int], dtype: torch.dtype, terms: tuple[bool, bool] = (True, True)):
+def draw(
+    proof: Proof, size: tuple[int, int], dtype: torch.dtype, terms: tuple[bool, bool] = (True, True)
+) -> tuple[Any, ...]:
     """Inputs of 2 images and 2 heads, laid out as the layer has them."""
     torch.manual_seed(0)
     tokens, d = size[0] * size[1], proof.scale.width
@@ -79,7 +81,11 @@ def with_gradients(
 
 def environment(proof: Proof) -> None:
     def versions() -> dict[str, Any]:
-        found = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": sys.version.split()[0]}
+        found: dict[str, Any] = {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "python": sys.version.split()[0],
+        }
         if proof.gpu:
             properties = torch.cuda.get_device_properties(proof.device)
             found |= {"gpu": properties.name, "capability": f"{properties.major}.{properties.minor}"}
@@ -140,7 +146,7 @@ def correctness(proof: Proof) -> None:
     """Every implementation against the formula in float64; unwritten memory is NaN."""
 
     def check(
-        name: str, size: tuple[int, int], dtype: str, terms: tuple[bool, bool], pool: int
+        name: Implementation, size: tuple[int, int], dtype: str, terms: tuple[bool, bool], pool: int
     ) -> dict[str, Any]:
         usable(name, proof.device)
         inputs = draw(proof, size, DTYPES[dtype], terms)
@@ -174,7 +180,7 @@ def correctness(proof: Proof) -> None:
 def layers(proof: Proof) -> None:
     """The layer under autocast, compiled whole, and in channels_last."""
 
-    def check(name: str, stride: int, compiled: bool) -> dict[str, Any]:
+    def check(name: Implementation, stride: int, compiled: bool) -> dict[str, Any]:
         usable(name, proof.device)
         torch.manual_seed(0)
         dim, size = 2 * proof.scale.width, proof.scale.sizes[0]
@@ -200,12 +206,12 @@ def layers(proof: Proof) -> None:
         proof.row("layer", case, partial(check, name, stride, compiled))
 
 
-def peers(side: int) -> dict[str, Callable[[], nn.Module]]:
+def peers(side: int) -> dict[str, Callable[[], Any]]:
     """Constructors of the layer of each implementation, and of other packages' layers."""
 
     torch.compiler.reset()  # its limit of compilations of one function
 
-    def own(name: str) -> nn.Module:
+    def own(name: Implementation) -> Any:
         layer = MHSA2d(512, 4, feat_size=(side, side))
         layer.implementation = name
         return torch.compile(layer, dynamic=False) if name == "flex" else layer
@@ -220,7 +226,8 @@ def peers(side: int) -> dict[str, Callable[[], nn.Module]]:
 
         return Attention(dim=512, fmap_size=(side, side), heads=4, dim_head=128, rel_pos_emb=True)
 
-    found = {name: partial(own, name) for name in ("sdpa", "triton", "flex", "reference")}
+    names: tuple[Implementation, ...] = ("sdpa", "triton", "flex", "reference")
+    found: dict[str, Callable[[], Any]] = {name: partial(own, name) for name in names}
     found |= {"timm": timm, "pypi": pypi}
     if side == 64:
         found["timm compiled"] = lambda: torch.compile(timm(), dynamic=False)
@@ -231,9 +238,7 @@ def peers(side: int) -> dict[str, Callable[[], nn.Module]]:
 def timings(proof: Proof) -> None:
     """Time and memory of the layer beside its peers, in bfloat16."""
 
-    def measure(
-        name: str, build: Callable[[], nn.Module], side: int, batch: int, training: bool
-    ) -> dict[str, Any]:
+    def measure(name: str, build: Callable[[], Any], side: int, batch: int, training: bool) -> dict[str, Any]:
         usable(name, proof.device)
         layer = build().to(proof.device, torch.bfloat16)
         x = torch.randn(batch, 512, side, side, device=proof.device, dtype=torch.bfloat16)
@@ -268,9 +273,9 @@ def backbones(proof: Proof) -> None:
 
         import botnet  # noqa: F401 registers the networks
 
-        options = {"img_size": image} if name == "botnet50" else {}
+        options: dict[str, Any] = {"img_size": image} if name == "botnet50" else {}
         net = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4), **options)
-        net = net.to(proof.device, memory_format=torch.channels_last).train(training)
+        net = net.to(proof.device).to(memory_format=torch.channels_last).train(training)
         call = torch.compile(net, dynamic=False) if compiled else net
         x = torch.randn(2, 3, image, image, device=proof.device).to(memory_format=torch.channels_last)
 

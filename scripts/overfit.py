@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 OBJECTS = range(3, 9)
 MIN_SIDE = 0.15  # of the photograph's longer side
 TARGET = 0.80  # mask AP50 on the four
 
 
-def choose(truth: dict) -> dict:
+def choose(truth: dict[str, Any]) -> dict[str, Any]:
     """The instances file of the four photographs."""
     chosen = []
     for image in sorted(truth["images"], key=lambda image: image["id"]):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -22,7 +23,7 @@ WIDTH = 1600  # pixels of the first picture
 MAX_BYTES = 300_000  # of each picture
 
 
-def centre(truth: dict, name: str) -> tuple[int, int]:
+def centre(truth: dict[str, Any], name: str) -> tuple[int, int]:
     """The centre of the largest digit of an image."""
     (image_id,) = (image["id"] for image in truth["images"] if image["file_name"] == name)
     boxes = [annotation["bbox"] for annotation in truth["annotations"] if annotation["image_id"] == image_id]

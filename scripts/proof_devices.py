@@ -42,7 +42,8 @@ def detector(backbone: str, canvas: int, device: torch.device, **options: Any) -
     from botnet.detection.rcnn import RCNN
 
     torch.manual_seed(0)
-    return RCNN(backbone, 3, canvas=canvas, **options).to(device, memory_format=torch.channels_last).train()
+    network = RCNN(backbone, 3, canvas=canvas, **options).train()
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def gradients(network: nn.Module, rows: list[int], canvas: int, device: torch.device) -> dict[str, Tensor]:
@@ -194,7 +195,7 @@ def scaling(device: torch.device, rank: int) -> dict[str, Any]:
 def main() -> None:
     kind, answer, *parts = sys.argv[1:]
     rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device(kind, rank if kind == "cuda" else None)
+    device = torch.device(f"{kind}:{rank}" if kind == "cuda" else kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False

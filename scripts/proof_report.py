@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from botnet.layers.kernels import Implementation
+
 MARGIN = 1.15  # how much faster than the next the Triton kernel must be to be chosen
 
 
@@ -36,12 +38,12 @@ class Scale(NamedTuple):
     sides: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
     width: int
-    implementations: tuple[str, ...]
+    implementations: tuple[Implementation, ...]
     timed: tuple[tuple[int, int], ...]
     images: tuple[int, ...]
     rounds: int
     detectors: tuple[str, str]
-    detector_options: dict[str, int]
+    detector_options: dict[str, Any]
     canvas: int
     batches: tuple[int, ...]
     classifier: tuple[str, int, int]

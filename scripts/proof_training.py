@@ -82,7 +82,7 @@ def detection_step(
     from step import around, example
 
     canvas, device = proof.scale.canvas, proof.device
-    network.to(device, memory_format=torch.channels_last).train()
+    network.to(device).to(memory_format=torch.channels_last).train()
     scaled = dtype == torch.float16
     # As the training has it: torch's fused SGD is wrong where the scaler skips the first step.
     optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, fused=None if scaled else True)
@@ -238,7 +238,7 @@ def train_detector(proof: Proof, dtype: torch.dtype, steps: int) -> dict[str, An
 
 
 def classifier_run(
-    proof: Proof, precision: str, steps: int, images: Path, infinite_at: int | None = None
+    proof: Proof, precision: Any, steps: int, images: Path, infinite_at: int | None = None
 ) -> tuple[Any, Any, list[float]]:
     """A module, its trainer and the losses, which are appended while it trains; not started yet."""
     import lightning.pytorch as L
@@ -412,7 +412,8 @@ def write_instances(root: Path, images: int) -> None:
     """An instances file and its photographs' stand-ins, of 640 x 480 pixels with seven objects each."""
     random = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
-    records, annotations = [], []
+    records = []
+    annotations: list[dict[str, Any]] = []
     for index in range(images):
         if index < 32:
             coarse = Image.fromarray(random.integers(0, 256, (60, 80, 3), np.uint8))
@@ -451,8 +452,10 @@ def classifier_step(proof: Proof, name: str, side: int, batch: int) -> Callable[
     import botnet  # noqa: F401 registers the networks
     from botnet.models.zoo import NETWORKS
 
-    options = {"img_size": side} if name in NETWORKS else {}
-    network = timm.create_model(name, **options).to(proof.device, memory_format=torch.channels_last).train()
+    options: dict[str, Any] = {"img_size": side} if name in NETWORKS else {}
+    network = (
+        timm.create_model(name, **options).to(proof.device).to(memory_format=torch.channels_last).train()
+    )
     optimizer = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9, fused=True)
     images = torch.randn(batch, 3, side, side, device=proof.device).to(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.int64, device=proof.device)

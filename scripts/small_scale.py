@@ -15,7 +15,7 @@ from quickstart import botnet
 NETWORKS = {"resnet_tiny": "ResNet", "botnet_s1_tiny": "BoT-S1"}
 
 
-def train(network: str, seed: int, args: argparse.Namespace) -> dict:
+def train(network: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     """Accuracy and seconds of one run, which is trained unless it is finished."""
     run = args.runs / f"{args.train}-images-{args.epochs}-epochs" / f"{network}-{seed}"
     record = run / "record.json"
@@ -54,7 +54,7 @@ def main() -> None:
 
     from botnet.models.complexity import multiply_adds, total
 
-    results = {name: [] for name in NETWORKS}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in NETWORKS}
     for seed in range(args.seeds):
         for name in NETWORKS:  # alternating, so that a slower machine slows both
             results[name].append(train(name, seed, args))

@@ -105,7 +105,8 @@ class Watch(L.Callback):
         self.samples.restart()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        iterators = (trainer.train_dataloader._iterator, *(d._iterator for d in _validations(trainer)))
+        loaders: list[Any] = [trainer.train_dataloader, *_validations(trainer)]
+        iterators = (loader._iterator for loader in loaders)
         workers = [worker.pid for iterator in iterators if iterator for worker in iterator._workers]
         self.samples.take(**{"memory of the workers, MB": sum(map(_memory, workers))})
 
@@ -165,7 +166,7 @@ def train(folder: Path, digits: Path, steps: int) -> tuple[Samples, Path]:
     return samples, run.last
 
 
-def _files(digits: Path) -> dict[str, Path]:
+def _files(digits: Path) -> dict[str, Any]:
     splits = ("train", "val")
     return {f"{split}_instances": digits / f"instances_{split}.json" for split in splits} | {
         f"{split}_images": digits / split for split in splits

@@ -227,7 +227,9 @@ def start_attention(model: nn.Module, start: str) -> None:
         if isinstance(layer, MHSA2d):
             layer.qkv_std = 0.01 if start == "authors" else layer.dim**-0.5
             layer.reset_parameters()
-            if start == "timm":  # its position logits are not divided by sqrt(d)
+            if (
+                start == "timm" and layer.pos_embed is not None
+            ):  # its position logits are not divided by sqrt(d)
                 for table in layer.pos_embed.parameters():
                     table.data *= (layer.dim // layer.heads) ** 0.5
 
@@ -259,9 +261,11 @@ def train_start(optimiser_name: str, start: str, qk_rate: float, seed: int) -> d
     model = Reader(NETWORKS["bot"][1], len(CLASSES["cue"])).train()
     start_attention(model, start)
     if optimiser_name == "adamw":
-        rate, optimiser = RATE, torch.optim.AdamW(model.parameters(), RATE)
+        rate = RATE
+        optimiser: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), rate)
     else:
-        rate, optimiser = 0.1, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+        rate = 0.1
+        optimiser = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=1e-4)
     rates = schedule(optimiser, rate, STEPS)
     layers = [layer for layer in model.modules() if isinstance(layer, MHSA2d)]
     states = [attention_state(model, data)]

@@ -6,6 +6,7 @@ minute of one core, and adds no row to docs/study.csv.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ class Told(TorchDetector):
     """
 
     def __init__(self, model: Reader, class_names: Sequence[str], box: list[float]) -> None:
-        super().__init__(model.trunk, class_names, range(1, len(class_names) + 1), CANVAS)
+        trunk: Any = model.trunk  # what is explored: its attention
+        super().__init__(trunk, class_names, range(1, len(class_names) + 1), CANVAS)
         self.model, self.box = model, box
 
     def run(self, prepared: Sequence[Prepared]) -> list[dict[str, np.ndarray]]:

@@ -160,8 +160,8 @@ def untrained(task: str, network: str, seed: int) -> Reader:
 def receptive_field(model: Reader, data: Pictures) -> np.ndarray:
     """The absolute gradient of the corner cell of c5 by the input, mean over pictures, (H, W)."""
     pixels = data.pixels[:SAMPLE].float().requires_grad_()
-    model.c5(pixels)[:, :, 0, 0].sum().backward()
-    return pixels.grad.abs().sum(1).mean(0).numpy()
+    (gradient,) = torch.autograd.grad(model.c5(pixels)[:, :, 0, 0].sum(), pixels)
+    return gradient.abs().sum(1).mean(0).numpy()
 
 
 def distances() -> np.ndarray:
@@ -195,7 +195,7 @@ def plot_fields(fields: dict[tuple[str, str], np.ndarray], path: Path) -> None:
     """The fields of ResNet and BoT before and after training, and their profiles beside the bands."""
     chosen = {key: field for key, field in fields.items() if key[0] in COLOURS}
     figure = plt.figure(figsize=(13, 5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.1))[0]
     away = distances()
     for axis, ((network, state), field) in zip(left.subplots(2, 2).flat, chosen.items(), strict=True):
         blocks = field.reshape(CANVAS // 2, 2, CANVAS // 2, 2).mean((1, 3))
