@@ -7,12 +7,23 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from botnet.errors import ConfigError
+
 LONGEST_WAIT = 600  # seconds for another process to make a file
 
 
 def cache_folder() -> Path:
-    """The folder ``botnet`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "botnet"
+    """The folder ``botnet`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``).
+
+    Raises:
+        ConfigError: neither that variable nor a home folder is known.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "botnet"
+    except RuntimeError as error:
+        raise ConfigError(
+            "this user has no home folder; set XDG_CACHE_HOME to a folder for caches"
+        ) from error
 
 
 @contextmanager

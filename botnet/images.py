@@ -70,6 +70,8 @@ def image_files(sources: Sequence[Path], recursive: bool = False) -> dict[str, P
 def files_below(folder: Path, endings: Collection[str], recursive: bool = True) -> list[Path]:
     """Files in a folder and perhaps its subfolders, links followed, in the order of their paths.
 
+    Hidden files and folders (``.ipynb_checkpoints``) are left out.
+
     Args:
         folder: the folder.
         endings: extensions in lower case, such as ``.jpg``.
@@ -100,10 +102,12 @@ def _visit(
         raise DataError(f"{folder} is a symbolic link to a folder that holds it; remove the link")
     for entry in entries:
         path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
         if os.path.isdir(path):
             if recursive:
                 _visit(path, endings, recursive, (*above, own), found)
-        elif path.suffix.lower() in endings and not entry.name.startswith("."):
+        elif path.suffix.lower() in endings:
             if not os.path.isfile(path):
                 raise DataError(f"{path} is a symbolic link to nothing; remove or correct it")
             found.append(path)
@@ -131,8 +135,8 @@ def load_image(path: Path, size: Size | None = None) -> Image.Image:
     """Decode an image of any mode to RGB, oriented as its annotations are.
 
     An EXIF orientation says how to turn the stored image upright. Some tools annotate the image as stored,
-    others as shown. If only the stored image has the given size, the orientation is ignored; otherwise it is
-    applied. Transparency is dropped. 12- and 16-bit grey is reduced to 8 bits.
+    others as shown. If only the stored image has the given size, the orientation is ignored; otherwise, and
+    to a TIFF always, it is applied. Transparency is dropped. 12- and 16-bit grey is reduced to 8 bits.
 
     Args:
         path: the file.
@@ -323,6 +327,8 @@ def _draft(stored: Image.Image, wanted: tuple[int, int]) -> float:
 def _shown_size(stored: Image.Image, size: Size | None) -> tuple[Size, int]:
     """(Height, width) of the decoded image, and the EXIF orientation to apply (1: none)."""
     own, turned = (stored.height, stored.width), (stored.width, stored.height)
+    if stored.format == "TIFF":  # Pillow turns it while decoding, and states the turned size
+        return own, 1
     orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation not in range(2, 9):
         return own, 1

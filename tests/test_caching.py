@@ -6,6 +6,7 @@ import pytest
 
 from botnet import caching
 from botnet.caching import alone
+from botnet.errors import ConfigError
 
 
 def try_to_hold(lock, queue):
@@ -37,3 +38,13 @@ def test_a_folder_that_cannot_be_made_has_no_lock(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with alone(tmp_path / "file" / "a.lock") as held:
         assert not held
+
+
+def test_without_a_home_folder_the_variable_is_named(monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", unknown)
+    with pytest.raises(ConfigError, match="no home folder; set XDG_CACHE_HOME"):
+        caching.cache_folder()

@@ -68,7 +68,8 @@ def _to_coco(layout: Layout, folder: Path, losses: Losses) -> dict[str, dict[str
         counts[split], files = write_instances(folder / f"{instances}.json", data.names, samples)
         if not files:
             raise DataError(f"{layout.root}: the split {split} has no images; fill or remove it")
-        counts[split]["linked"] = sum(place(image.file, folder / images / image.name) for image in files)
+        placed = {image.name: image.file for image in files}
+        counts[split]["linked"] = sum(place(file, folder / images / name) for name, file in placed.items())
     return counts
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from botnet.errors import DataError
 from botnet.layouts.samples import Object, Sample
 from botnet.masks import compress_mask, mask_area
 
@@ -21,12 +22,21 @@ def write_instances(
 
     Returns:
         The numbers of ``images`` and ``objects``, and the images without their objects.
+
+    Raises:
+        DataError: two image files have the same name.
     """
     images: list[Sample] = []
+    files: dict[str, Path] = {}
     written = 0
     with path.open("w", encoding="utf-8") as file:
         file.write('{"annotations": [')
         for image_id, sample in enumerate(samples, 1):
+            other = files.setdefault(sample.name, sample.file)
+            if other != sample.file:  # the same image twice is how some list it for more weight
+                raise DataError(
+                    f"{sample.file} and {other} would both be {sample.name} in {path.name}; rename one"
+                )
             for item in sample.objects:
                 record = {"id": written + 1, "image_id": image_id} | _annotation(item, sample)
                 file.write((",\n" if written else "\n") + json.dumps(record))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from botnet.errors import DataError
@@ -25,13 +26,67 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}, line {line}: is not UTF-8; save the file in that encoding") from error
 
 
+def read_head(path: Path, size: int = -1) -> bytes:
+    """The first bytes of a file; all by default.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def by_split(home: Path, find: Callable[[Path], list[Path]]) -> dict[str, list[Path]]:
+    """The annotation files of each split, which has a folder of its name; ``all`` where none has one.
+
+    Args:
+        home: the folder of those folders, or of the annotation files.
+        find: lists the annotation files of a folder and its subfolders.
+
+    Raises:
+        DataError: a split has two folders, or a file lies in the folder of none.
+    """
+    everything = find(home)
+    splits: dict[str, list[Path]] = {}
+    folders: dict[str, Path] = {}
+    for split, names in SPLITS.items():
+        for folder in (home / name for name in names):
+            if folder.is_dir() and (files := find(folder)):
+                if split in splits:
+                    raise DataError(
+                        f"{home} has two folders for {split}: {folders[split]} and {folder}; join them"
+                    )
+                splits[split], folders[split] = files, folder
+    outside = set(everything).difference(*splits.values()) if splits else set()
+    if outside:
+        raise DataError(
+            f"{min(outside)}: one of {len(outside)} annotation files outside of the folders of the splits, "
+            f"{', '.join(str(folder) for folder in folders.values())}; move them into one, or away"
+        )
+    return splits or {"all": everything}
+
+
+def note_owner(owners: dict[Path, Path], image: Path, annotation: Path) -> None:
+    """Note which annotation file an image has.
+
+    Raises:
+        DataError: it has another one already.
+    """
+    if (other := owners.setdefault(image, annotation)) != annotation:
+        raise DataError(f"{annotation}: its image, {image}, is that of {other}, too; join the two files")
+
+
 def relative_name(file: Path, folder: Path) -> str:
-    """The path of an image relative to a folder, as an instances file holds it.
+    """The path of an image relative to a folder, as an instances file holds it; of one elsewhere, its name.
 
     Raises:
         DataError: the name is not UTF-8.
     """
-    name = file.relative_to(folder).as_posix()
+    own, home = (Path(os.path.abspath(path)) for path in (file, folder))  # without ".."
+    name = own.relative_to(home).as_posix() if own.is_relative_to(home) else own.name
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -40,10 +95,16 @@ def relative_name(file: Path, folder: Path) -> str:
 
 
 def place(source: Path, target: Path) -> bool:
-    """Give a file a second name (a hard link), or copy it where the file system cannot; whether linked."""
+    """Give a file a second name (a hard link), or copy it where the file system cannot; whether linked.
+
+    Raises:
+        DataError: there is a file of that name.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(os.path.realpath(source), target)
+    except FileExistsError as error:  # writing to it would write to the image that it is a link to
+        raise DataError(f"{source}: {target.name} is the name of another image, too; rename one") from error
     except OSError:
         shutil.copyfile(source, target)
         return False

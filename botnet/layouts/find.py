@@ -9,7 +9,7 @@ from typing import Any
 from botnet.errors import DataError
 from botnet.images import files_below
 from botnet.layouts.cache import cached_instances
-from botnet.layouts.files import SPLITS, read_text
+from botnet.layouts.files import SPLITS, read_head
 from botnet.layouts.labelme import LabelmeSet, labelme_files
 from botnet.layouts.samples import Annotated
 from botnet.layouts.voc import LISTS, VocSet
@@ -156,12 +156,12 @@ def _coco(root: Path) -> Layout | None:
 
 
 def _roboflow(root: Path) -> Layout | None:
-    files = {
-        split: CocoFiles(path, path.parent)
-        for split, names in SPLITS.items()
-        for name in names
-        if (path := root / name / "_annotations.coco.json").is_file()
-    }
+    files = {}
+    for split, names in SPLITS.items():
+        paths = [root / name / "_annotations.coco.json" for name in names]
+        path = _only([path for path in paths if path.is_file()], root, split)
+        if path is not None:
+            files[split] = CocoFiles(path, path.parent)
     return Layout(ROBOFLOW, root, files) if files else None
 
 
@@ -169,15 +169,20 @@ def _plain(root: Path) -> Layout | None:
     files = {}
     for split, names in SPLITS.items():
         paths = [root / f"{start}{name}.json" for name in names for start in ("", "instances_")]
-        paths = [path for path in paths if path.is_file()]
-        if len(paths) > 1:
-            raise DataError(f"{root} has two files for {split}: {paths[0]} and {paths[1]}; move one away")
-        for path in paths:
+        path = _only([path for path in paths if path.is_file()], root, split)
+        if path is not None:
             files[split] = CocoFiles(path, _image_folder(root, path, path.stem.removeprefix("instances_")))
     whole = root / "instances.json"
     if not files and whole.is_file():
         files["all"] = CocoFiles(whole, _image_folder(root, whole, "images"))
     return Layout(PLAIN, root, files) if files else None
+
+
+def _only(paths: list[Path], root: Path, split: str) -> Path | None:
+    """The file of a split, if there is one."""
+    if len(paths) > 1:
+        raise DataError(f"{root} has two files for {split}: {paths[0]} and {paths[1]}; move one away")
+    return paths[0] if paths else None
 
 
 def _image_folder(root: Path, instances: Path, name: str) -> Path:
@@ -198,8 +203,9 @@ def _yolo(root: Path) -> Layout | None:
 
 def _describes_yolo(path: Path) -> bool:
     """Whether a YAML file is called data.yaml, or has the keys of one."""
-    return path.name == "data.yaml" or {"names", "train"} <= set(
-        re.findall(r"^(\w+):", read_text(path), flags=re.MULTILINE)
+    # Other YAML files may be in any encoding.
+    return path.name == "data.yaml" or {b"names", b"train"} <= set(
+        re.findall(rb"^(?:\xef\xbb\xbf)?(\w+):", read_head(path), flags=re.MULTILINE)
     )
 
 
@@ -209,8 +215,7 @@ def _voc(root: Path) -> Layout | None:
 
 
 def _is_voc(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"<annotation" in file.read(1024)
+    return re.search(rb"<annotation[\s>]", read_head(path, 1024)) is not None  # CVAT has <annotations>
 
 
 def _labelme(root: Path) -> Layout | None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from botnet.errors import DataError
 from botnet.images import files_below, image_size
-from botnet.layouts.files import SPLITS, read_text, relative_name
+from botnet.layouts.files import by_split, note_owner, read_head, read_text, relative_name
 from botnet.layouts.samples import Losses, Object, Sample, extent
 from botnet.masks import Segmentation, decode_mask, encode_mask, mask_box
 
@@ -38,12 +38,7 @@ class LabelmeSet:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._files: dict[str, list[Path]] = {}
-        for split, folders in SPLITS.items():
-            for folder in (root / name for name in folders):
-                if folder.is_dir() and (files := labelme_files(folder)):
-                    self._files[split] = files
-        self._files = self._files or {"all": labelme_files(root)}
+        self._files = by_split(root, labelme_files)
         names, shapes = set(), set()
         for files in self._files.values():
             for file in files:
@@ -70,11 +65,14 @@ class LabelmeSet:
             losses: shapes that COCO cannot hold, or not exactly, are counted in it.
 
         Raises:
-            DataError: a shape that cannot be used, or a missing image; with the file and the shape.
+            DataError: a shape that cannot be used, or a missing image; with the file and the shape. Or two
+                files have the same image.
         """
+        owners: dict[Path, Path] = {}
         for file in self._files[split]:
             data = _read(file)
             image = file.parent / str(data.get("imagePath")).replace("\\", "/")
+            note_owner(owners, image.resolve(), file)
             height, width = image_size(image)
             stated = data.get("imageHeight") or height, data.get("imageWidth") or width
             if stated != (height, width):
@@ -83,8 +81,7 @@ class LabelmeSet:
                     f"{height} pixels; restore the image"
                 )
             objects = self._objects(data["shapes"], file, (height, width), losses)
-            name = relative_name(image, self.root) if image.is_relative_to(self.root) else image.name
-            yield Sample(image, name, height, width, objects)
+            yield Sample(image, relative_name(image, self.root), height, width, objects)
 
     def _objects(
         self, shapes: list[dict[str, Any]], file: Path, size: tuple[int, int], losses: Losses
@@ -121,8 +118,7 @@ def labelme_files(folder: Path) -> list[Path]:
 
 
 def _is_labelme(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return b'"shapes"' in opened.read(HEAD)
+    return b'"shapes"' in read_head(file, HEAD)
 
 
 def _read(file: Path) -> dict[str, Any]:

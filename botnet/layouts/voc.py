@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from botnet.errors import DataError
 from botnet.images import files_below, image_extensions
-from botnet.layouts.files import SPLITS, read_text, relative_name
+from botnet.layouts.files import SPLITS, by_split, note_owner, read_text, relative_name
 from botnet.layouts.samples import Losses, Object, Sample
 
 LISTS = Path("ImageSets", "Main")
@@ -16,7 +16,8 @@ LISTS = Path("ImageSets", "Main")
 class VocSet:
     """A folder with ``Annotations/`` and ``JPEGImages/``, or with the XML files beside the images.
 
-    The splits are the lists in ``ImageSets/Main``, or the folders ``train``, ``valid`` and ``test``.
+    The splits are the lists in ``ImageSets/Main``, where ``trainval`` is ``train`` if that is missing, or the
+    folders ``train``, ``valid`` and ``test``.
 
     Args:
         root: the folder.
@@ -30,7 +31,7 @@ class VocSet:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._files = _files(root)
+        self._files, self._unlisted = _files(root)
         found = {
             _text(item, "name", f"{file}: object {number}")
             for files in self._files.values()
@@ -56,8 +57,11 @@ class VocSet:
             losses: flags that COCO does not have are counted in it.
 
         Raises:
-            DataError: an annotation that cannot be used, or a missing image; with the file and the object.
+            DataError: an annotation that cannot be used, or a missing image; with the file and the object. Or
+                two annotations have the same image.
         """
+        losses["annotations that no list names, left out"] = self._unlisted
+        owners: dict[Path, Path] = {}
         label = {name: index for index, name in enumerate(self.names)}
         for file in self._files[split]:
             tree = _read(file)
@@ -65,6 +69,7 @@ class VocSet:
             if not (width >= 1 and height >= 1 and width.is_integer() and height.is_integer()):
                 raise DataError(f"{file}: its size is {width:g} x {height:g} pixels; correct <size>")
             image = self._image(file, tree.findtext("filename"))
+            note_owner(owners, image.resolve(), file)
             objects = []
             for number, item in enumerate(tree.iter("object"), 1):
                 name = _text(item, "name", f"{file}: object {number}")
@@ -91,25 +96,34 @@ class VocSet:
         return images if image.is_relative_to(images) else self.root
 
 
-def _files(root: Path) -> dict[str, list[Path]]:
-    """The annotations of each split."""
+def _files(root: Path) -> tuple[dict[str, list[Path]], int]:
+    """The annotations of each split, and the number of those that no list names."""
     home = root / "Annotations" if (root / "Annotations").is_dir() else root
-    lists = {split: root / LISTS / f"{split}.txt" for split in SPLITS}
-    if any(path.is_file() for path in lists.values()):
-        return {split: _listed(path, home) for split, path in lists.items() if path.is_file()}
-    splits = {}
-    for split, folders in SPLITS.items():
-        for folder in (home / name for name in folders):
-            if folder.is_dir() and (files := files_below(folder, (".xml",))):
-                splits[split] = files
-    return splits or {"all": files_below(home, (".xml",))}
+    lists = {split: root / LISTS / f"{split}.txt" for split in (*SPLITS, "trainval")}
+    lists = {split: path for split, path in lists.items() if path.is_file()}
+    if not lists:
+        return by_split(home, _annotations), 0
+    both = lists.pop("trainval", None)
+    if both is not None and "train" not in lists:
+        if "val" in lists:
+            raise DataError(
+                f"{both}: may hold images of {lists['val']}; add train.txt, or remove one of them"
+            )
+        lists["train"] = both
+    files = {split: _listed(lists[split], home) for split in SPLITS if split in lists}
+    return files, len(set(_annotations(home)).difference(*files.values()))
+
+
+def _annotations(folder: Path) -> list[Path]:
+    return files_below(folder, (".xml",))
 
 
 def _listed(path: Path, home: Path) -> list[Path]:
-    files = []
+    files: list[Path] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
-            file = home / f"{line.split()[0]}.xml"
+            whole, first = (home / f"{name}.xml" for name in (line.strip(), line.split()[0]))
+            file = whole if whole.is_file() else first  # a name with spaces, or one with a flag behind it
             if not file.is_file():
                 raise DataError(f"{path}, line {number}: {file}: no such annotation; correct the list")
             files.append(file)

@@ -45,20 +45,21 @@ class YoloSet:
         self._shape: tuple[str, str] | None = None  # box or polygon, and where it was seen first
 
     def _names(self) -> list[str]:
-        names, number = self._data.get("names"), self._data.get("nc")
-        if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
-            names = [names[index] for index in range(len(names))]
-        if not (isinstance(names, list) and names and all(isinstance(name, str | int) for name in names)):
-            raise DataError(
-                f"{self.file}: names is {short(names)}, not a list of names or a table of them from 0"
-            )
+        # As text: else a class "no" is False and "010" is 8.
+        names = yaml.load(read_text(self.file), yaml.BaseLoader).get("names")
+        number = self._data.get("nc")
+        if isinstance(names, dict) and set(names) == set(map(str, range(len(names)))):
+            names = [names[str(index)] for index in range(len(names))]
+        if not (isinstance(names, list) and names and all(name and isinstance(name, str) for name in names)):
+            given = short(self._data.get("names"))
+            raise DataError(f"{self.file}: names is {given}, not a list of names or a table of them from 0")
         if number not in (None, len(names)):
             raise DataError(f"{self.file}: nc is {number}, but there are {len(names)} names; correct one")
         if "kpt_shape" in self._data:
             raise DataError(
                 f"{self.file}: has kpt_shape: labels of keypoints, not of boxes or polygons; remove them"
             )
-        return [str(name) for name in names]
+        return names
 
     @property
     def splits(self) -> list[str]:
@@ -73,7 +74,10 @@ class YoloSet:
         """
         if split in self._images:
             return self._images[split]
-        entries = next(self._data[key] for key in SPLITS[split] if self._data.get(key))
+        keys = [key for key in SPLITS[split] if self._data.get(key)]
+        if len(keys) > 1:
+            raise DataError(f"{self.file}: has {' and '.join(keys)}, which mean the same; remove one")
+        entries = self._data[keys[0]]
         sources = [
             self._source(split, entry) for entry in (entries if isinstance(entries, list) else [entries])
         ]
@@ -91,7 +95,8 @@ class YoloSet:
             for source, files in listed
             for home in ([source] if source.is_dir() else [file.parent for file in files])
         ]
-        self._images[split], self._folders[split] = images, Path(os.path.commonpath(homes))
+        self._images[split] = images
+        self._folders[split] = Path(os.path.commonpath([os.path.abspath(home) for home in homes]))
         return images
 
     def _source(self, split: str, entry: Any) -> Path:
@@ -120,7 +125,11 @@ class YoloSet:
         return self._folders[split]
 
     def samples(self, split: str, losses: Losses) -> Iterator[Sample]:
-        """The images of one split with their objects; nothing is lost.
+        """The images of one split with their objects.
+
+        Args:
+            split: which.
+            losses: images without a label file are counted in it.
 
         Raises:
             DataError: a label or an image that cannot be used; with file and line.
@@ -128,7 +137,9 @@ class YoloSet:
         folder = self.folder(split)
         for image in self.images(split):
             height, width = image_size(image)
-            objects = self._objects(label_file(image), height, width)
+            labels = label_file(image)
+            objects = self._objects(labels, height, width)
+            losses["images without a label file, kept without objects"] += not labels.is_file()
             yield Sample(image, relative_name(image, folder), height, width, objects)
 
     def _objects(self, file: Path, height: int, width: int) -> list[Object]:
@@ -234,7 +245,8 @@ def write_yolo(
         count = counts[split] = {"images": 0, "objects": 0, "linked": 0}
         seen: dict[Path, str] = {}
         for sample in samples:
-            labels = folder / "labels" / split / Path(sample.name).with_suffix(".txt")
+            image = folder / "images" / split / sample.name
+            labels = label_file(image)
             if labels in seen:
                 raise DataError(
                     f"{sample.name} and {seen[labels]} of {split} would share their labels; rename one"
@@ -243,7 +255,7 @@ def write_yolo(
             lines = list(_lines(sample, polygons, losses))
             labels.parent.mkdir(parents=True, exist_ok=True)
             labels.write_text("".join(line + "\n" for line in lines))
-            count["linked"] += place(sample.file, folder / "images" / split / sample.name)
+            count["linked"] += place(sample.file, image)
             count["images"] += 1
             count["objects"] += len(lines)
     table = {split: f"images/{split}" for split in splits} | {"names": dict(enumerate(names))}

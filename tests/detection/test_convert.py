@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from botnet.cli import main
 from botnet.detection.coco import CocoInstances
 from botnet.detection.convert import convert
 from botnet.errors import BotnetError, ConfigError, DataError
+from botnet.layouts.yolo import YoloSet
 from botnet.masks import encode_mask
 from tests.support.layouts import (
     shape,
@@ -206,3 +208,45 @@ def test_class_lists_that_differ_are_refused(tmp_path):
 def test_converting_needs_no_torch():
     code = "import sys, botnet.detection.convert, botnet.detection.split; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_images_of_the_same_name_are_refused_and_stay_as_they_are(tmp_path):
+    labels = tmp_path / "labelme"
+    labels.mkdir()
+    pictures = [write_image(tmp_path / camera / "1.png", shade) for shade, camera in enumerate("ab")]
+    before = [picture.read_bytes() for picture in pictures]
+    for number, picture in enumerate(pictures):
+        write_labelme(labels / f"{number}.json", shape("rectangle", [[1, 1], [9, 9]]), imagePath=str(picture))
+    with pytest.raises(DataError, match=r"b/1\.png and .*a/1\.png would both be 1\.png"):
+        convert(labels, tmp_path / "out")
+    assert [picture.read_bytes() for picture in pictures] == before
+
+
+@pytest.mark.parametrize("path", ["../imgs/a.png", "../../imgs/a.png"])
+def test_images_beside_the_annotations_come_into_the_new_folder(tmp_path, path):
+    labels = tmp_path / "x" / "labelme"
+    labels.mkdir(parents=True)
+    write_image(labels / path)
+    precious = tmp_path / "imgs" / "a.png"
+    write_labelme(labels / "a.json", shape("rectangle", [[1, 1], [9, 9]]), imagePath=path)
+    (tmp_path / "out").mkdir()
+    present = precious.read_bytes() if precious.exists() else None
+    convert(labels, tmp_path / "out" / "new")
+    assert (precious.read_bytes() if precious.exists() else None) == present
+    assert (tmp_path / "out" / "new" / "images" / "a.png").is_file()
+    convert(tmp_path / "out" / "new", tmp_path / "yolo", "yolo")
+
+
+def test_images_in_a_folder_called_images_keep_their_labels(tmp_path):
+    file = write_coco(tmp_path / "set" / "train.json", tmp_path / "set" / "train", file="images/a.png")
+    convert(file.parent, tmp_path / "yolo", "yolo")
+    (sample,) = YoloSet(tmp_path / "yolo" / "data.yaml").samples("train", Counter())
+    assert (sample.name, len(sample.objects)) == ("images/a.png", 1)
+
+
+def test_an_image_that_is_listed_twice_is_placed_once(tmp_path):
+    root = tmp_path / "set"
+    write_yolo_set(root, yaml="train: train.txt\nval: images/val\nnames: [a, b]\n")
+    (root / "train.txt").write_text("images/train/train.png\n" * 2)
+    done = convert(root, tmp_path / "out")
+    assert done.splits["train"] == {"images": 2, "objects": 2, "linked": 1}

@@ -1,11 +1,12 @@
 """Instances files of YOLO's labels in the user's cache, made by several processes at once."""
 
+import errno
 import multiprocessing
 import time
 
 import pytest
 
-from botnet.errors import DataError
+from botnet.errors import ConfigError, DataError
 from botnet.layouts import cache as module
 from botnet.layouts.cache import cached_instances
 from botnet.layouts.yolo import YoloSet
@@ -59,3 +60,12 @@ def test_broken_labels_free_the_lock_and_leave_nothing(tmp_path, cache):
         with pytest.raises(DataError, match="class 7"):
             cached_instances(data, "train")
     assert [path.name for path in cache.rglob("*") if path.is_file()] == ["train.lock"]
+
+
+def test_a_full_disk_is_an_error_with_a_remedy(tmp_path, cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_instances", full)
+    with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\); make room"):
+        cached_instances(YoloSet(write_yolo_set(tmp_path / "set")), "train")

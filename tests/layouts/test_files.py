@@ -6,14 +6,14 @@ import pytest
 
 from botnet.errors import DataError
 from botnet.images import files_below
-from botnet.layouts.files import place, relative_name
+from botnet.layouts.files import place, read_head, relative_name
 from tests.support.layouts import write_image
 
 
 def test_files_are_found_however_deep_and_through_links(tmp_path):
     outside = write_image(tmp_path / "outside" / "z.PNG").parent
     home = tmp_path / "home"
-    for name in ("b/c/d/e.png", "a.png", "b/.hidden.png", "b/notes.txt"):
+    for name in ("b/c/d/e.png", "a.png", "b/.hidden.png", "b/.hidden/f.png", "b/notes.txt"):
         write_image(home / name) if name.endswith("png") else (home / name).write_text("")
     (home / "link").symlink_to(outside)
     assert [path.relative_to(home).as_posix() for path in files_below(home, (".png",))] == [
@@ -65,3 +65,17 @@ def test_an_image_is_linked_or_copied(tmp_path, monkeypatch):
     monkeypatch.setattr("os.link", refuse)
     assert not place(source, tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes() == source.read_bytes()
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"folder\.xml: cannot be read \(Is a directory\)"):
+        read_head(write_image(tmp_path / "folder.xml" / "a.png").parent)
+
+
+def test_a_file_that_is_there_is_not_written_to(tmp_path):
+    first, second = write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png", 1)
+    before = first.read_bytes()
+    place(first, tmp_path / "new.png")
+    with pytest.raises(DataError, match=r"b\.png: new\.png is the name of another image, too"):
+        place(second, tmp_path / "new.png")
+    assert first.read_bytes() == before

@@ -166,3 +166,32 @@ def test_yolo_is_converted_into_the_cache_once_for_each_state(tmp_path, cache, l
     with pytest.raises(DataError, match="class 7"):
         found()
     assert len(list(cache.rglob("*.json"))) == 2  # nothing half-written
+
+
+def test_the_folder_that_names_are_relative_to_is_part_of_the_state(tmp_path, cache):
+    write_yolo_set(tmp_path)
+    (tmp_path / "images" / "val" / "val.png").rename(tmp_path / "images" / "train" / "val.png")
+    (tmp_path / "labels" / "val" / "val.txt").rename(tmp_path / "labels" / "train" / "val.txt")
+    names = []
+    for entry in ("images/train", "images"):  # the same images
+        (tmp_path / "data.yaml").write_text(f"train: {entry}\nval: images/val\nnames: [a, b]\n")
+        found = find_split(find_layout(tmp_path), "train")
+        names.append([image["file_name"] for image in json.loads(found.instances.read_text())["images"]])
+    assert names == [["train.png", "val.png"], ["train/train.png", "train/val.png"]]
+
+
+def test_files_of_other_tools_are_no_layout(tmp_path):
+    plain(tmp_path)
+    (tmp_path / "notes.yaml").write_bytes("names: é\ntrain: 1".encode("latin-1"))
+    (tmp_path / "cvat.xml").write_text("<annotations><version>1.1</version></annotations>")
+    with pytest.raises(DataError, match="2 layouts at once"):  # it has the keys of YOLO's description
+        find_layout(tmp_path)
+    (tmp_path / "notes.yaml").write_bytes("title: é".encode("latin-1"))
+    assert find_layout(tmp_path).kind == PLAIN
+
+
+def test_roboflows_val_and_valid_at_once_are_refused(tmp_path):
+    roboflow(tmp_path)
+    write_coco(tmp_path / "val" / "_annotations.coco.json", tmp_path / "val")
+    with pytest.raises(DataError, match="has two files for val: "):
+        find_layout(tmp_path)

@@ -123,3 +123,21 @@ def test_a_broken_file_is_named(tmp_path):
     write_labelme(file, shape("polygon", TRIANGLE), imagePath="..\\gone.png")
     with pytest.raises(DataError, match=r"gone\.png: no such image"):
         read(tmp_path)
+
+
+def test_files_that_are_in_no_split_or_share_an_image_are_refused(tmp_path):
+    (tmp_path / "test").mkdir()
+    for name in ("test/a.json", "b.json"):
+        write_labelme(tmp_path / name, shape("polygon", TRIANGLE))
+    with pytest.raises(DataError, match=r"b\.json: one of 1 annotation files outside of .*test; move"):
+        LabelmeSet(tmp_path)
+    (tmp_path / "b.json").unlink()
+    for folder in ("val", "valid"):
+        (tmp_path / folder).mkdir()
+        write_labelme(tmp_path / folder / "c.json", shape("polygon", TRIANGLE))
+    with pytest.raises(DataError, match=r"two folders for val: .*val and .*valid; join them"):
+        LabelmeSet(tmp_path)
+    (tmp_path / "valid" / "c.json").unlink()
+    write_labelme(tmp_path / "val" / "d.json", shape("polygon", TRIANGLE), imagePath="c.png")
+    with pytest.raises(DataError, match=r"d\.json: its image, .*c\.png, is that of .*c\.json, too; join"):
+        list(LabelmeSet(tmp_path).samples("val", Counter()))

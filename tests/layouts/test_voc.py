@@ -105,3 +105,31 @@ def test_missing_files_are_named(tmp_path):
     listed.write_text("\n")
     with pytest.raises(DataError, match=r"train\.txt: lists no image"):
         VocSet(tmp_path)
+
+
+def test_trainval_is_train_where_that_is_missing_and_the_rest_is_counted(tmp_path):
+    for name in ("a", "my image", "c", "d"):
+        write_voc(tmp_path / "Annotations" / f"{name}.xml", voc_object())
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "trainval.txt").write_text("a\nmy image\n")
+    (lists / "test.txt").write_text("c 1\n")
+    data, losses = VocSet(tmp_path), Counter()
+    found = {split: [s.file.stem for s in data.samples(split, losses)] for split in data.splits}
+    assert found == {"train": ["a", "my image"], "test": ["c"]}
+    assert +losses == {"annotations that no list names, left out": 1}
+    (lists / "val.txt").write_text("d\n")
+    with pytest.raises(DataError, match=r"trainval\.txt: may hold images of .*val\.txt; add train\.txt"):
+        VocSet(tmp_path)
+    (lists / "train.txt").write_text("a\n")
+    assert VocSet(tmp_path).splits == ["train", "val", "test"]
+
+
+def test_files_that_are_in_no_split_or_share_an_image_are_refused(tmp_path):
+    write_voc(tmp_path / "a.xml", voc_object())
+    write_voc(tmp_path / "b.xml", voc_object(), image=tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"b\.xml: its image, .*a\.png, is that of .*a\.xml, too"):
+        samples(tmp_path)
+    write_voc(tmp_path / "test" / "c.xml", voc_object())
+    with pytest.raises(DataError, match=r"a\.xml: one of 2 annotation files outside of .*test"):
+        VocSet(tmp_path)

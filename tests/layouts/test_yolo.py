@@ -147,3 +147,31 @@ def test_labels_in_another_encoding_are_refused(tmp_path):
     file.write_bytes("names: [caf\xe9]".encode("latin-1"))
     with pytest.raises(DataError, match=re.escape("data.yaml, line 1: is not UTF-8")):
         YoloSet(file)
+
+
+def test_names_are_taken_as_they_are_written(tmp_path):
+    file = write_yolo_set(tmp_path, yaml="train: images/train\nval: images/val\nnames: [no, 010]\n")
+    assert YoloSet(file).names == ["no", "010"]
+
+
+def test_an_image_without_a_label_file_is_counted(tmp_path):
+    data, losses = YoloSet(write_yolo_set(tmp_path)), Counter()
+    write_image(tmp_path / "images" / "train" / "empty.png")
+    assert len(list(data.samples("train", losses))) == 2
+    assert +losses == {"images without a label file, kept without objects": 1}
+
+
+def test_two_keys_of_one_split_are_refused(tmp_path):
+    file = write_yolo_set(tmp_path, yaml="val: images/train\nvalid: images/val\nnames: [a]\n")
+    with pytest.raises(DataError, match="has val and valid, which mean the same; remove one"):
+        YoloSet(file).images("val")
+
+
+def test_folders_above_the_description(tmp_path):
+    write_yolo_set(tmp_path / "set")
+    (tmp_path / "set" / "deep").mkdir()
+    file = tmp_path / "set" / "deep" / "data.yaml"
+    file.write_text("train: [../images/train, ../images/val]\nval: ../images/val\nnames: [a]\n")
+    data = YoloSet(file)
+    assert data.folder("train") == tmp_path / "set" / "images"
+    assert [sample.name for sample in data.samples("train", Counter())] == ["train/train.png", "val/val.png"]
