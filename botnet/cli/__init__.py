@@ -13,13 +13,15 @@ from botnet.cli import data, deploy, paper, train, use
 from botnet.errors import BotnetError, ConfigError, nearest
 
 # Packages that only an extra of this project installs.
-EXTRAS = {
-    "mlxtend": "demo",
-    "skimage": "demo",
-    "sklearn": "demo",
-    "onnx": "onnx",
-    "onnxscript": "onnx",
-    "onnxruntime": "onnx",
+# What to install for a package that is missing: all that the extra of pyproject.toml has.
+DEMO, ONNX = "mlxtend scikit-image scikit-learn", "onnx onnxruntime onnxscript"
+OPTIONAL = {
+    "mlxtend": DEMO,
+    "skimage": DEMO,
+    "sklearn": DEMO,
+    "onnx": ONNX,
+    "onnxscript": ONNX,
+    "onnxruntime": ONNX,
 }
 
 
@@ -41,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
+        if package not in OPTIONAL:
             raise
-        remedy = f"pip install 'bottleneck-transformers[{EXTRAS[package]}]'"
+        remedy = f"pip install {OPTIONAL[package]}"
         print(f"botnet: {package} is not installed, which this command needs: {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -70,7 +70,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--val", type=POSITIVE_PART, default=0.2, help="part of the images to validate on (0.2)"
     )
     split.add_argument("--seed", type=SEED, default=0, help="of the choice (0)")
-    split.add_argument("--images", type=Path, help="their folder: equal files stay on one side")
+    split.add_argument("--images", type=Path, help="folder of the images: identical files stay in one split")
     split.add_argument("--output", type=Path, help="folder of the new files (that of INSTANCES.json)")
     split.set_defaults(run=run_split)
 

@@ -38,7 +38,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="folders of runs; or figure5, to draw it",
     )
     runs.add_argument("--measured", type=Path, help="for figure5: family.json of make bench-family")
-    runs.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (report)")
+    runs.add_argument("--output", type=Path, default=Path("report"), help="folder for the report (report)")
     runs.set_defaults(run=run_report)
 
     counts = commands.add_parser(
@@ -76,7 +76,7 @@ def run_report(options: argparse.Namespace) -> int:
     if options.runs == [Path("figure5")]:
         from botnet.paper.figure5 import figure5
 
-        for path in figure5(options.out, options.measured):
+        for path in figure5(options.output, options.measured):
             print(f"{path}: written")
         return 0
     if options.measured:
@@ -84,10 +84,10 @@ def run_report(options: argparse.Namespace) -> int:
     from botnet.paper.report import report
     from botnet.report.write import write_page
 
-    text, problems = report(options.runs, options.out)
+    text, problems = report(options.runs, options.output)
     print(text)
-    page = write_page(options.runs, options.out)
-    print(f"{options.out}: written; {page} shows where each run fails")
+    page = write_page(options.runs, options.output)
+    print(f"{options.output}: written; {page} shows where each run fails")
     for problem in problems:
         print(f"botnet: left out: {problem}", file=sys.stderr)
     return 1 if problems else 0

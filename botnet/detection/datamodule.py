@@ -41,7 +41,7 @@ class CocoDataModule(TaskDataModule):
         jitter: range of the random scale, relative to the canvas ([0.8, 1.25], [0.5, 2.0] or [0.1, 2.0] in
             the paper, Section 4.2).
         flip: probability of a horizontal flip.
-        batch_size: images a step on each device; ``auto``: the largest power of two that fits.
+        batch_size: images in a pass on each device; ``auto``: the largest power of two that fits.
         val_batch_size: images at once in validation.
         num_workers: processes that prepare images; default: as many as the machine has cores for each device,
             at most 16.

@@ -120,7 +120,7 @@ class TrainDataset(CocoDataset):
         super().__init__(instances, images, masks)
         if copy_paste and not masks:
             raise ConfigError(
-                f"copy_paste {copy_paste} without masks: objects are pasted by them; change one of the two"
+                f"copy_paste {copy_paste} needs masks; set data.masks true or data.copy_paste 0"
             )
         self.transform, self.copy_paste = transform, copy_paste
         self.known_broken = torch.zeros(len(self), dtype=torch.bool)  # images that must not be pasted

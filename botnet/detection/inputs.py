@@ -61,8 +61,8 @@ def check_statistics(images: Tensor, stride: int, norm: nn.Module) -> None:
     if one_cell and isinstance(norm, nn.BatchNorm2d) and norm.training:
         raise ConfigError(
             f"a training batch of 1 image (data.batch_size) of {height} x {width} pixels (data.canvas): "
-            f"p6, of stride {stride}, has a single cell, of which its batch norm has no statistics; give 2 "
-            f"images or more, or a canvas of more than {stride} pixels"
+            f"p6, of stride {stride}, has a single cell, too few for batch norm statistics; give 2 images or "
+            f"more, or a canvas of more than {stride} pixels"
         )
 
 

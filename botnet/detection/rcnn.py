@@ -330,7 +330,7 @@ def feature_maps(backbone: nn.Module, name: str | None = None) -> tuple[list[int
     if len(strides) != 4 or strides[0] != 4:
         raise ConfigError(
             f"backbone: {name or type(backbone).__name__} gives maps of strides {strides}; a detector needs "
-            f"four maps from stride 4 on: take a network with stages, such as {STAGED}"
+            f"four maps, the first of stride 4: take a network with stages, such as {STAGED}"
         )
     return feature_info.channels(), [*strides, 2 * strides[-1]]
 

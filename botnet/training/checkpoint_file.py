@@ -71,7 +71,9 @@ def building(checkpoint: TaskCheckpoint) -> Iterator[dict[str, Any]]:
     foreign = [] if not isinstance(spec, dict) else sorted(FETCHING & spec.keys())
     if foreign or not isinstance(spec, dict):
         what = f"has the argument {foreign[0]!r}" if foreign else f"is {type(spec).__name__}, not a mapping"
-        raise CheckpointError(f"{path}: what it says of its network {what}; it is broken, or from elsewhere")
+        raise CheckpointError(
+            f"{path}: its description of the network {what}; it is broken, or was not written by botnet"
+        )
     try:
         yield spec
     except CheckpointError:

@@ -125,7 +125,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--base", type=str | None, help="recipe that a recipe builds on")
         parser.add_argument("--row", type=str | None, help="row of the paper that the run reproduces")
         parser.add_argument(
-            "--global_batch", type=int | None, help="images an optimiser step; default: those of all devices"
+            "--global_batch", type=int | None, help="images per optimiser step; default: those of all devices"
         )
         parser.add_argument(
             "--batch_rule",
@@ -134,7 +134,7 @@ class TrainingCLI(LightningCLI):
             help="on fewer devices: several passes a step, or a smaller batch with a smaller learning rate",
         )
         parser.add_argument(
-            "--save_minutes", type=float, default=10.0, help="minutes between two last.ckpt within an epoch"
+            "--save_minutes", type=float, default=10.0, help="minutes between saves of last.ckpt in an epoch"
         )
         parser.add_argument(
             "--patience",
@@ -201,7 +201,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand != "fit":
             rank_zero_only(logger.warning)(
                 "neither --ckpt_path nor --model.init_from is given: the weights that are evaluated "
-                "are those that a training would start from, random but for what is pretrained"
+                "are the initial ones, random except for pretrained parts"
             )
         elif config.get(f"{_DETECTOR}.freeze_c2") and config.get(f"{_DETECTOR}.weights") is None:
             rank_zero_only(logger.warning)(

@@ -66,7 +66,7 @@ def explain(message: str) -> str:
 def _no_option(keys: Sequence[str], known: Iterable[str]) -> str:
     """The message about an option of a class, or of the command, that does not exist."""
     hint = nearest(keys[0 if known is RUN_OPTIONS else -1], known)
-    return f"--{'.'.join(keys)}: no such option{hint} (botnet fit --help lists all)"
+    return f"--{'.'.join(keys)}: no such option{hint} (botnet fit --help, --data.help, --model.help list all)"
 
 
 def _not_a_class(value: str) -> str:

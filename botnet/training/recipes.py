@@ -141,6 +141,6 @@ def _bases(path: Path) -> list[Path]:
         if not file.is_file():
             raise ConfigError(f"{chain[0]}: its base {file} does not exist; correct the path")
         if any(file.samefile(other) for other in chain):
-            raise ConfigError(f"{chain[0]}: its base {file} builds on {chain[0]} itself; break the circle")
+            raise ConfigError(f"{chain[0]}: its base {file} is based on {chain[0]} itself; remove the cycle")
         chain.insert(0, file)
     return chain

@@ -82,7 +82,7 @@ def test_step_times_are_medians_per_image(measured):
 
 
 def test_pictures_and_table(measured, tmp_path, capsys):
-    assert main(["report", "figure5", "--measured", str(measured), "--out", str(tmp_path / "out")]) == 0
+    assert main(["report", "figure5", "--measured", str(measured), "--output", str(tmp_path / "out")]) == 0
     written = [Path(line.removesuffix(": written")) for line in capsys.readouterr().out.splitlines()]
     assert [path.name for path in written] == [
         "figure5_madds.png",

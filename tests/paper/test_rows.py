@@ -232,7 +232,7 @@ def test_a_broken_run_is_left_out_and_named(what, tmp_path, capsys):
     broken = write_run(tmp_path / "broken", None, box=scores(0.1))
     BREAKS[what](broken)
     out = tmp_path / "out"
-    assert cli.main(["report", str(broken), str(whole), "--out", str(out)]) == 1
+    assert cli.main(["report", str(broken), str(whole), "--output", str(out)]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert f"left out: {broken}" in message
@@ -240,7 +240,7 @@ def test_a_broken_run_is_left_out_and_named(what, tmp_path, capsys):
     assert f"- {broken}" in text
     assert "| 43.2 |" in text
     # Alone it is an error.
-    assert cli.main(["report", str(broken), "--out", str(tmp_path / "none")]) == 2
+    assert cli.main(["report", str(broken), "--output", str(tmp_path / "none")]) == 2
     assert str(broken) in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
@@ -249,7 +249,7 @@ def test_a_broken_run_is_left_out_and_named(what, tmp_path, capsys):
 def test_a_report_cannot_go_into_a_file(what, tmp_path, capsys):
     run = write_run(tmp_path / "run", None, box=scores(0.5))
     for out in (run / "config.yaml", run / "config.yaml" / "below"):
-        assert cli.main(["report", "figure5" if what == "figure5" else str(run), "--out", str(out)]) == 2
+        assert cli.main(["report", "figure5" if what == "figure5" else str(run), "--output", str(out)]) == 2
         assert f"{out}: cannot make this folder" in capsys.readouterr().err
 
 

@@ -40,7 +40,7 @@ def text_of(page):
 
 
 def test_a_detector(detector_run, tmp_path, capsys):
-    assert main(["report", str(detector_run), "--out", str(tmp_path / "out")]) == 0
+    assert main(["report", str(detector_run), "--output", str(tmp_path / "out")]) == 0
     assert "report.html" in capsys.readouterr().out
     html, images = text_of(tmp_path / "out" / "report.html")
     metrics = json.loads((detector_run / "metrics.json").read_text())
