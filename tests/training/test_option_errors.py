@@ -14,12 +14,12 @@ from botnet.training.recipes import RECIPES
         (
             ["--model.learning_rat", "0.01"],
             "--model.learning_rat: no such option; did you mean learning_rate, warmup_learning_rate, "
-            "decay_at? " + HELP,
+            "decay_at? (botnet fit --help, --data.help, --model.help list all)",
         ),
         (
             ["--model.detector.roi_sampl", "3"],
             "--model.detector.roi_sampl: no such option; did you mean roi_samples, rpn_samples? "
-            HELP,
+            "(botnet fit --help, --data.help, --model.help list all)",
         ),
         (
             ["--trainer.max_epochs", "abc"],
@@ -43,7 +43,8 @@ from botnet.training.recipes import RECIPES
         ),
         (
             ["--datas.canvas", "3"],
-            "--datas.canvas: no such option; did you mean data? " + HELP,
+            "--datas.canvas: no such option; did you mean data? "
+            "(botnet fit --help, --data.help, --model.help list all)",
         ),
         (["--model.detector.backbone"], "argument --model: expected one argument"),
     ],
@@ -61,7 +62,7 @@ def test_the_command_answers_in_one_line(given, expected, tmp_path, capsys):
         (
             {"trainer": {"max_epoch": 3}},
             "--trainer.max_epoch: no such option; did you mean max_epochs, min_epochs, max_steps? "
-            HELP,
+            "(botnet fit --help, --data.help, --model.help list all)",
         ),
         (
             {"data": {"init_args": {"canvas": "wide"}}},
