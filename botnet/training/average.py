@@ -42,6 +42,8 @@ class WeightAverage(WeightAveraging):
     @torch.no_grad()
     def _update(self, average: Any, weights: Any, _: Tensor | int) -> None:
         """Add the weights after one more step, all of one type, to the average."""
+        # The average is a copy from before the module was brought to another precision.
+        weights = [weight.to(old.dtype) for old, weight in zip(average, weights, strict=True)]
         assert self._average_model is not None
         if not average[0].is_floating_point():
             torch._foreach_copy_(average, weights)

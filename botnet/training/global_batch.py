@@ -53,9 +53,10 @@ class GlobalBatch(Callback):
         if passes > 1:
             parts += f" x {passes} passes (norms see {at_once} at a time at most)"
         message = f"a step has {images} images: {parts}"
-        if images != self.images:
-            factor = images / self.images
-            pl_module.scale_batch(factor)
+        factor = images / self.images
+        if factor != pl_module.batch_factor:  # a second fit of the module need not change it again
+            pl_module.scale_batch(factor / pl_module.batch_factor)
+        if factor != 1:
             message += (
                 f", not the recipe's {self.images}: by the linear rule, {factor:g} times its learning "
                 "rate, and a warm-up over as many images"

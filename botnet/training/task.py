@@ -178,6 +178,7 @@ class TaskModule(L.LightningModule):
         self.loaded: dict[str, int] | None = None  # the same of a checkpoint that is to be validated
         self.results_folder: EvaluationFolder | None = None  # of a validation; default validate/ in the run's
         self.headline: dict[str, float] = {}
+        self.batch_factor = 1.0  # by which the settings follow the batch
         self.total_steps = 0  # optimiser steps of the run
         self.resumed: dict[str, Any] = {}  # settings of the run that a checkpoint comes from
 
@@ -204,6 +205,7 @@ class TaskModule(L.LightningModule):
 
         The average of the weights spans as many images as before.
         """
+        self.batch_factor *= factor
         self.learning_rate *= factor
         if self.ema_decay is not None:
             self.ema_decay **= factor
@@ -332,15 +334,19 @@ class TaskModule(L.LightningModule):
 
     def _fused(self) -> bool | None:
         """Whether one kernel updates all weights: on GPUs, but not in fp16; None elsewhere, as by default."""
+        # Lightning does not clip the gradients of fused optimisers in mixed precision.
+        clipped = self.trainer.gradient_clip_val is not None
         # Where fp16's scaler skips the first step, torch's fused SGD takes memory that nobody has written for
         # the momentum.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        return True if self.trainer.strategy.root_device.type == "cuda" and not scaled else None
+        return True if self.trainer.strategy.root_device.type == "cuda" and not (scaled or clipped) else None
 
     def on_train_start(self) -> None:
         """Apply the recipe to optimiser and schedule: a checkpoint restores them with its own settings."""
         optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
-        schedule = cast(LambdaLR, self.lr_schedulers())
+        schedule = self.lr_schedulers()
+        if not isinstance(schedule, LambdaLR):  # a search for the learning rate has one of its own
+            return
         settings = self._settings()
         self._rescale_schedule(schedule, settings["steps_per_epoch"])
         self._apply_recipe(optimizer, schedule)

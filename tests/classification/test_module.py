@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from PIL import Image
 from timm.data import Mixup
@@ -514,3 +515,12 @@ def test_what_several_devices_cannot_do_is_refused(images):
 def test_an_odd_batch_cannot_be_mixed(images):
     with pytest.raises(ConfigError, match="3 is odd"):
         trainer_of().fit(module_of(mixup=0.2), data_module(images, batch_size=3))
+
+
+def test_lightnings_search_for_a_learning_rate(images, tmp_path):
+    search = LearningRateFinder(num_training_steps=4, mode="linear")
+    module = module_of(learning_rate=0.05)
+    trainer_of(callbacks=[search], default_root_dir=tmp_path).fit(module, data_module(images))
+    found = search.optimal_lr
+    assert len(found.results["lr"]) > 2
+    assert module.learning_rate == (found.suggestion() or 0.05)

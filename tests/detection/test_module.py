@@ -444,15 +444,21 @@ def test_what_cannot_be_recomputed_is_named(digits):
 
 
 @pytest.mark.parametrize(
-    ("device", "scaler", "fused"),
-    [("cuda", None, True), ("cuda", "a scaler", None), ("cpu", None, None)],
+    ("device", "scaler", "clip", "fused"),
+    [
+        ("cuda", None, None, True),
+        ("cuda", "a scaler", None, None),
+        ("cuda", None, 1.0, None),
+        ("cpu", None, None, None),
+    ],
 )
-def test_one_kernel_updates_the_weights_on_a_gpu(device, scaler, fused):
+def test_one_kernel_updates_the_weights_on_a_gpu(device, scaler, clip, fused):
     module = DetectionModule(mask_rcnn(num_classes=2, canvas=64, **DETECTOR))
     module._trainer = SimpleNamespace(
         precision_plugin=SimpleNamespace(scaler=scaler),
         strategy=SimpleNamespace(root_device=torch.device(device)),
         estimated_stepping_batches=10,
+        gradient_clip_val=clip,
     )
     chosen = module.configure_optimizers()
     optimizer, schedule = chosen["optimizer"], chosen["lr_scheduler"]["scheduler"]

@@ -78,13 +78,13 @@ class TinyModule(L.LightningModule):
         self.net = nn.Sequential(
             nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 1)
         )
-        self.scaled = 1.0
+        self.batch_factor = 1.0
         self.seen: list[list[int]] = []
 
     configure_callbacks = TaskModule.configure_callbacks
 
     def scale_batch(self, factor: float) -> None:
-        self.scaled *= factor
+        self.batch_factor *= factor
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         vectors, keys = batch

@@ -112,6 +112,24 @@ def test_whole_numbers_are_not_averaged():
     assert torch.equal(module.index, torch.arange(200))
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_weights_of_another_precision_are_averaged(precision):
+    module, watch = TinyModule(dropout=0.0, ema_decay=0.9999), Watch()
+    quiet = {"logger": False, "enable_checkpointing": False}
+    L.Trainer(
+        accelerator="cpu",
+        precision=precision,
+        max_epochs=1,
+        callbacks=[watch],
+        use_distributed_sampler=False,
+        **quiet,
+    ).fit(module, datamodule=TinyData())
+    weights = [step["net.0.weight"].double() for step in watch.weights]
+    tolerance = {"atol": 1e-6, "rtol": 1e-5} if precision == "64-true" else {"atol": 1e-3, "rtol": 1e-2}
+    average = watch.validated[-1]["net.0.weight"].double()
+    torch.testing.assert_close(average, sum(weights) / len(weights), **tolerance)
+
+
 def test_it_is_updated_once_a_step():
     """Of three passes collected into one step it sees the step."""
     counts = []

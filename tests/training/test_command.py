@@ -186,7 +186,7 @@ def test_fewer_devices_take_several_passes(images, count, each, passes, log):
     trainer, module = devices(count, each), TinyModule()
     GlobalBatch(images).setup(trainer, module, "fit")
     assert trainer.accumulate_grad_batches == passes
-    assert module.scaled == 1
+    assert module.batch_factor == 1
     assert f"a step has {images} images" in log.text
     assert ("passes" in log.text) == (passes > 1)
 
@@ -235,18 +235,22 @@ def test_the_linear_rule(log):
     trainer, module = devices(2, 4), TinyModule()
     GlobalBatch(64, "linear").setup(trainer, module, "fit")
     assert trainer.accumulate_grad_batches == 1
-    assert module.scaled == 0.125
+    assert module.batch_factor == 0.125
     assert "8 images" in log.text
     assert "not the recipe's 64" in log.text
     assert "0.125 times its learning rate" in log.text
     assert "a warm-up over as many images" in log.text
+    GlobalBatch(64, "linear").setup(trainer, module, "fit")  # another fit of the same module
+    assert module.batch_factor == 0.125
+    GlobalBatch(64, "linear").setup(devices(4, 16), module, "fit")
+    assert module.batch_factor == 1
 
 
 @pytest.mark.parametrize(("count", "each", "passes"), [(8, 8, 1), (2, 8, 4)])
 def test_the_linear_rule_is_not_mentioned_for_an_unchanged_batch(count, each, passes, log):
     trainer, module = devices(count, each, passes), TinyModule()
     GlobalBatch(64, "linear").setup(trainer, module, "fit")
-    assert module.scaled == 1
+    assert module.batch_factor == 1
     assert trainer.accumulate_grad_batches == passes
     assert "a step has 64 images" in log.text
     assert ("passes" in log.text) == (passes > 1)
