@@ -95,6 +95,8 @@ def predict(
             prepared = detector.prepare(path, size)
             with _probes(detector, block) if attention else nullcontext() as probes:
                 found = _detect(detector, prepared, shown, tile)
+                if probes and tile is not None:
+                    detector.detect([prepared])  # the picture is of the whole canvas, not of the last tile
             picture = draw(shown, found, score)
             if instances and known:
                 left = draw(shown, instances.detections_of(image_id))

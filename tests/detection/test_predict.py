@@ -151,6 +151,14 @@ def test_attention_costs_no_second_pass_of_the_network(detector, folder, tmp_pat
     assert (len(passes), len(opened)) == (1, 2)
 
 
+def test_with_tiles_the_attention_is_that_of_the_whole_canvas(detector, folder, tmp_path):
+    call = ["predict", str(detector), str(folder / "c.gif"), "--device", "cpu", "--attention", "--output"]
+    assert main([*call, str(tmp_path / "whole")]) == 0
+    assert main([*call, str(tmp_path / "tiled"), "--tile", "128"]) == 0
+    whole, tiled = (tmp_path / name / "attention" / "c.png" for name in ("whole", "tiled"))
+    assert whole.read_bytes() == tiled.read_bytes()
+
+
 def test_a_failed_prediction_leaves_no_folder(detector, folder, tmp_path, capsys):
     out = tmp_path / "out"
     call = ["predict", str(detector), "--device", "cpu", "--output", str(out), "--attention"]
