@@ -1,5 +1,6 @@
 """Training and evaluation samples of a COCO instances file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
@@ -102,7 +103,8 @@ class TrainDataset(CocoDataset):
         instances, images, masks: as in :class:`CocoDataset`.
         transform: scale, crop and flip, colour and rotation.
         copy_paste: probability that objects of a second image are pasted in
-            (:func:`botnet.detection.copy_paste.copy_paste`); 0 in the paper.
+            (:func:`botnet.detection.copy_paste.copy_paste`), as many as there is room for among the 100; 0 in
+            the paper.
 
     Raises:
         ConfigError: ``copy_paste`` is not a probability, or is used without masks.
@@ -145,7 +147,9 @@ class TrainDataset(CocoDataset):
         except DataError as error:
             error.sample = other
             raise
-        return copy_paste(scene, source, rng)
+        # More than are kept would be seen, but learnt as background.
+        room = max(MAX_OBJECTS - len(scene.objects), 0)
+        return copy_paste(scene, replace(source, objects=source.objects[:room]), rng)
 
     def _scene(self, index: int, rng: torch.Generator) -> tuple[Scene, Placement]:
         record = self.instances.images[index]

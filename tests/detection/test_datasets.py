@@ -118,6 +118,26 @@ def test_a_training_sample_depends_on_seed_epoch_and_index_alone(made, copy_past
     assert not any(torch.equal(first[0], other[0]) for other in others)
 
 
+def test_what_is_pasted_into_a_crowded_image_has_its_targets(made):
+    for number in range(96):  # beside a cat and a dog
+        made.annotation(id=1000 + number)
+    for number in range(10):
+        left, top = 21 + 2 * (number % 4), 2 + 3 * (number // 4)
+        square = [left, top, left + 1, top, left + 1, top + 1, left, top + 1]
+        made.annotation(
+            id=2000 + number, image_id=12, category_id=3, bbox=[left, top, 1, 1], segmentation=[square]
+        )
+    plain, pasting = made.dataset(train=True), made.dataset(train=True, copy_paste=1.0)
+    dogs = []
+    for epoch in range(20):
+        (before, _), (image, target) = plain[epoch, 0], pasting[epoch, 0]
+        if (changed := (image != before).any(0).numpy()).any():
+            assert not (changed & ~target["masks"].numpy().any(0)).any()
+            assert (target["labels"] == 2).sum() == 97  # every cat is still there
+            dogs.append((target["labels"] == 1).sum().item())
+    assert set(dogs) == {2, 3}
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_pasted_image_is_replaced_and_marked(made, log_to_stderr, capfd, workers):
     """Images 7 and 12 are valid, 20 is broken: the destination stays, with another source."""
