@@ -19,6 +19,7 @@ COLOURS: tuple[Callable[..., Image.Image], ...] = (
     F.adjust_contrast,
     F.adjust_saturation,
 )
+AT_ONCE = 8  # masks of the canvas' size that are turned: as fast as all, in memory that is constant
 FILL = [round(255 * mean) for mean in IMAGENET_MEAN]  # about the zeros that pad the canvas
 
 
@@ -73,8 +74,12 @@ class Augmentation:
             objects: on the canvas.
             valid: (height, width) of the image's part of the canvas.
         """
-        if not self.angle or not objects:
+        if not self.angle:
             return list(objects)
+        parts = [objects[first : first + AT_ONCE] for first in range(0, len(objects), AT_ONCE)]
+        return [new for part in parts for new in self._turned(part, valid)]
+
+    def _turned(self, objects: Sequence[CanvasObject], valid: tuple[int, int]) -> list[CanvasObject]:
         masks = np.zeros((len(objects), *valid), np.uint8)
         for mask, one in zip(masks, objects, strict=True):
             if one.mask.size:
@@ -83,8 +88,9 @@ class Augmentation:
                 mask[_covered(one)] = 1
         turned = F.rotate(Mask(torch.from_numpy(masks)), self.angle).numpy()
         found = [canvas_object(one.label, mask, 0, 0) for one, mask in zip(objects, turned, strict=True)]
+        # A copy: a part of the turned masks would keep all of them in memory.
         return [
-            new if one.mask.size else _without_mask(new)
+            replace(new, mask=new.mask.copy()) if one.mask.size else _without_mask(new)
             for one, new in zip(objects, found, strict=True)
             if new is not None
         ]

@@ -1,6 +1,7 @@
 """Colour and rotation: the image, its masks and its boxes change together, and as torchvision has it."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -90,6 +91,22 @@ def test_a_box_without_a_mask_becomes_the_box_around_it(angle):
             assert one.area == (one.box[2] - one.box[0]) * (one.box[3] - one.box[1])
             assert not one.mask.size
     assert {0, 3} <= found.keys()
+
+
+def test_a_crowd_turns_as_each_object_alone_in_the_memory_of_a_few():
+    canvas, change = 400, Augmentation(angle=5)
+    mask = blob(0)[:40, :40]
+    objects = [canvas_object(label, mask, 3 * label, 2 * label) for label in range(1, 101)]
+    tracemalloc.start()
+    found = change.objects(objects, (canvas, canvas))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * canvas**2
+    assert all(one.mask.base is None for one in found)  # none keeps a whole canvas
+    for one, new in zip(objects, found, strict=True):
+        (alone,) = change.objects([one], (canvas, canvas))
+        assert (new.label, new.box, new.area) == (alone.label, alone.box, alone.area)
+        assert np.array_equal(new.mask, alone.mask)
 
 
 def test_what_is_turned_out_of_the_image_is_left_out():
