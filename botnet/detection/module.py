@@ -117,10 +117,20 @@ class DetectionModule(TaskModule):
         return data
 
     def setup(self, stage: str) -> None:
-        """Check the run, and prepare the backbone for it."""
+        """Check the run, and prepare the backbone for it.
+
+        Raises:
+            ConfigError: see :meth:`TaskModule.setup`, or a precision that boxes do not have.
+        """
         if stage == "fit" and self.activation_checkpointing:
             checkpoint_activations(self.detector.backbone)
         super().setup(stage)
+        precision = str(self.trainer.precision)
+        if precision.endswith("-true") and precision != "32-true":
+            raise ConfigError(
+                f"trainer.precision {precision}: a detector's boxes are 32-bit numbers; give bf16-mixed, "
+                "16-mixed or 32-true"
+            )
         if self.compiles:
             # In place: the names of the parameters stay. The canvas is constant; another number of images, as
             # in a validation, is compiled once more, for any number.

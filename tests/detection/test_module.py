@@ -181,6 +181,14 @@ def test_a_batch_of_one_cell_is_refused_in_a_line(digits, tmp_path, capsys):
     assert main(["fit", "--config", str(recipe), *more]) == 0
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_precision_that_boxes_do_not_have_is_refused(precision, digits, tmp_path, capsys):
+    recipe = write_recipe(tmp_path / "recipe.yaml", digits, tmp_path / "run")
+    assert main(["fit", "--config", str(recipe), "--trainer.precision", precision]) == 2
+    expected = f"{precision}: a detector's boxes are 32-bit numbers; give bf16-mixed, 16-mixed"
+    assert f"botnet: trainer.precision {expected}" in capsys.readouterr().err
+
+
 # 118,287 images in batches of 64 are 1,848 whole steps an epoch. By hand: the rate is 0.0067 first, rises by
 # 0.0733 / 500 a step to 0.08 at step 500, and falls to a tenth at 2/3 and 8/9 of the steps.
 @pytest.mark.parametrize(
