@@ -10,7 +10,7 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from types import NoneType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
@@ -49,7 +49,7 @@ class Range:
         return f"{'an integer' if self.kind is int else 'a number'} {low} {'below ' * self.below}{self.high}"
 
     def __contains__(self, value: float) -> bool:
-        if self.kind is int and isinstance(value, float):
+        if self.kind is int and not isinstance(value, Integral):
             return False
         enough = value > self.low if self.above else value >= self.low
         return enough and (value < self.high if self.below else value <= self.high)
@@ -167,7 +167,7 @@ def check(name: str, given: Any, *limits: Limit) -> None:
     """
     several = isinstance(given, list | tuple)
     for value in given if several else (given,):
-        kind = Choice if isinstance(value, str) else Range if isinstance(value, int | float) else None
+        kind = Choice if isinstance(value, str) else Range if isinstance(value, Real) else None
         applying = [limit for limit in limits if kind is not None and isinstance(limit, kind)]
         if applying and not any(value in limit for limit in applying):
             raise ConfigError(f"{name}: {_refusal(value, *limits)}")
@@ -209,21 +209,25 @@ def _check_form(name: str, given: Any, annotation: Any, limits: tuple[Limit, ...
     """
     if not any(isinstance(limit, Range) for limit in limits):
         return
-    types = set(_types(annotation))
+    parts = list(_parts(annotation))
+    types = {get_origin(part) or part for part in parts}
     kinds = (Real, str) if any(isinstance(limit, Choice) for limit in limits) else Real
     if given is None:
         fine = NoneType in types
     elif isinstance(given, list | tuple):
         sequence = not types.isdisjoint((tuple, list, Sequence))
         fine = sequence and all(isinstance(value, kinds) for value in given)
+        lengths = [len(get_args(part)) for part in parts if get_origin(part) is tuple]
+        if fine and lengths and ... not in types and len(given) not in lengths:
+            raise ConfigError(f"{name}: {given!r} is not allowed; give {lengths[0]} numbers")
     else:
         fine = isinstance(given, kinds)
     if not fine:
         raise ConfigError(f"{name}: {_refusal(given, *limits)}")
 
 
-def _types(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of."""
-    yield get_origin(annotation) or annotation
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield annotation
     for part in get_args(annotation):
-        yield from _types(part)
+        yield from _parts(part)

@@ -3,6 +3,7 @@
 The module loads without PyTorch; only training's random placements need it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ class EvalTransform:
 
     @checked
     def __init__(self, canvas: Side | tuple[Side, Side]) -> None:
-        self.size = (canvas, canvas) if isinstance(canvas, int) else canvas
+        self.size = canvas if isinstance(canvas, Sequence) else (canvas, canvas)
         self.canvas = max(self.size)
 
     def place(self, size: tuple[int, int]) -> Placement:

@@ -5,9 +5,11 @@ import math
 from pkgutil import resolve_name
 from typing import Union, get_args
 
+import numpy as np
 import pytest
 from lightning.pytorch import Trainer
 
+from botnet.arguments import COUNT, PART, check
 from botnet.classification import ClassificationModule, ImageDataModule, create_classifier
 from botnet.cli import main
 from botnet.detection import RCNN, CocoDataModule, DetectionModule
@@ -242,6 +244,29 @@ def test_a_misspelt_choice_is_answered_with_the_nearest(
 )
 def test_so_do_the_constructors(make, name, value):
     with pytest.raises(ConfigError, match=f"^{name}: {value} is not allowed; give an? "):
+        make()
+
+
+@pytest.mark.parametrize("value", [np.int64(-5), np.float32(3), np.float32(math.nan)])
+def test_numbers_of_numpy_have_the_same_limits(value):
+    with pytest.raises(ConfigError, match=r"^epochs: .* is not allowed; give an integer from "):
+        check("epochs", value, COUNT)
+    check("epochs", np.int64(5), COUNT)
+    check("epochs", np.float32(0.5), PART)
+    assert EvalTransform(np.int64(64)).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "length"),
+    [
+        (lambda: TrainTransform(64, jitter=(0.5,)), r"jitter: \(0.5,\)", 2),
+        (lambda: TrainTransform(64, jitter=(0.1, 1, 2)), r"jitter: \(0.1, 1, 2\)", 2),
+        (lambda: EvalTransform((64,)), r"canvas: \(64,\)", 2),
+        (lambda: ImageDataModule("a", "b", std=[0.2, 0.2]), r"std: \[0.2, 0.2\]", 3),
+    ],
+)
+def test_as_many_numbers_as_the_argument_has(make, given, length):
+    with pytest.raises(ConfigError, match=f"^{given} is not allowed; give {length} numbers$"):
         make()
 
 
