@@ -12,6 +12,7 @@ import torch
 from botnet.detection.coco import CocoInstances
 from botnet.detection.datamodule import CocoDataModule
 from botnet.detection.datasets import TrainDataset
+from botnet.detection.records import distinct_names
 from botnet.detection.rpn import Anchors
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform
 from botnet.errors import ConfigError, DataError
@@ -166,8 +167,8 @@ def _objects(instances: CocoInstances) -> tuple[np.ndarray, np.ndarray, np.ndarr
         longer += [max(image.height, image.width)] * len(found)
         per_image.append(len(found))
         classes.update(annotation.category_id for annotation in found)
-    names = zip(instances.category_ids, instances.class_names, strict=True)
-    counts = {name: classes[category] for category, name in names}
+    names = distinct_names(instances.class_names, instances.category_ids)
+    counts = {name: classes[category] for name, category in zip(names, instances.category_ids, strict=True)}
     return np.array(boxes, float).reshape(-1, 2), np.array(longer, float), np.array(per_image), counts
 
 

@@ -15,6 +15,7 @@ from botnet.detection.records import (
     error,
     image_name,
     no_mask,
+    repeated_names,
     table_problems,
 )
 from botnet.detection.screening import Screening
@@ -43,7 +44,7 @@ def check_data(
         tables = decode_records(path, read_file(path))
     except DataError as cause:
         return [error("unreadable file", path.name, str(cause))]
-    problems = list(table_problems(tables))
+    problems = [*table_problems(tables), *repeated_names(tables)]
     screening = Screening(tables)
     records = screening.rules.images
     for annotation, found in screening:

@@ -8,6 +8,7 @@ import msgspec
 from torch import Tensor
 
 from botnet.detection.rcnn import RCNN
+from botnet.detection.records import distinct_names
 from botnet.errors import CheckpointError, first_few
 from botnet.layers.position import PositionTables
 from botnet.training.checkpoint_file import TaskCheckpoint, building
@@ -69,7 +70,7 @@ def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
     Args:
         detector: whose weights are replaced.
         path: checkpoint of :class:`DetectionModule`.
-        class_names: of labels 1, 2, ... of the new detector.
+        class_names: of labels 1, 2, ... of the new detector, each once (:func:`distinct_names`).
 
     Returns:
         A message on what was taken and what was not.
@@ -78,7 +79,7 @@ def initialise(detector: RCNN, path: Path, class_names: Sequence[str]) -> str:
         CheckpointError: the file cannot be read, holds no detector, or no kernel of its backbone fits.
     """
     checkpoint = open_checkpoint(path).expect("detector")
-    theirs = checkpoint.metadata["class_names"]
+    theirs = distinct_names(checkpoint.metadata["class_names"], checkpoint.metadata["category_ids"])
     own = detector.state_dict()
     taken = _fitting(detector, detector_state(checkpoint), class_names, theirs)
     if not any(name.startswith("backbone.") and value.ndim == 4 for name, value in taken.items()):

@@ -10,6 +10,7 @@ from hotcoco import StreamingEval
 from rich.table import Table
 from torchvision.ops import box_convert
 
+from botnet.detection.records import distinct_names
 from botnet.detection.results import ResultRecord, Truth
 from botnet.masks import Rle
 
@@ -114,7 +115,7 @@ class CocoMetric:
     def report(self) -> dict[str, dict[str, Any]]:
         """All twelve numbers for ``box`` and, if scored, ``mask``; -1 where there is nothing to average.
 
-        Each also holds ``per_class``, the AP of every class.
+        Each also holds ``per_class``, the AP of every class by its :func:`distinct_names`.
         """
         return {kind: self._table(evaluator) for kind, evaluator in self._evaluators.items()}
 
@@ -128,9 +129,10 @@ class CocoMetric:
         # (IoU thresholds, recalls, classes, areas, detection limits); -1 where a class has no object.
         precision = np.asarray(evaluation.eval["precision"])[..., 0, -1]
         table: dict[str, Any] = {name: float(results[name]) for name, _ in COCO_NUMBERS}
+        names = distinct_names(self.class_names, self.category_ids)
         table["per_class"] = {
             name: float(of_class[of_class > -1].mean()) if (of_class > -1).any() else -1.0
-            for name, of_class in zip(self.class_names, precision.transpose(2, 0, 1), strict=True)
+            for name, of_class in zip(names, precision.transpose(2, 0, 1), strict=True)
         }
         return table
 

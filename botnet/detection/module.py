@@ -17,6 +17,7 @@ from botnet.detection.datasets import EvalTarget
 from botnet.detection.metric import CocoMetric, metrics_table
 from botnet.detection.postprocess import as_arrays
 from botnet.detection.rcnn import RCNN, checkpoint_activations
+from botnet.detection.records import distinct_names
 from botnet.detection.results import ResultRecord, write_results
 from botnet.detection.scoring import BackgroundScoring
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -152,7 +153,8 @@ class DetectionModule(TaskModule):
 
     def start_from(self, path: Path, class_names: Sequence[str]) -> str:
         """Take the weights of another run; returns a message on what was taken."""
-        return initialise(self.detector, path, class_names)
+        names = distinct_names(class_names, self.data.train_instances.category_ids)
+        return initialise(self.detector, path, names)
 
     @rank_zero_only
     def _log_summary(self) -> None:

@@ -1,6 +1,7 @@
 """Records of a COCO instances file: their types, and the rules that they must follow."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,8 @@ class Problem:
         kind: short name, the same for all problems of its kind.
         record: which image, annotation or file.
         message: what is wrong, and the remedy.
-        severity: ``error``: the data set is refused; ``warning``: the part concerned is left out or trimmed.
+        severity: ``error``: the data set is refused; ``warning``: the part concerned is left out, trimmed or
+            renamed.
     """
 
     kind: str
@@ -102,7 +104,7 @@ def error(kind: str, record: str, message: str) -> Problem:
 
 
 def warning(kind: str, record: str, message: str) -> Problem:
-    """A problem of a part that is left out or trimmed."""
+    """A problem of a part that is left out, trimmed or renamed."""
     return Problem(kind, record, message, "warning")
 
 
@@ -125,6 +127,22 @@ def _list_problems(records: Iterable[ImageRecord | Category | str], key: str, na
             seen.add(record.id)
             if isinstance(record, ImageRecord) and not _has_pixels(record):
                 yield _size_problem(record)
+
+
+def distinct_names(names: Sequence[str], ids: Sequence[int]) -> list[str]:
+    """Names of classes, each once: one that several have is followed by the category's id."""
+    times = Counter(names)
+    return [f"{name} (id {key})" if times[name] > 1 else name for name, key in zip(names, ids, strict=True)]
+
+
+def repeated_names(tables: Tables) -> Iterator[Problem]:
+    """Categories with the name of another one, as COCO allows it."""
+    names = {category.id: category.name for category in tables.categories if not isinstance(category, str)}
+    distinct = distinct_names(list(names.values()), list(names))
+    for (key, name), new in zip(names.items(), distinct, strict=True):
+        if new != name:
+            message = f"another one is {name!r}, too; metrics call it {new!r}: rename one in all splits"
+            yield warning("repeated name", f"category {key}", message)
 
 
 def malformed(key: str, index: int, message: str) -> Problem:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from botnet.detection.coco import CocoInstances
+from botnet.detection.records import distinct_names
 from botnet.errors import ConfigError, DataError
 
 Group = tuple[list[int], dict[int, int]]  # ids of images with the same content; their objects by category
@@ -24,7 +25,7 @@ class SplitMade:
     Args:
         files: the instances file of each side, ``train`` and ``val``.
         images: their numbers of images.
-        objects: for each side and category name the number of objects.
+        objects: for each side and category (:func:`distinct_names`) the number of objects.
         same_content: images that have the content of another one, with which they stay.
     """
 
@@ -175,8 +176,10 @@ def _write(data: dict[str, Any], chosen: set[int], files: dict[str, Path]) -> No
 def _describe(
     data: dict[str, Any], groups: list[Group], chosen: set[int], files: dict[str, Path]
 ) -> SplitMade:
-    objects = {side: dict.fromkeys([c["name"] for c in data["categories"]], 0) for side in files}
-    names = {category["id"]: category["name"] for category in data["categories"]}
+    keys = [category["id"] for category in data["categories"]]
+    distinct = distinct_names([category["name"] for category in data["categories"]], keys)
+    objects = {side: dict.fromkeys(distinct, 0) for side in files}
+    names = dict(zip(keys, distinct, strict=True))
     for ids, counts in groups:
         for category, count in counts.items():
             objects["val" if ids[0] in chosen else "train"][names[category]] += count

@@ -12,7 +12,7 @@ from supervision import Detections
 
 from botnet.detection.coco import CocoInstances
 from botnet.detection.metric import COCO_NUMBERS
-from botnet.detection.records import Annotation
+from botnet.detection.records import Annotation, distinct_names
 from botnet.detection.results import ResultRecord
 from botnet.errors import DataError
 from botnet.images import load_image
@@ -58,7 +58,8 @@ def detection_parts(
 def _truth(instances: CocoInstances) -> dict[str, Any]:
     """The instances file as the validation reads it, without what is dropped from it."""
     annotations = [a for image in instances.images for a in instances.annotations_of(image.id)]
-    categories = zip(instances.category_ids, instances.class_names, strict=True)
+    names = distinct_names(instances.class_names, instances.category_ids)
+    categories = zip(instances.category_ids, names, strict=True)
     return {
         "images": [asdict(image) for image in instances.images],
         "categories": [{"id": category, "name": name} for category, name in categories],

@@ -1,13 +1,15 @@
 """A trained detector from its checkpoint, and other weights to start from."""
 
+import json
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from botnet.cli import main
-from botnet.detection import load_detector, mask_rcnn
+from botnet.detection import CocoDataModule, DetectionModule, load_detector, mask_rcnn
 from botnet.detection.checkpoint import detector_state, initialise
 from botnet.errors import CheckpointError
 from botnet.training.checkpoint_file import read_checkpoint
@@ -93,6 +95,24 @@ def test_fine_tuning_takes_what_fits_and_classes_by_name(run):
         if not any(part in name for part in heads):
             assert torch.equal(after[name], state[name]), name
     assert all(after[name].shape == before[name].shape != state[name].shape for name in tables)
+
+
+def test_classes_of_one_name_are_taken_by_their_ids(run, digits, tmp_path):
+    files = {}
+    for split in ("train", "val"):
+        content = json.loads((digits / f"instances_{split}.json").read_text())
+        content["categories"][1]["name"] = content["categories"][0]["name"]
+        files[f"{split}_instances"], files[f"{split}_images"] = tmp_path / f"{split}.json", digits / split
+        files[f"{split}_instances"].write_text(json.dumps(content))
+    data = CocoDataModule(**files, canvas=64)
+    contents = torch.load(run[1] / "checkpoints" / "last.ckpt", weights_only=True)
+    contents["botnet"]["class_names"] = data.class_names
+    torch.save(contents, tmp_path / "start.ckpt")
+    module = DetectionModule(mask_rcnn(num_classes=10, canvas=64, **DETECTOR))
+    module._trainer = SimpleNamespace(datamodule=data)
+    assert "10 of 10 classes known" in module.start_from(tmp_path / "start.ckpt", data.class_names)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, contents["state_dict"][name]), name
 
 
 def test_fine_tuning_from_another_network_is_refused(run, tmp_path):

@@ -18,11 +18,13 @@ from pycocotools import mask as reference
 
 from botnet.caching import cache_folder
 from botnet.detection import coco, pack
+from botnet.detection.browse import _objects
 from botnet.detection.check import check_data
 from botnet.detection.coco import CocoInstances
 from botnet.detection.metric import CocoMetric, truth_of
 from botnet.detection.results import to_coco, true_detections
 from botnet.errors import DataError
+from botnet.report.detection import _truth
 from tests.support.detection import SQUARE, sound_set
 
 # ---- what is sound
@@ -477,6 +479,23 @@ def test_what_coco_itself_contains_is_left_out_counted_and_reported(made, spoil)
     assert (problem.kind, problem.severity) == (kind, "warning")
     assert re.fullmatch(record, problem.record)
     assert re.search(message, problem.message)
+
+
+def test_categories_of_one_name_are_reported_and_told_apart(made):
+    """As in Roboflow's exports, where a group may have the name of its class."""
+    made.data["categories"] = [
+        {"id": key, "name": name} for key, name in ((90, "cat"), (3, "cat"), (5, "dog"))
+    ]
+    assert made.kinds() == {("repeated name", "warning"): 2}
+    (found, _) = check_data(made.file, made.folder)
+    assert f"{found.record}: {found.message}".startswith(
+        "category 90: another one is 'cat', too; metrics call"
+    )
+    instances = CocoInstances(made.file)
+    assert instances.class_names == ["cat", "dog", "cat"]
+    *_, counts = _objects(instances)
+    assert counts == {"cat (id 3)": 1, "dog": 0, "cat (id 90)": 1}
+    assert [category["name"] for category in _truth(instances)["categories"]] == list(counts)
 
 
 def test_an_area_of_null_is_no_area(made):

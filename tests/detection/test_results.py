@@ -138,6 +138,20 @@ def test_boxes_only_have_one_table():
     assert report["box"]["per_class"] == {"thing": pytest.approx(1.0)}
 
 
+def test_classes_of_one_name_have_an_ap_each():
+    truth = {
+        "boxes": torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]]),
+        "labels": torch.tensor([1, 2]),
+        "iscrowd": torch.tensor([False, False]),
+        "area": torch.tensor([100.0, 400.0]),
+    }
+    metric = CocoMetric(["fish", "fish", "cat"], [0, 1, 2], masks=False)
+    metric.update(to_coco(detections_of(truth["boxes"][:1], torch.tensor([1]), torch.ones(1), [0]), 1), truth)
+    table = metric.report()["box"]
+    assert table["per_class"] == {"fish (id 0)": pytest.approx(1), "fish (id 1)": 0, "cat": -1}
+    assert table["AP"] == pytest.approx(0.5)
+
+
 def test_detections_go_back_to_the_original_pixels():
     # 200 x 100 (height x width) shown on a canvas at half the size.
     detection = {

@@ -105,6 +105,13 @@ def test_rare_classes_are_dealt_out_in_proportion(tmp_path):
         assert number == pytest.approx(0.2 * (number + made.objects["train"][name]), abs=8)
 
 
+def test_classes_of_one_name_are_counted_apart(tmp_path):
+    file = write_set(tmp_path / "instances.json", [[1, 2, 2]] * 4)
+    file.write_text(file.read_text().replace("class 2", "class 1"))
+    made = split_instances(file, 0.25)
+    assert made.objects["train"] == {"class 1 (id 1)": 3, "class 1 (id 2)": 6}
+
+
 def test_files_of_the_same_content_stay_together(tmp_path):
     file = write_set(tmp_path / "instances.json", [[1]] * 20)
     folder = tmp_path / "images"
