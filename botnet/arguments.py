@@ -20,7 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Range:
     """The integers or numbers from ``low`` to ``high``; never NaN or infinity.
 
@@ -42,7 +42,7 @@ class Range:
     below: bool = False
     rising: bool = False
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:  # as help and messages show it
         if self.low == self.high:
             return str(self.low)
         low = f"above {self.low} and up to" if self.above else f"from {self.low} to"
@@ -65,7 +65,7 @@ class Range:
         return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Choice:
     """One of some words, or a text of a certain form.
 
@@ -81,7 +81,7 @@ class Choice:
     form: str = ""
     pattern: str = ""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         words = [*self.names, self.form] if self.form else [*self.names]
         return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
@@ -186,20 +186,32 @@ def _refusal(value: Any, *limits: Limit) -> str:
 def checked(function: Callable[P, T]) -> Callable[P, T]:
     """Check the arguments of each call of a function against the limits in its signature.
 
-    The calls raise :class:`~botnet.errors.ConfigError` for an argument that is not allowed.
+    The calls raise :class:`~botnet.errors.ConfigError` for an argument that is not allowed. NumPy's numbers
+    become Python's, which a checkpoint can hold.
     """
     signature, limits = inspect.signature(function), limits_of(function)
 
     @functools.wraps(function)
     def checking(*args: P.args, **kwargs: P.kwargs) -> T:
-        given = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments
         for name, allowed in limits.items():
             if name in given:
                 _check_form(name, given[name], signature.parameters[name].annotation, allowed)
                 check(name, given[name], *allowed)
-        return function(*args, **kwargs)
+                given[name] = _plain(given[name])
+        return function(*bound.args, **bound.kwargs)
 
     return checking
+
+
+def _plain(value: Any) -> Any:
+    """A number of Python, or a list or tuple with such numbers; anything else as it is."""
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _check_form(name: str, given: Any, annotation: Any, limits: tuple[Limit, ...]) -> None:

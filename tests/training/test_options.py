@@ -256,6 +256,19 @@ def test_numbers_of_numpy_have_the_same_limits(value):
     assert EvalTransform(np.int64(64)).size == (64, 64)
 
 
+def test_numbers_of_numpy_become_those_of_python():
+    scale = [np.float64(0.5), np.float32(1)]
+    spec = RCNN("resnet18", np.int64(3), canvas=np.int32(64), nms_threshold=np.float64(0.5)).spec
+    assert {type(spec[name]) for name in ("num_classes", "canvas")} == {int}
+    assert type(TrainTransform(64, jitter=scale).jitter[0]) is float
+
+
+def test_help_shows_limits_in_words(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--data.help", "botnet.detection.CocoDataModule"])
+    assert "an integer from 1 to 65536" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("make", "given", "length"),
     [
