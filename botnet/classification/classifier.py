@@ -90,6 +90,7 @@ def open_classifier(
         network, metadata = load_classifier(model)
         names, config = metadata["class_names"], dict(metadata["evaluation"])
         config["img_size"] = config.pop("image_size")
+        config["crop_mode"] = "center"  # as in its validation; timm's may be another one
     else:
         network = _create_trained(model, weights)
     given = {"crop_pct": crop, "img_size": size}

@@ -110,7 +110,8 @@ def _open_folder(root: Path) -> FolderReader:
 
 def _open_tar(root: Path) -> ReaderImageInTar:
     try:
-        reader = ReaderImageInTar(str(root), cache_tarinfo=False)
+        # An open tar would be kept over a fork: the workers would share its position, and read one another's.
+        reader = ReaderImageInTar(str(root), cache_tarfiles=False, cache_tarinfo=False)
     except Exception as error:  # tarfile and timm raise many on a broken or other file
         raise DataError(f"{root}: not a tar of class folders or a folder of tars ({error})") from error
     names = class_names(reader)

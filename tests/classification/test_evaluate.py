@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from botnet.classification.classifier import open_classifier, read_label_map
+from botnet.classification.datasets import eval_transform
 from botnet.classification.evaluate import render, validate
 from botnet.cli import main
 from botnet.errors import DataError
@@ -148,6 +149,24 @@ def test_subset_of_imagenet_by_its_synsets(tmp_path):
         goldfishes = next(row for row in report["classes"] if row["index"] == 1)
         assert goldfishes["top5"] == 100.0
     assert "tench" in ImageNetInfo().label_descriptions()[0]
+
+
+def test_a_checkpoint_is_given_images_as_in_its_validation(tmp_path):
+    """timm squashes images for this network; its training here crops them."""
+    name = "convnextv2_nano.fcmae_ft_in22k_in1k_384"
+    state = timm.create_model(name, num_classes=2).state_dict()
+    evaluation = {"image_size": 64, "crop_pct": 0.875, "interpolation": "bicubic"}
+    evaluation |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    about = {
+        "classifier": {"name": name, "num_classes": 2, "image_size": 64},
+        "class_names": ["cat", "dog"],
+        "evaluation": evaluation,
+    }
+    path = tmp_path / "best.ckpt"
+    torch.save({"botnet": about, "state_dict": {f"model.{key}": t for key, t in state.items()}}, path)
+    image = picture(1, (100, 70))
+    classifier = open_classifier(str(path), device="cpu")
+    assert torch.equal(classifier.transform(image), eval_transform(**evaluation)(image))
 
 
 def test_checkpoints_know_their_classes_and_preparation(tmp_path, capsys):

@@ -85,6 +85,18 @@ def test_every_reader_gives_the_same_images(tmp_path):
     assert pixels_by_class(open_reader(tmp_path / "shards", "wds")) == expected
 
 
+@pytest.mark.parametrize("reader", ["folder", "tar", "wds"])
+def test_a_reader_keeps_no_file_open(reader, tmp_path):
+    """Workers would share its position and get the bytes of other images; an open file cannot be pickled."""
+    folder = write_images(tmp_path / "folder")
+    as_tar(folder, tmp_path / "whole.tar")
+    as_shards(folder, tmp_path / "shards")
+    source = {"folder": folder, "tar": tmp_path / "whole.tar", "wds": tmp_path / "shards"}[reader]
+    opened = open_reader(source, reader)
+    opened[0][0].close()
+    pickle.dumps(opened)
+
+
 def test_hugging_face_split_is_read_by_its_name(tmp_path, monkeypatch):
     """timm's reader, with a stand-in for the package behind it."""
     folder = write_images(tmp_path)
