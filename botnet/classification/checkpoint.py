@@ -12,7 +12,7 @@ from botnet.arguments import Resampling, checked
 from botnet.errors import CheckpointError, ConfigError, first_few
 from botnet.models.weights import read_weights
 from botnet.models.zoo import NETWORKS, NetworkName
-from botnet.training.checkpoint_file import TaskCheckpoint, building
+from botnet.training.checkpoint_file import TaskCheckpoint, building, peek
 from botnet.training.model_source import open_checkpoint
 
 
@@ -85,11 +85,15 @@ def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     """The network's tensors in a file, and its class names if it is a checkpoint."""
-    try:
-        checkpoint = open_checkpoint(path).expect("classifier")
-        return _network_state(checkpoint.contents["state_dict"]), checkpoint.metadata["class_names"]
-    except CheckpointError:  # not a checkpoint that names its classes
+    if path.suffix == ".safetensors" or (path.is_file() and not _is_checkpoint(path)):
         return _network_state(read_weights(path)), None
+    checkpoint = open_checkpoint(path).expect("classifier")
+    return _network_state(checkpoint.contents["state_dict"]), checkpoint.metadata["class_names"]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    contents = peek(path)
+    return isinstance(contents, dict) and "botnet" in contents
 
 
 def _classifier_tensors(model: nn.Module) -> list[str]:

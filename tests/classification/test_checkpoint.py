@@ -112,5 +112,27 @@ def test_weights_of_another_network_are_refused(run, images):
     with pytest.raises(CheckpointError, match=r"best\.ckpt: not the weights of this BoTNet"):
         trainer_of().fit(module, data_module(images))
     module = module_of(init_from=folder / "gone.ckpt")
-    with pytest.raises(CheckpointError, match=r"gone\.ckpt: no such file"):
+    with pytest.raises(CheckpointError, match=r"gone\.ckpt: no such checkpoint"):
         trainer_of().fit(module, data_module(images))
+
+
+def test_what_cannot_be_started_from_is_named(run, tmp_path):
+    """No checkpoint is taken as a file of tensors without class names, whatever is wrong with it."""
+    checkpoint = run[1] / "checkpoints" / "best.ckpt"
+    model = create_classifier("test_resnet", 3, 32)
+    contents = torch.load(checkpoint, weights_only=True)
+    torch.save(contents | {"botnet": contents["botnet"] | {"format": 99}}, tmp_path / "newer.ckpt")
+    torch.save({"botnet": {"detector": {}}, "state_dict": {}}, tmp_path / "detector.ckpt")
+    (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "config.json").write_text('{"botnet": {"classifier": {}}}')
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("newer.ckpt", "in format 99"),
+        ("detector.ckpt", "holds a detector, not a classifier"),
+        ("cut.ckpt", "cannot be read as data"),
+        ("published", r"its model\.safetensors cannot be read"),
+        ("empty", "holds neither a run"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"{name}\b.* {message}"):
+            start_from(model, tmp_path / name, CLASSES)
