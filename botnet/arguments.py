@@ -116,7 +116,7 @@ SEED = Range(int, 0, 2**32 - 1)  # what numpy takes
 RELATION = Choice(("cue", "direction", "match", "local"))  # tasks of make-relations
 READER = Choice(("folder", "tar", "wds"), "hfds/NAME", "hfds/.+")
 Resampling = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]  # Pillow's
-INTERPOLATION = Choice((*get_args(Resampling), "random"))  # timm's; random: bilinear or bicubic
+INTERPOLATION = Choice(get_args(Resampling))
 
 Count = Annotated[int, COUNT]
 BatchSize = Annotated[int | Literal["auto"], COUNT, Choice(("auto",))]

@@ -41,7 +41,7 @@ class ImageDataModule(TaskDataModule):
             ``datasets``, ``train`` and ``val`` then name its splits.
         image_size: side in pixels of the network's input, in training and evaluation.
         crop_pct: evaluation takes the centre crop of this part of the short side.
-        interpolation: of every resize: ``bicubic``, ``bilinear`` or another of timm's.
+        interpolation: of every resize: ``bicubic``, ``bilinear`` or another of Pillow's.
         scale: smallest and largest part of the area that a random crop takes.
         ratio: smallest and largest aspect, width to height, of that crop.
         flip: probability of a horizontal flip.
@@ -135,7 +135,7 @@ def _training_transform(image_size: int, **options: Any) -> Any:
     """timm's training transform; its options are checked."""
     try:
         return create_transform(image_size, is_training=True, re_mode="pixel", **options)
-    except (AssertionError, KeyError) as error:
+    except (AssertionError, KeyError, ValueError) as error:
         raise ConfigError(
             f"rand_augment: {options['auto_augment']!r} is unknown to timm ({error}); try rand-m10-n2"
         ) from error

@@ -116,7 +116,15 @@ def test_evaluation_is_resize_centre_crop_normalise(tmp_path):
             torch.testing.assert_close(data.val_set[index][0], by_hand(picture))
 
 
-@pytest.mark.parametrize("wrong", [{"rand_augment": "rand-x9"}, {"interpolation": "cubic"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rand_augment": "rand-x9"},
+        {"rand_augment": "rand-n2.5-m9"},
+        {"interpolation": "cubic"},
+        {"interpolation": "random"},  # timm's training draws one of two, but a validation cannot
+    ],
+)
 def test_augmentation_that_timm_does_not_know_is_refused(tmp_path, wrong):
     with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}: '{next(iter(wrong.values()))}' is "):
         data_of(tmp_path, **wrong)
