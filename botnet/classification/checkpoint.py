@@ -40,15 +40,18 @@ def create_classifier(name: NetworkName, num_classes: int, image_size: int, **kw
         kwargs: timm's further arguments, such as ``drop_path_rate`` or ``pretrained``.
 
     Raises:
-        ConfigError: timm has no network of that name, or the network does not take an argument.
+        ConfigError: timm has no network of that name, no weights of it, or it does not take an argument.
     """
-    config = timm.get_pretrained_cfg(name)
-    if name in NETWORKS or (config is not None and config.fixed_input_size):
-        kwargs["img_size"] = image_size
     try:
+        config = timm.get_pretrained_cfg(name)
+        if name in NETWORKS or (config is not None and config.fixed_input_size):
+            kwargs["img_size"] = image_size
         return timm.create_model(name, num_classes=num_classes, **kwargs)
-    except (TypeError, ValueError) as error:  # of one of the further arguments
-        raise ConfigError(f"{name} cannot be made with {kwargs}: {' '.join(str(error).split())}") from error
+    # Of a further argument, a tag, the weights, or the hub.
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        given = f" with {kwargs}" if kwargs else ""
+        raise ConfigError(f"{name} cannot be made{given}: {reason[:300]}") from error
 
 
 def start_from(model: nn.Module, path: Path, class_names: Sequence[str]) -> str:

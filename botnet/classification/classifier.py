@@ -74,8 +74,8 @@ def open_classifier(
         device: "auto" takes an accelerator if there is one.
 
     Raises:
-        ConfigError: no such network or device, a crop outside (0, 1], a size below 1, or weights for a model
-            that brings its own.
+        ConfigError: no such network or device, a crop outside (0, 1], a size below 1 or that the network does
+            not take, or weights for a model that brings its own.
         CheckpointError: the weights are missing, broken, hold code or are of another network.
         DataError: the label map cannot be read, or does not fit the network.
     """
@@ -97,8 +97,8 @@ def open_classifier(
     config |= {key: value for key, value in given.items() if value is not None}
     # Published accuracies are at the test size, which for many networks is not that of training.
     preparation = resolve_data_config(config, model=network, use_test_size=True)
-    if size is not None and hasattr(network, "set_input_size"):  # transformers with a fixed number of tokens
-        network.set_input_size(img_size=(size, size))  # type: ignore[operator]
+    if size is not None:
+        _take_size(network, size, name)
     chosen = pick_device(device)
     class_names, index_of = _classes(int(network.num_classes), names, label_map)  # type: ignore[arg-type]
     return Classifier(name, network.to(chosen).eval(), chosen, preparation, class_names, index_of)
@@ -126,6 +126,20 @@ def _create_trained(name: str, weights: Path | None) -> nn.Module:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{weights}: not the weights of {name}: {reason[:300]}") from error
     return network
+
+
+@torch.inference_mode()
+def _take_size(network: nn.Module, size: int, name: str) -> None:
+    """Have a network take images of another size; refused if it cannot."""
+    try:
+        if hasattr(network, "set_input_size"):  # transformers with a fixed number of tokens
+            network.set_input_size(img_size=(size, size))  # type: ignore[operator]
+        network.eval()(torch.zeros(1, 3, size, size))  # others only say now that their size is fixed
+    except (AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300] or "its size is fixed"
+        raise ConfigError(
+            f"--size {size}: {name} does not take such images ({reason}); leave it out"
+        ) from error
 
 
 def _classes(

@@ -39,6 +39,7 @@ from botnet.training.task import OptimizerName, TaskModule, half_cosine
 from botnet.visualize.classes import draw_sheet
 
 logger = logging.getLogger(__name__)
+DECIDED = ("name", "num_classes", "image_size", "in_chans", "features_only")  # not by model_kwargs
 Shown = tuple[Image.Image, str, str, float]  # an image, its class, the predicted class, its probability
 
 
@@ -99,6 +100,12 @@ class ClassificationModule(TaskModule):
     ) -> None:
         super().__init__(learning_rate, momentum, weight_decay, init_from, ema_decay, optimizer)
         options = dict(model_kwargs or {})
+        decided = [option for option in DECIDED if option in options]
+        if decided or options.get("img_size", image_size) != image_size:
+            raise ConfigError(
+                f"model_kwargs: {[*decided, 'img_size'][0]} is not allowed; it follows from the data and the "
+                "task, so leave it out"
+            )
         # Only what is used: not every network of timm knows both.
         options |= {"drop_rate": drop_rate} if drop_rate else {}
         options |= {"drop_path_rate": drop_path_rate} if drop_path_rate else {}

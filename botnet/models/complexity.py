@@ -134,8 +134,11 @@ def info(name: str, size: Annotated[tuple[int, int], SIDE] | None = None) -> Inf
     """
     if not timm.is_model(name):
         raise ConfigError(no_network(name))
-    if size is None:
+    try:
         config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag that it does not have
+        raise ConfigError(f"{name}: {str(error).rstrip('.')}; leave it out") from error
+    if size is None:
         size = (224, 224) if config is None else config.input_size[1:]
     model = build_on_meta(name, size)
     if not all(hasattr(model, layer) for layer in STAGES.values()):

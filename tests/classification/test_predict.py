@@ -14,7 +14,7 @@ from botnet.classification.classifier import open_classifier
 from botnet.classification.image_classifier import TorchClassifier
 from botnet.classification.predict import _place_in_crop, classify
 from botnet.cli import main
-from botnet.errors import DataError
+from botnet.errors import ConfigError, DataError
 from botnet.images import denormalise
 from tests.support.classification import NETWORK, picture, weights_file
 
@@ -117,6 +117,12 @@ def test_refuses_unusable_requests(weights, tmp_path, capsys):
     assert "not an empty folder" in capsys.readouterr().err
     assert main(["predict", "botnet5", str(tmp_path / "a.png")]) == 2
     assert "botnet50" in capsys.readouterr().err
+
+
+def test_a_size_that_the_network_does_not_take_is_refused(tmp_path):
+    weights = weights_file(tmp_path / "w.safetensors", "botnet26t_256")  # timm's, of fixed tables
+    with pytest.raises(ConfigError, match=r"^--size 96: botnet26t_256 does not take such images"):
+        open_classifier("botnet26t_256", weights, size=96, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,32 @@ def test_an_integer_stays_one_whatever_was_imported_before(kinds, monkeypatch):
         assert (found, type(found)) == (expected, type(expected))
 
 
-@pytest.mark.parametrize("wrong", [{"nonsense": 1}, {"position": "relativ"}])
+@pytest.mark.parametrize(
+    "wrong", [{"nonsense": 1}, {"position": "relativ"}, {"output_stride": 7}, {"pretrained": True}]
+)
 def test_arguments_that_a_network_does_not_take_are_named(wrong):
     with pytest.raises(ConfigError, match=f"^botnet_s1_tiny cannot be made with .*{next(iter(wrong))}"):
         ClassificationModule("botnet_s1_tiny", 3, 64, model_kwargs=wrong)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"name": "resnet18"},
+        {"num_classes": 3},
+        {"image_size": 64},
+        {"img_size": 128},
+        {"in_chans": 1},
+        {"features_only": True},
+    ],
+)
+def test_arguments_that_follow_from_the_data_are_refused(option):
+    """They would be ignored, or fail in the first step."""
+    with pytest.raises(ConfigError, match=f"^model_kwargs: {next(iter(option))} is not allowed"):
+        ClassificationModule("botnet_tiny", 3, 64, model_kwargs=option)
+
+
+@pytest.mark.parametrize("name", ["resnet18.foo", "local-dir:nowhere", "x:y"])
+def test_a_network_that_timm_cannot_make_is_named(name):
+    with pytest.raises(ConfigError, match=f"^{name} cannot be made: "):
+        ClassificationModule(name, 3, 64)
