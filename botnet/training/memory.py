@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from botnet.errors import ConfigError
+
 CGROUPS = Path("/sys/fs/cgroup")
 GROUPS = Path("/proc/self/cgroup")  # of this process
 
@@ -28,6 +30,9 @@ def step_bytes(network: nn.Module, images: tuple[int, ...], half: bool = False) 
 
     Returns:
         Bytes; those of weights and images alone if the network recomputes activations or cannot be traced.
+
+    Raises:
+        ConfigError: a batch norm cannot be trained on so few and so small images.
     """
     state = dict(network.named_parameters()) | dict(network.named_buffers())
     batch = torch.empty(images, device="meta")
@@ -56,6 +61,14 @@ def _activation_bytes(network: nn.Module, state: dict[str, Tensor], batch: Tenso
         functional_call(network, meta, (batch,))
     except RuntimeError:  # it does something that needs values
         return 0
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"a training batch of {len(batch)} image (data.batch_size) of {batch.shape[2]} x "
+            f"{batch.shape[3]} pixels leaves a batch norm one value per channel, too few for its statistics; "
+            "give 2 images or more, or larger ones"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

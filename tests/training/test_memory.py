@@ -10,6 +10,7 @@ import torch
 import botnet  # noqa: F401 - registers the networks
 from botnet.cli import main
 from botnet.detection.rcnn import feature_backbone
+from botnet.errors import ConfigError
 from botnet.training import memory
 from botnet.training.memory import step_bytes, total_memory
 from tests.support.recipes import write_recipe
@@ -49,6 +50,15 @@ def test_the_network_stays_as_it_is():
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_batch_without_statistics_is_refused():
+    network = timm.create_model("resnet18").train()
+    with pytest.raises(
+        ConfigError, match=r"^a training batch of 1 image \(data\.batch_size\) of 32 x 32 pixels"
+    ):
+        step_bytes(network, (1, 3, 32, 32))
+    assert step_bytes(network, (2, 3, 32, 32)) > weights_of(network)
 
 
 @pytest.mark.parametrize(
