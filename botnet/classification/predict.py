@@ -122,7 +122,8 @@ def _draw_attention(
 
     assert isinstance(classifier, TorchClassifier)
     preparation, image = classifier.preparation, read_image(path, str(path))
-    y, x = _place_in_crop(path, image, pixel, preparation) if pixel else (0.5, 0.5)
+    with Image.open(path) as whole:  # of a strip, ``image`` is only the middle
+        y, x = _place_in_crop(path, whole, pixel, preparation) if pixel else (0.5, 0.5)
     shown = denormalise(torch.from_numpy(classifier.prepare(image)), preparation["mean"], preparation["std"])
     make_folder(output.parent)
     attention_sheet(shown, probes, y, x).save(output)

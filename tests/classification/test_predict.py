@@ -185,6 +185,18 @@ def test_a_pixel_outside_the_crop_is_refused(tmp_path):
         _place_in_crop(tmp_path, Image.new("RGB", (100, 40)), (2, 20), classifier.preparation)
 
 
+def test_a_pixel_of_a_strip_is_that_of_the_whole_image(tmp_path):
+    """Only the middle of a strip is decoded."""
+    weights = weights_file(tmp_path / "w.pth", "botnet_tiny", 2)
+    classifier = TorchClassifier(open_classifier("botnet_tiny", weights, size=64, device="cpu"))
+    strip = tmp_path / "strip.png"
+    picture(1, (3400, 100)).save(strip)
+    _, broken = classify(classifier, [strip], tmp_path / "out", attention=True, pixel=(1700, 50))
+    assert not broken
+    with pytest.raises(DataError, match=r"pixel \(800, 50\) of its 3400 x 100 is outside the centre crop"):
+        classify(classifier, [strip], tmp_path / "none", attention=True, pixel=(800, 50))
+
+
 def test_a_checkpoint_is_read_once(tmp_path, monkeypatch):
     model = timm.create_model("botnet_tiny", num_classes=2, img_size=64)
     evaluation = {"image_size": 64, "crop_pct": 1.0, "interpolation": "bilinear"}
