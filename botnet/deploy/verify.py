@@ -48,11 +48,14 @@ HALF = Tolerance(boxes=2.0, scores=0.05, least=0.95, score=0.3)
 
 
 def choose_pictures(run: RunFolder, given: Path | None) -> tuple[list[Path], str]:
-    """Some pictures to compare on, and what they are in words; none where there is no folder of them.
+    """Some pictures to compare on, and what they are in words; none where the run has no folder of them.
 
     Args:
         run: whose configuration may name its validation set.
         given: a folder of pictures to take instead.
+
+    Raises:
+        DataError: that folder holds no picture.
     """
     folder, words = given, f"pictures of {given}"
     if folder is None and run.config.is_file():
@@ -64,9 +67,12 @@ def choose_pictures(run: RunFolder, given: Path | None) -> tuple[list[Path], str
         named = validation.images if validation else settings.get("init_args", settings).get("val")
         if named and Path(named).is_dir():
             folder, words = Path(named), "pictures of the run's validation set"
-    if folder is None:
+    files = folder.rglob("*") if folder else ()
+    paths = sorted(path for path in files if path.suffix.lower() in image_extensions())
+    if given and not paths:
+        raise DataError(f"{given} holds no image; give another folder by --images, or leave it out")
+    if not paths:
         return [], "synthetic pictures (the run's validation set is not here; --images names others)"
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in image_extensions())
     return paths[:: max(1, len(paths) // PICTURES)][:PICTURES], words
 
 

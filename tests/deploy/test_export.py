@@ -22,7 +22,7 @@ from botnet.deploy.operators import pool_boxes, suppress
 from botnet.deploy.verify import FULL, HALF, choose_pictures, compare, on_canvas, run_eager
 from botnet.detection import RCNN, load_detector
 from botnet.detection.transforms import IMAGENET_MEAN, IMAGENET_STD
-from botnet.errors import CheckpointError
+from botnet.errors import CheckpointError, DataError
 from botnet.training.run_folder import RunFolder
 from tests.support.deploy import CANVAS, CLASSES, crowd_detector, noise, write_checkpoint
 
@@ -285,6 +285,11 @@ def test_pictures_of_the_validation_set_are_compared(tmp_path):
     for data in ({"root": str(tmp_path / "gone")}, {"root": None}, {}, None):
         run.config.write_text(json.dumps({"data": data}))
         assert choose_pictures(run, None)[0] == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no image"):
+        choose_pictures(run, tmp_path / "empty")
+    run.config.write_text(json.dumps({"data": {"val": str(tmp_path / "empty")}}))
+    assert choose_pictures(run, None)[1].startswith("synthetic pictures")
 
 
 def test_suppression_in_loops():
