@@ -106,6 +106,7 @@ COUNT = Range(int, 1)
 FROM_ZERO = Range(int, 0)
 PART = Range(float, 0, 1)
 POSITIVE_PART = Range(float, 0, 1, above=True)
+CROP = Range(float, 0.1, 1)  # part of the short side; less would enlarge images until memory ends
 POSITIVE = Range(float, 0, 1000, above=True)
 SIDE = Range(int, 1, 2**16)
 DIGITS_SIDE = Range(int, 64, 2**16)  # of make-digits: less does not show a digit
@@ -127,6 +128,7 @@ Width = Annotated[int, Range(int, 1, 2**16)]  # of a layer, in channels
 Layers = Annotated[int, Range(int, 0, 1000)]
 Part = Annotated[float, PART]
 PositivePart = Annotated[float, POSITIVE_PART]
+Crop = Annotated[float, CROP]
 PartBelowOne = Annotated[float, Range(float, 0, 1, below=True)]
 Factor = Annotated[float, Range(float, 0, 1000)]
 PositiveFactor = Annotated[float, POSITIVE]

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import nn
 
-from botnet.arguments import PositivePart, Side, checked
+from botnet.arguments import Crop, Side, checked
 from botnet.classification.checkpoint import load_classifier
 from botnet.devices import pick_device
 from botnet.errors import CheckpointError, ConfigError, DataError
@@ -57,7 +57,7 @@ def open_classifier(
     weights: Path | None = None,
     *,
     label_map: Path | None = None,
-    crop: PositivePart | None = None,
+    crop: Crop | None = None,
     size: Side | None = None,
     device: str = "auto",
 ) -> Classifier:
@@ -74,8 +74,8 @@ def open_classifier(
         device: "auto" takes an accelerator if there is one.
 
     Raises:
-        ConfigError: no such network or device, a crop outside (0, 1], a size below 1 or that the network does
-            not take, or weights for a model that brings its own.
+        ConfigError: no such network or device, a crop outside [0.1, 1], a size below 1 or that the network
+            does not take, or weights for a model that brings its own.
         CheckpointError: the weights are missing, broken, hold code or are of another network.
         DataError: the label map cannot be read, or does not fit the network.
     """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from botnet.arguments import COUNT, FROM_ZERO, PART, POSITIVE_PART, READER, SIDE, WORKERS
+from botnet.arguments import COUNT, CROP, FROM_ZERO, PART, READER, SIDE, WORKERS
 from botnet.cli.tables import show
 from botnet.errors import ConfigError, DataError
 
@@ -97,15 +97,14 @@ def _add_classifier_options(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument("--weights", type=Path, help="file of tensors, for a name (those that timm fetches)")
     parser.add_argument("--label-map", type=Path, help="JSON or text: the class of each output")
     parser.add_argument(
-        "--crop", type=POSITIVE_PART, help="part of the short side inside the centre crop (the network's own)"
+        "--crop", type=CROP, help="part of the short side inside the centre crop (the network's own)"
     )
     parser.add_argument("--size", type=SIDE, help="side in pixels of the network's input (its own)")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Run ``evaluate``: print a classifier's accuracy and write that of every class."""
-    if options.output.is_dir() or not options.output.parent.is_dir():
-        raise ConfigError(f"--output {options.output}: give a file in a folder that exists")
+    _check_writable(options.output)
 
     from botnet.classification.evaluate import render, validate
 
@@ -122,6 +121,19 @@ def run_evaluate(options: argparse.Namespace) -> int:
     print(f"top-1 {report['top1']:.3f} %, top-5 {report['top5']:.3f} %, ", end="")
     print(f"{report['images_per_second']:.1f} images/s; every class: {options.output}")
     return 0
+
+
+def _check_writable(output: Path) -> None:
+    """Refuse an output that cannot be written, before the work; an existing file stays as it is."""
+    try:
+        existed = output.exists()
+        output.open("a").close()
+    except OSError as error:
+        raise ConfigError(
+            f"--output {output}: cannot be written ({error.strerror}); give a file in a folder that exists"
+        ) from error
+    if not existed:
+        output.unlink()
 
 
 def run_predict(options: argparse.Namespace) -> int:

@@ -287,7 +287,9 @@ def test_refuses_data_that_do_not_match(four, tmp_path, capsys):
         (data, ["--crop", 1.5], "--crop: 1.5"),
         (data, ["--size", 0], "--size: 0"),
         (data, ["--device", "abacus"], "--device abacus"),
+        (data, ["--crop", 0.05], "--crop: 0.05 is not allowed; give a number from 0.1 to 1"),
         (data, ["--output", tmp_path], "--output"),
+        (data, ["--output", tmp_path / ("long" * 99)], "cannot be written"),
     ):
         status, said = run(capsys, *call, "--data", folder, *further)
         assert (status, message in said) == (2, True), said
