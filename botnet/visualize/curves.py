@@ -70,7 +70,8 @@ def _read_series(tables: Sequence[Path]) -> Series:
     series: Series = {}
     for table in tables:
         with table.open(newline="") as file:
-            for row in csv.DictReader(file):
+            # A run that was killed may have left its last row half written.
+            for row in csv.DictReader(line for line in file if line.endswith("\n")):
                 for name, value in row.items():
                     if not name.startswith(("train/", "val/")) or name in REPEATED or not value:
                         continue

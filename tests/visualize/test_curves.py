@@ -33,6 +33,12 @@ def test_curves_leave_out_undefined_metrics(figure_of):
     }
 
 
+def test_curves_leave_out_a_half_written_row(figure_of):
+    """A killed run may leave one, and be resumed."""
+    losses, _ = figure_of("step,train/loss\n1,0.5\n2,0.25\n3,1e-").axes
+    assert list(losses.lines[0].get_ydata()) == [0.5, 0.25]
+
+
 def test_a_single_validation_is_drawn_as_bars_with_their_values(figure_of):
     figure = figure_of("step,train/loss,val/box_AP,val/mask_AP\n1,2,,\n9,,0.125,0.0625\n")
     _, metrics = figure.axes
