@@ -55,7 +55,7 @@ def test_a_run_its_checkpoint_and_its_published_folder_answer_alike(run, image, 
     for source in (run, run / "checkpoints" / "best.ckpt", tmp_path / "published", str(run)):
         model = botnet.load(source)
         assert isinstance(model, Detector)
-        assert model.task == "detection"
+        assert model.task == "detector"
         found = model.predict(image, threshold=0.0)
         expected = found if expected is None else expected
         assert len(found) > 0
@@ -93,7 +93,7 @@ def test_names_and_ids_are_those_of_the_training_data(made, tmp_path):
 def test_a_classifier_answers_with_its_classes(image, tmp_path):
     model = botnet.load(write_classifier(tmp_path / "x.ckpt"))
     assert isinstance(model, ImageClassifier)
-    assert (model.task, model.class_names) == ("classification", ["zebra", "ant", "bee"])
+    assert (model.task, model.class_names) == ("classifier", ["zebra", "ant", "bee"])
     found = model.predict(image)
     assert sorted(found.class_id.tolist()) == [0, 1, 2]
     assert found.confidence.sum() == pytest.approx(1)

@@ -27,7 +27,7 @@ class ImageClassifier(ABC):
         class_names: of class ids 0, 1, ...
     """
 
-    task = "classification"
+    task = "classifier"
 
     def __init__(self, name: str, class_names: Sequence[str]) -> None:
         self.name, self.class_names = name, list(class_names)

@@ -143,7 +143,7 @@ def run_predict(options: argparse.Namespace) -> int:
     if options.block and not options.attention:
         raise ConfigError("--block is the block of --attention; give both")
     model = _open_model(options)
-    if model.task == "detection":
+    if model.task == "detector":
         return _detect(options, cast("Detector", model))
     return _classify(options, cast("ImageClassifier", model))
 
@@ -167,7 +167,7 @@ def _open_model(options: argparse.Namespace) -> "Detector | ImageClassifier":
     if options.model.endswith(".onnx"):  # without PyTorch
         model = load(options.model)
         _refuse(options, FOR_CLASSIFIERS, f"is for classifiers in PyTorch, and {options.model} is exported")
-        if model.task == "classification":
+        if model.task == "classifier":
             _refuse(options, FOR_DETECTORS, f"is for detectors, and {options.model} is a classifier")
         return model
     from botnet.training.model_source import is_trained_here, open_checkpoint

@@ -47,7 +47,7 @@ class Detector(ABC):
         size: (height, width) in pixels of the canvas that an image is fitted into.
     """
 
-    task = "detection"
+    task = "detector"
 
     def __init__(
         self, class_names: Sequence[str], category_ids: Sequence[int], size: tuple[int, int]

@@ -68,7 +68,7 @@ def explore(
         raise ConfigError("an exported model does not show its attention; give the run or its checkpoint")
     content["colours"] = (COLOURS(np.arange(256), bytes=True)[:, :3]).tolist()
     title = Path(image).name if isinstance(image, str | PathLike) else "image"
-    _write(output, _render(content, title, name or f"a {model.task} model"))
+    _write(output, _render(content, title, name or f"a {model.task}"))
     return output
 
 

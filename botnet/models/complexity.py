@@ -23,7 +23,7 @@ from botnet.layers import MHSA2d
 from botnet.layers.non_local import NonLocal2d
 from botnet.models.shapes import shape_pass
 from botnet.models.surgery import STAGES
-from botnet.models.zoo import NETWORKS, no_network
+from botnet.models.zoo import KNOWN_NETWORKS, NETWORKS, no_network
 
 # Kinds of products; "dense position" is another way to compute "position", see `multiply_adds`.
 COMPLETE = frozenset({"conv", "fc", "qkv", "content", "position", "values"})
@@ -132,13 +132,10 @@ def info(name: str, size: Annotated[tuple[int, int], SIDE] | None = None) -> Inf
     Raises:
         ConfigError: timm has no such network, it is not a ResNet, or ``size`` is out of range.
     """
-    if not timm.is_model(name):
+    if not (timm.is_model(name) and name in KNOWN_NETWORKS):  # no hub's
         raise ConfigError(no_network(name))
-    try:
-        config = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # a tag that it does not have
-        raise ConfigError(f"{name}: {str(error).rstrip('.')}; leave it out") from error
     if size is None:
+        config = timm.get_pretrained_cfg(name)
         size = (224, 224) if config is None else config.input_size[1:]
     model = build_on_meta(name, size)
     if not all(hasattr(model, layer) for layer in STAGES.values()):

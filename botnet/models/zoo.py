@@ -166,11 +166,20 @@ class KnownNetworks(Choice):
         super().__init__((), "a network of timm or of this project", ".+:.+")
 
     def __contains__(self, value: str) -> bool:
-        return super().__contains__(value) or timm.is_model(value)
+        return super().__contains__(value) or (timm.is_model(value) and _has_tag(value))
 
     def near(self, value: str) -> str:
         """A hint at the networks of the nearest names."""
         return nearest(value, timm.list_models())
+
+
+def _has_tag(name: str) -> bool:
+    """Whether timm knows the tag of a network, ``a1_in1k`` of ``resnet50.a1_in1k``."""
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        return False
+    return True
 
 
 KNOWN_NETWORKS = KnownNetworks()

@@ -318,7 +318,16 @@ def test_arguments_that_follow_from_the_data_are_refused(option):
         ClassificationModule("botnet_tiny", 3, 64, model_kwargs=option)
 
 
-@pytest.mark.parametrize("name", ["resnet18.foo", "local-dir:nowhere", "x:y"])
+def test_an_unknown_tag_of_a_network_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"^model: 'resnet18\.foo' is not allowed; .* did you mean resnet18"
+    ):
+        ClassificationModule("resnet18.foo", 3, 64)
+    with pytest.raises(ConfigError, match=r"^backbone: 'resnet18\.foo' is not allowed"):
+        RCNN("resnet18.foo", 3)
+
+
+@pytest.mark.parametrize("name", ["local-dir:nowhere", "x:y"])
 def test_a_network_that_timm_cannot_make_is_named(name):
     with pytest.raises(ConfigError, match=f"^{name} cannot be made: "):
         ClassificationModule(name, 3, 64)
