@@ -16,26 +16,40 @@ class PositionTables(nn.Module):
     A smaller map uses the centre of a table, unchanged; for a larger one the table is interpolated linearly.
     """
 
+    table_names: tuple[str, str]
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The table of the rows and that of the columns."""
+        # By name: pruning changes the order of the parameters, and DataParallel's copies have none.
+        rows, columns = (getattr(self, name) for name in self.table_names)
+        return rows, columns
+
     @property
     def feat_size(self) -> tuple[int, int]:
         """(H, W) of the map that the tables describe, in cells."""
-        height, width = (self._side(len(table)) for table in self.parameters())
+        height, width = (self._side(len(table)) for table in self.tables)
         return height, width
 
     def reset_parameters(self) -> None:
         """Draw both tables from N(0, d^-0.5)."""
-        for table in self.parameters():
+        for table in self.tables:
             nn.init.normal_(table, std=table.shape[1] ** -0.5)
 
     def forward(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Encodings for a map of H x W: (H, H, d) by query and key row, (W, W, d) by query and key column."""
-        rows, columns = self.parameters()
+        rows, columns = self.tables
         return self._encode(rows, height), self._encode(columns, width)
 
     def resize(self, feat_size: tuple[int, int]) -> str:
         """Replace the tables by those of a map of `feat_size` (H, W); returns what was done to each axis."""
+        if not set(self.table_names) <= self._parameters.keys():
+            raise ValueError(
+                f"{' and '.join(self.table_names)} cannot be resized, being pruned or parametrized: make "
+                "that permanent with torch.nn.utils.prune.remove or parametrize.remove_parametrizations"
+            )
         done = _describe(self.feat_size, feat_size)
-        for (name, table), side in zip(list(self.named_parameters()), feat_size, strict=True):
+        for name, table, side in zip(self.table_names, self.tables, feat_size, strict=True):
             resized = self._resized(table.detach(), side)
             setattr(self, name, nn.Parameter(resized, requires_grad=table.requires_grad))
         return done
@@ -45,7 +59,7 @@ class PositionTables(nn.Module):
     ) -> None:
         errors: list[str] = args[-1]
         old, new = list(self.feat_size), self.feat_size
-        for axis, (name, table) in enumerate(self.named_parameters()):
+        for axis, (name, table) in enumerate(zip(self.table_names, self.tables, strict=True)):
             loaded = state_dict.get(prefix + name)
             if loaded is None:
                 continue
@@ -90,6 +104,8 @@ class RelativePosition(PositionTables):
         dim: width d of one head.
     """
 
+    table_names = ("height_rel", "width_rel")
+
     def __init__(self, feat_size: tuple[int, int], dim: int) -> None:
         super().__init__()
         height, width = feat_size
@@ -125,6 +141,8 @@ class AbsolutePosition(PositionTables):
         feat_size: (H, W) of the map that the tables describe, in cells.
         dim: width d of one head.
     """
+
+    table_names = ("height_abs", "width_abs")
 
     def __init__(self, feat_size: tuple[int, int], dim: int) -> None:
         super().__init__()
@@ -165,7 +183,8 @@ def resize_position_tables(model: nn.Module, size: tuple[int, int]) -> dict[str,
         What was done, by module name: each axis is cropped to its centre, interpolated or kept. Also logged.
 
     Raises:
-        ValueError: there are no position tables, or `size` is not two positive sides.
+        ValueError: there are no position tables, they are pruned or parametrized, or `size` is not two
+            positive sides.
     """
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size={size}: expected (H, W), two positive numbers of cells")

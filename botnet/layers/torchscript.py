@@ -38,9 +38,9 @@ class ScriptableMHSA2d(nn.Module):
         self.stride = layer.stride
         self.content = layer.content
         self.relative = layer.position == "relative"
-        tables = [None, None] if layer.pos_embed is None else list(layer.pos_embed.parameters())
-        self.register_parameter("height_table", tables[0])
-        self.register_parameter("width_table", tables[1])
+        self.height_table, self.width_table = (
+            (None, None) if layer.pos_embed is None else layer.pos_embed.tables
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over a map (B, C, H, W); returns (B, C, ceil(H / stride), ceil(W / stride))."""

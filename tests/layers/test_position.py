@@ -4,7 +4,8 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from botnet.layers import AbsolutePosition, MHSA2d, RelativePosition, resize_position_tables
 from tests.support import oracle
@@ -137,6 +138,38 @@ def test_loading_refuses_damaged_and_foreign_tables() -> None:
     for shape in ((8, 4), (9, 5), (7,)):
         with pytest.raises(RuntimeError, match=r"size mismatch for pos_embed\.height_rel"):
             module.load_state_dict({**state, "pos_embed.height_rel": torch.zeros(shape)})
+
+
+class Negative(nn.Module):
+    """A parametrization that takes the negative of a tensor."""
+
+    def forward(self, table: Tensor) -> Tensor:
+        return -table
+
+
+@pytest.mark.parametrize("position", ["relative", "absolute"])
+def test_pruned_and_parametrized_tables_keep_their_axes(position: str) -> None:
+    """Both take a parameter away and put another one behind the rest."""
+    module = MHSA2d(8, 2, position=position, feat_size=(4, 4)).pos_embed
+    rows, columns = module(6, 6)
+    name = f"height_{position[:3]}"
+    pruned, negative = copy.deepcopy(module), copy.deepcopy(module)
+    prune.custom_from_mask(pruned, name, torch.ones_like(getattr(module, name)))
+    parametrize.register_parametrization(negative, name, Negative())
+    for changed, expected in ((pruned, rows), (negative, -rows)):
+        assert torch.equal(changed(6, 6)[0], expected)
+        assert torch.equal(changed(6, 6)[1], columns)
+        with pytest.raises(ValueError, match=f"{name} and .* pruned or parametrized.*prune.remove"):
+            resize_position_tables(changed, (6, 6))
+
+
+def test_one_tensor_for_both_axes_and_copies_without_parameters() -> None:
+    module = RelativePosition((4, 4), 2)
+    both = torch.func.functional_call(module, dict.fromkeys(module.table_names, module.width_rel), (4, 4))
+    assert torch.equal(both[0], module(4, 4)[1])
+    replica = module._replicate_for_data_parallel()  # then DataParallel sets plain tensors
+    replica.height_rel, replica.width_rel = module.height_rel * 1, module.width_rel * 1
+    assert all(torch.equal(a, b) for a, b in zip(replica(3, 5), module(3, 5), strict=True))
 
 
 def test_nothing_to_resize() -> None:
