@@ -16,6 +16,7 @@ from torchvision.models import WeightsEnum
 from botnet.errors import CheckpointError
 from botnet.layers import MHSA2d
 from botnet.layers.non_local import NonLocal2d
+from botnet.layers.position import PositionTables
 
 CLASSIFIER = frozenset({"fc.weight", "fc.bias"})
 
@@ -42,13 +43,15 @@ def _new_modules(model: nn.Module) -> tuple[str, ...]:
 def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[str, Tensor]) -> list[str]:
     """Load a trained ResNet into a BoTNet: everything but the replaced layers (Section 4.1, note 6).
 
+    Attention layers and inserted blocks that the weights have, as those of a BoTNet, are loaded as well.
+
     Args:
         model: a BoTNet or another network of timm, complete or `features_only`. Another number of input
             channels is adapted as timm does it; a classifier of another number of classes is not loaded.
         weights: a file (.safetensors, or a .pth with nothing but tensors), the name of a timm network with or
             without tag ("resnet50.a1_in1k"), a torchvision enum (`ResNet50_Weights.IMAGENET1K_V2`), or a
-            state dict. Of a detector of torchvision, its backbone is taken. The weights of any other network
-            than a BoTNet are its own.
+            state dict. Of a detector of torchvision, its backbone is taken. Position tables are resized to
+            fit. The weights of any other network than a BoTNet are its own.
 
     Returns:
         The names of the parameters that keep their random values.
@@ -60,25 +63,31 @@ def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[st
     target = _without_counters(model.state_dict())
     source = _as_named_in(target, _backbone_of(_without_counters(_resnet_state(weights))))
     _adapt_stem(source, target)
-    fresh = {name for name in target if name.startswith(_new_modules(model))}
-    if any(source[name].shape != target[name].shape for name in CLASSIFIER & source.keys() & target.keys()):
+    common = source.keys() & target.keys()
+    # All of a layer or none: weights with a part of one are those of another network.
+    absent = tuple(new for new in _new_modules(model) if not any(name.startswith(new) for name in common))
+    fresh = {name for name in target if name.startswith(absent)}
+    if any(source[name].shape != target[name].shape for name in CLASSIFIER & common):
         fresh |= CLASSIFIER
     loaded = {name: tensor for name, tensor in source.items() if name in target and name not in fresh}
+    unfit = {name for name, tensor in loaded.items() if not _fits(model, name, tensor, target[name])}
     problems = {
         "lack": target.keys() - loaded.keys() - fresh,
         "have beyond it": _surplus(model, source.keys() - target.keys()),
-        "have in other shapes": {name for name, t in loaded.items() if t.shape != target[name].shape},
+        "have in other shapes": unfit,
     }
+    label = "state dict" if isinstance(weights, Mapping) else str(weights)
     for problem, names in problems.items():
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            label = "state dict" if isinstance(weights, Mapping) else str(weights)
-            fitting = sum(tensor.shape == target[name].shape for name, tensor in loaded.items())
             raise CheckpointError(
                 f"{label}: not the weights of this {type(model).__name__}; the weights {problem}: {shown} "
-                f"({fitting} of {len(target.keys() - fresh)} tensors fit)"
+                f"({len(loaded) - len(unfit)} of {len(target.keys() - fresh)} tensors fit)"
             )
-    model.load_state_dict(loaded, strict=False)
+    try:
+        model.load_state_dict(loaded, strict=False)
+    except RuntimeError as error:  # a position table that is damaged
+        raise CheckpointError(f"{label}: {error}") from error
     return [name for name, _ in model.named_parameters() if name in fresh]
 
 
@@ -124,13 +133,20 @@ def _adapt_stem(source: dict[str, Tensor], target: Mapping[str, Tensor]) -> None
         source[stem] = adapt_input_conv(target[stem].shape[1], source[stem], source[stem].shape[1])
 
 
+def _fits(model: nn.Module, name: str, tensor: Tensor, own: Tensor) -> bool:
+    """Whether a tensor has the shape of a network's own; of position tables, which are resized, the width."""
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), PositionTables):
+        return tensor.shape[1:] == own.shape[1:]
+    return tensor.shape == own.shape
+
+
 def _surplus(model: nn.Module, unused: Collection[str]) -> set[str]:
     """Those of the weights without a place in a network for which it should have one.
 
     It needs none for the classifier, for stages after its last one, and for layers that attention replaces.
     """
     attention = {name.rpartition(".")[0] for name, m in model.named_modules() if isinstance(m, MHSA2d)}
-    replaced = tuple(f"{block}.{layer}." for block in attention for layer in ("conv2", "se"))
+    replaced = tuple(f"{block}.{layer}" for block in attention for layer in ("conv2.weight", "se."))
     return {
         name
         for name in unused

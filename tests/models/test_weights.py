@@ -14,7 +14,7 @@ from timm.layers.bottleneck_attn import BottleneckAttn
 from torch import nn
 
 from botnet.errors import CheckpointError
-from botnet.layers import MHSA2d
+from botnet.layers import MHSA2d, resize_position_tables
 from botnet.models import (
     adopt_attention,
     bottleneck_transformer,
@@ -84,6 +84,58 @@ def test_loads_around_inserted_blocks(resnet26: nn.Module) -> None:
     }
     ours = model.state_dict()
     assert all(torch.equal(ours[key], tensor) for key, tensor in resnet26.state_dict().items())
+
+
+def test_a_botnet_takes_the_attention_of_another(tmp_path: Path) -> None:
+    """Such as one that was trained on ImageNet, as the backbone of a detector at another size."""
+    torch.manual_seed(0)
+    source, model = timm.create_model("botnet_tiny"), timm.create_model("botnet_tiny")
+    assert load_resnet(model, source.state_dict()) == []
+    assert same(model, source, [])
+
+    save_weights(source, tmp_path / "net.safetensors")
+    backbone = timm.create_model("botnet_tiny", features_only=True, img_size=320)
+    with pytest.warns(UserWarning, match="resized on loading: "):
+        assert load_resnet(backbone, tmp_path / "net.safetensors") == []
+    resize_position_tables(source, (20, 20))
+    assert same(backbone, source, [])
+
+
+def test_blocks_that_the_weights_lack_are_fresh() -> None:
+    c5 = insert_bot(timm.create_model("botnet_tiny"))
+    model = bottleneck_transformer(insert_bot(timm.create_model("botnet_tiny")), stages=["c3"])
+    fresh = load_resnet(model, c5.state_dict())
+    assert {name.rpartition(".conv2.")[0] for name in fresh} == {"layer2.0", "layer2.1"}
+    assert same(model, c5, fresh)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("botnet50_qk", r"lack: layer4\.0\.conv2\.pos_embed\.height_rel"),
+        ("botnet50_absolute", r"lack: layer4\.0\.conv2\.pos_embed\.height_rel"),
+        ("eight heads", r"have in other shapes: layer4\.0\.conv2\.pos_embed\.height_rel"),
+    ],
+)
+def test_attention_of_another_form_is_refused(name: str, message: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model("botnet50")
+        if name == "eight heads":
+            other = bottleneck_transformer(timm.create_model("resnet50"), heads=8)
+        else:
+            other = timm.create_model(name)
+    with pytest.raises(CheckpointError, match=message):
+        load_resnet(model, other.state_dict())
+    if name == "botnet50_qk":
+        with pytest.raises(CheckpointError, match=r"have beyond it: layer4\.0\.conv2\.pos_embed"):
+            load_resnet(other, model.state_dict())
+
+
+def test_damaged_tables_are_refused() -> None:
+    state = timm.create_model("botnet_tiny").state_dict()
+    state["layer4.0.conv2.pos_embed.height_rel"].fill_(torch.nan)
+    with pytest.raises(CheckpointError, match=r"layer4\.0\.conv2\.pos_embed\.height_rel has NaN entries"):
+        load_resnet(timm.create_model("botnet_tiny"), state)
 
 
 def test_loads_squeeze_excite_networks() -> None:
