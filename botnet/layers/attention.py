@@ -106,8 +106,8 @@ class MHSA2d(nn.Module):
         )
         sides = [(side + self.stride - 1) // self.stride for side in (height, width)]
         out = out.transpose(1, 2).reshape(batch, *sides, self.dim).permute(0, 3, 1, 2)
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return out if channels_last else out.contiguous()
+        # By its stride: vmap cannot be asked for a memory format.
+        return out if x.stride(1) == 1 else out.contiguous()
 
     def attention_weights(self, x: Tensor, cells: Tensor) -> Tensor:
         """Attention weights of some cells of a map: exact softmax rows, which `forward` does not store.

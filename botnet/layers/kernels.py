@@ -128,15 +128,17 @@ def choose(shape: Size, dtype: torch.dtype, device: torch.device, gradients: boo
         return "reference"
     if torch.compiler.is_exporting():
         return "sdpa"
+    # The other transforms of torch.func, and torch.jit.trace, fail at operators of our own.
+    own = not (torch._C._are_functorch_transforms_active() or torch.jit.is_tracing())
     if device.type != "cpu":
-        return "triton" if _triton_pays(shape, dtype, device, gradients) else "sdpa"
+        return "triton" if own and _triton_pays(shape, dtype, device, gradients) else "sdpa"
     batch, heads, tokens, _ = shape
     full_precision = dtype in (torch.float32, torch.float64)
     few = FEW if full_precision else FEW_LOW_PRECISION
     if tokens <= SMALL or (gradients and batch * heads * tokens**2 <= few):
         return "reference"
     # PyTorch's kernel converts low precision block by block in the cache; ours would write it to memory.
-    return "tiled" if full_precision else "sdpa"
+    return "tiled" if own and full_precision else "sdpa"
 
 
 def _triton_pays(shape: Size, dtype: torch.dtype, device: torch.device, gradients: bool) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from timm.layers.bottleneck_attn import BottleneckAttn
 from torch import Tensor, nn
 
-from botnet.layers import MHSA2d
+from botnet.layers import MHSA2d, kernels
 from tests.support import oracle
 
 POSITIONS = ["relative", "absolute", None]
@@ -175,6 +175,27 @@ def test_keeps_the_memory_format(memory_format: torch.memory_format, size: tuple
     assert out.is_contiguous(memory_format=memory_format)
     out.sum().backward()
     assert x.grad.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("size", [(4, 3), (20, 24)], ids=["reference", "tiled"])
+def test_the_transforms_of_torch_func(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients of each image, by vmap, and those of the batch; the operator of `tiled` has neither."""
+    monkeypatch.setattr(kernels, "FEW", 0)
+    module = layer(stride=2)
+    x = torch.randn(3, 8, *size, dtype=torch.float64)
+    parameters = dict(module.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(module, parameters, x).square().sum()
+
+    torch.testing.assert_close(torch.func.vmap(module)(x[:, None])[:, 0], module(x))
+    expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
+    of_batch = torch.func.grad(loss)(parameters, x)
+    of_images = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x[:, None])
+    for name, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(of_batch[name], gradient)
+        torch.testing.assert_close(of_images[name].sum(0), gradient)
 
 
 def test_initial_values() -> None:

@@ -19,9 +19,10 @@ def layer(**kwargs) -> MHSA2d:
     return module
 
 
-@pytest.mark.parametrize("implementation", ["reference", "tiled", "sdpa"])
+@pytest.mark.parametrize("implementation", [None, "reference", "tiled", "sdpa"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_compiles_without_graph_breaks(stride: int, implementation: str) -> None:
+    torch._dynamo.reset()  # it counts the compilations of all cases together
     module = layer(stride=stride)
     module.implementation = implementation
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -61,3 +62,14 @@ def test_onnx_runs_at_other_sizes(stride: int, tmp_path) -> None:
         x = torch.randn(2, 16, *size)
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(out), module(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_traces_a_map_for_which_the_default_is_tiled(stride: int) -> None:
+    module = layer(stride=stride)
+    x = torch.randn(2, 16, 18, 20)
+    with torch.no_grad():
+        traced = torch.jit.trace(module, x)
+        torch.testing.assert_close(traced(x), module(x))

@@ -344,6 +344,7 @@ def test_triton_is_not_chosen_where_nothing_was_measured(measured_gpu, monkeypat
         (torch.version, "hip", "6.0"),  # AMD's (1, 2) is another GPU
         (torch.cuda, "get_device_capability", lambda device: (1, 3)),
         (torch.compiler, "is_exporting", lambda: True),
+        (torch.jit, "is_tracing", lambda: True),
     ):
         with monkeypatch.context() as changed:
             changed.setattr(place, name, value)
