@@ -5,7 +5,6 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.models import get_model_args, push_to_hf_hub, save_for_hf
 from torch import nn
 
@@ -59,9 +58,9 @@ def _exportable(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).to(memory_format=torch.contiguous_format)
 
 
-def _signature(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Names of all tensors, and of the `MHSA2d` layers: timm's attention has tensors of the same names."""
-    attention = {name for name, module in model.named_modules() if isinstance(module, MHSA2d)}
+def _signature(model: nn.Module) -> tuple[set[str], dict[str, tuple[int, int] | None]]:
+    """Names of all tensors, and the `feat_size` of each `MHSA2d`: names alone fit timm's attention, too."""
+    attention = {name: layer.feat_size for name, layer in model.named_modules() if isinstance(layer, MHSA2d)}
     return set(model.state_dict()), attention
 
 
@@ -81,5 +80,6 @@ def from_pretrained(source: str | Path, num_classes: int | None = None) -> nn.Mo
         source = f"hf-hub:{source}"
     try:
         return timm.create_model(str(source), pretrained=True, num_classes=num_classes)
-    except (OSError, RuntimeError, SafetensorError) as error:  # OSError: the hub's client, too
-        raise CheckpointError(f"{source}: no network can be loaded from it ({error})") from error
+    except Exception as error:  # whatever the hub's client raises, and timm for a config.json that is broken
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{source}: no network can be loaded from it ({reason})") from error

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ def load_resnet(model: nn.Module, weights: str | Path | WeightsEnum | Mapping[st
     """
     target = _without_counters(model.state_dict())
     source = _as_named_in(target, _backbone_of(_without_counters(_resnet_state(weights))))
-    _adapt_stem(source, target)
+    _adapt_stem(model, source, target)
     common = source.keys() & target.keys()
     # All of a layer or none: weights with a part of one are those of another network.
     absent = tuple(new for new in _new_modules(model) if not any(name.startswith(new) for name in common))
@@ -126,10 +125,14 @@ def _as_named_in(target: Mapping[str, Tensor], source: dict[str, Tensor]) -> dic
     return {flat[k] if k not in target and flat[k] in target else k: t for k, t in source.items()}
 
 
-def _adapt_stem(source: dict[str, Tensor], target: Mapping[str, Tensor]) -> None:
+def _adapt_stem(model: nn.Module, source: dict[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """Fit the first kernel of a ResNet to the input channels of another network, as timm does it."""
-    stem = next((name for name, weight in source.items() if weight.ndim == 4), None)
-    if stem is not None and stem in target and source[stem].shape[1] != target[stem].shape[1]:
+    # The network's first: a .safetensors file has its tensors in alphabetical order.
+    kernels = (f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    stem = next(kernels, None)
+    if stem not in source.keys() & target.keys() or source[stem].ndim != 4:
+        return
+    if source[stem].shape[1] != target[stem].shape[1]:
         source[stem] = adapt_input_conv(target[stem].shape[1], source[stem], source[stem].shape[1])
 
 
@@ -170,6 +173,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        with path.open("rb") as file:
+            start = file.read(20)
+        if not start.startswith((b"PK", b"\x80")):  # neither a zip archive nor a pickle
+            raise ValueError(f"it begins with {start!r}, as nothing from torch.save does")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -177,8 +184,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             "its author put into it. Get a .safetensors file; or, if you trust the author, load it yourself "
             "with torch.load(..., weights_only=False) and save the tensors with safetensors.torch.save_file."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a file of weights ({error})") from error
+    except Exception as error:  # the readers of damaged files have many
+        raise CheckpointError(
+            f"{path}: damaged, or not a file of weights ({error}); download it again"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

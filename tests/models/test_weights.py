@@ -74,6 +74,18 @@ def test_loads_into_features_inputs_and_classes(resnet26: nn.Module) -> None:
     assert same(grey, resnet26, [*fresh, "conv1.weight"])
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "test_byobnet"])
+def test_any_file_of_a_network_fits_other_inputs(name: str, tmp_path: Path) -> None:
+    """A .safetensors file does not begin with the first layer."""
+    source = timm.create_model(name)
+    stem = f"{source.pretrained_cfg['first_conv']}.weight"
+    save_weights(source, tmp_path / "net.safetensors")
+    grey = timm.create_model(name, in_chans=1)
+    assert load_resnet(grey, tmp_path / "net.safetensors") == []
+    assert torch.allclose(grey.state_dict()[stem], source.state_dict()[stem].sum(1, keepdim=True))
+    assert same(grey, source, [stem])
+
+
 def test_loads_around_inserted_blocks(resnet26: nn.Module) -> None:
     model = insert_non_local(insert_bot(timm.create_model("resnet26"), stages=("c4", "c5")))
     fresh = load_resnet(model, resnet26.state_dict())
@@ -302,6 +314,10 @@ def test_broken_hub_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(CheckpointError, match=f"local-dir:{tmp_path}: no network can be loaded from it"):
         from_pretrained(tmp_path)
+    for config in ("{", "{}", "[]", '{"architecture": "resnet_tiny", "pretrained_cfg": {"unknown": 1}}'):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(CheckpointError, match=f"local-dir:{tmp_path}: no network can be loaded from it"):
+            from_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json"):
         from_pretrained(tmp_path)
@@ -325,10 +341,11 @@ def test_hub_gets_safetensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resnet26", bottleneck_transformer),
         ("botnet26", insert_bot),
         ("botnet26t_256", adopt_attention),
+        ("botnet_tiny", lambda model: resize_position_tables(model, (20, 20)) and model),
         ("botnet26", lambda model: timm.create_model("botnet26", features_only=True)),
         (None, lambda _: nn.Conv2d(3, 4, 1)),
     ],
-    ids=["converted", "inserted", "adopted", "features", "no name"],
+    ids=["converted", "inserted", "adopted", "resized", "features", "no name"],
 )
 def test_a_network_that_its_name_does_not_build_is_not_saved(
     name: str | None, change, tmp_path: Path
@@ -376,9 +393,12 @@ def test_errors_name_bad_files(tmp_path: Path) -> None:
         "cut.safetensors": intact.read_bytes()[:200],
         "text.safetensors": b"not weights",
         "empty.pth": b"",
+        "page.pth": b"<!DOCTYPE html><html>",
+        "text.pth": b"hello world",
+        "noise.pth": b"\x80\x02X\x01\0\0\0\xff.",
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=name):
+        with pytest.raises(CheckpointError, match=f"{name}: damaged, or not a file of weights"):
             read_weights(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match=r"list\.pth: expected a dictionary of tensors, found list"):
