@@ -21,6 +21,7 @@ from botnet.arguments import Choice
 from botnet.errors import nearest
 from botnet.layers import MHSA2d
 from botnet.layers.attention import QkvStd
+from botnet.layers.non_local import NonLocal2d
 from botnet.layers.torchscript import scriptable
 from botnet.models.surgery import bottleneck_transformer, insert_bot, insert_non_local
 
@@ -140,6 +141,14 @@ class BoTNet(ResNet):
         for block in self.modules():
             if isinstance(getattr(block, "conv2", None), MHSA2d):
                 block.se = None
+
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = True) -> None:
+        """Draw all weights again: timm's as timm does, those of attention by their own rule."""
+        super().init_weights(zero_init_last)
+        for module in self.modules():
+            if isinstance(module, MHSA2d | NonLocal2d):
+                module.reset_parameters()
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -109,6 +109,17 @@ def test_qkv_std_is_0_01_in_the_papers_networks_and_fan_in_in_the_small_ones() -
     assert starts("botnet_tiny", qkv_std=0.01, features_only=True) == {0.01}
 
 
+@pytest.mark.parametrize("name", ["botnet26", "resnet50_nl"])
+def test_drawing_the_weights_again_keeps_the_rule_of_the_attention(name: str) -> None:
+    model = timm.create_model(name, qkv_std=0.01)
+    stem = model.conv1.weight.detach().clone()
+    model.init_weights()
+    assert not torch.equal(model.conv1.weight, stem)
+    kernels = [p for k, p in model.named_parameters() if "qkv" in k or ("non_local" in k and p.ndim == 4)]
+    assert len(kernels) == (2 if name == "botnet26" else 4)
+    assert [p.std().item() for p in kernels] == pytest.approx([0.01] * len(kernels), rel=0.05)
+
+
 def test_attention_is_where_the_table_says() -> None:
     with torch.device("meta"):
         nets = {name: timm.create_model(name) for name in NETWORKS}
