@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
@@ -12,7 +13,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 import botnet  # noqa: F401 (registers the networks)
 from botnet.layers import MHSA2d
 from botnet.layers.torchscript import scriptable
-from botnet.models import fresh_parameters, load_resnet
+from botnet.models import bottleneck_transformer, fresh_parameters, load_resnet
 from tests.support.networks import randomize_norms
 
 pytestmark = pytest.mark.long
@@ -126,6 +127,20 @@ def test_torchscript_after_fx(name: str) -> None:
     with torch.no_grad():
         assert torch.allclose(scripted(x)["logits"], model(x), rtol=1e-3, atol=1e-4)
     assert "Scriptable" not in str(model)
+
+
+def test_torchvision_extracts_features_of_a_converted_network() -> None:
+    """torch.fx cannot follow the layer, so that it is a leaf."""
+    model = bottleneck_transformer(randomize_norms(torchvision.models.resnet50(weights=None))).eval()
+    extractor = create_feature_extractor(
+        model, {"layer4": "c5", "fc": "logits"}, tracer_kwargs={"leaf_modules": [MHSA2d]}
+    )
+    with torch.no_grad():
+        for size in ((96, 64), (64, 128)):
+            x = torch.randn(1, 3, *size)
+            found = extractor(x)
+            assert found["c5"].shape == (1, 2048, size[0] // 32, size[1] // 32)
+            assert torch.equal(found["logits"], model(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
