@@ -35,8 +35,8 @@ class MHSA2d(nn.Module):
             would change them: "fan_in", C^-0.5, is the better choice for small networks.
 
     Raises:
-        ValueError: a width not divisible by the heads, another stride or position, no logits at all, or a
-            `qkv_std` that is neither positive nor "fan_in".
+        ValueError: no heads, a width not divisible by them, another stride or position, no logits at all, or
+            a `qkv_std` that is neither positive nor "fan_in".
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class MHSA2d(nn.Module):
         qkv_std: QkvStd = 0.01,
     ) -> None:
         super().__init__()
+        if heads < 1:
+            raise ValueError(f"heads={heads}: expected a positive number")
         if dim % heads:
             raise ValueError(f"dim={dim} is not divisible by heads={heads}")
         if stride not in (1, 2):

@@ -22,7 +22,7 @@ class NonLocal2d(nn.Module):
 
     def __init__(self, dim: int, reduction: int = 2, project_values: bool = True) -> None:
         super().__init__()
-        if dim % reduction:
+        if reduction < 1 or dim % reduction:
             raise ValueError(f"a reduction of {reduction} does not divide the {dim} channels")
         width = dim // reduction
         self.query = nn.Conv2d(dim, width, 1)

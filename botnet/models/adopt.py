@@ -89,4 +89,7 @@ def _adopted(name: str, theirs: _ForeignLayer, training: bool) -> MHSA2d:
     ).to(projection.weight)
     state = {f"pos_embed.{key}": table.detach() * theirs.scale for key, table in tables.items()}
     adopted.load_state_dict({"qkv.weight": projection.weight.detach(), **state})
+    adopted.qkv.weight.requires_grad_(projection.weight.requires_grad)
+    for key, table in tables.items():
+        adopted.get_parameter(f"pos_embed.{key}").requires_grad_(table.requires_grad)
     return adopted.train(training)

@@ -50,7 +50,7 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[tuple[str, st
 
             def count(layer: Any, inputs: tuple[Tensor], output: Tensor, name: str = name) -> None:
                 for kind, products in _products(layer, inputs[0], output):
-                    counts[name, kind] = products
+                    counts[name, kind] = counts.get((name, kind), 0) + products  # it may run twice
 
             handles.append(module.register_forward_hook(count))
     try:

@@ -55,7 +55,8 @@ def bottleneck_transformer(
         qkv_std: initial standard deviation of queries, keys and values, see `MHSA2d`. Default 0.01.
 
     Returns:
-        The same model. New layers are randomly initialised; `botnet.models.fresh_parameters` lists them.
+        The same model. New layers are randomly initialised, and trainable even where the model's parameters
+        are frozen; `botnet.models.fresh_parameters` lists them.
 
     Raises:
         ValueError: the model has no such stage, block, or bottleneck structure, or the width of a 3x3 is
@@ -236,7 +237,7 @@ def _check_convertible(where: str, block: Any, heads: int) -> None:
             f"{where}: its 3x3 goes from {conv.in_channels} to {conv.out_channels} channels, but attention "
             "keeps the number of channels; networks like SENet-154 cannot be converted"
         )
-    if conv.in_channels % heads:
+    if heads < 1 or conv.in_channels % heads:
         raise ValueError(f"{where}: {heads} heads do not divide the width {conv.in_channels}")
 
 

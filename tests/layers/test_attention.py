@@ -244,6 +244,7 @@ def test_a_sharp_softmax_stays_finite() -> None:
     ("kwargs", "message"),
     [
         ({"dim": 10, "heads": 4}, "dim=10 is not divisible by heads=4"),
+        ({"heads": 0}, "heads=0: expected a positive number"),
         ({"stride": 3}, "stride=3: expected 1 or 2"),
         ({"position": "rotary"}, "'rotary'.*'relative', 'absolute' or None"),
         ({"position": None, "content": False}, "no logits"),

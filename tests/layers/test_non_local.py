@@ -39,3 +39,5 @@ def test_widths_of_the_two_forms() -> None:
     assert NonLocal2d(16, project_values=False).proj.in_channels == 16
     with pytest.raises(ValueError, match="reduction of 2 does not divide the 7 channels"):
         NonLocal2d(7)
+    with pytest.raises(ValueError, match="reduction of 0 does not divide the 8 channels"):
+        NonLocal2d(8, reduction=0)

@@ -66,6 +66,11 @@ def test_non_local_by_hand() -> None:
     assert total(multiply_adds(model, (4, 6))) == 24 * 3 * 8 + 24 * (2 * 8 * 4 + 8 * 8) + 24 * 24 * (4 + 8)
 
 
+def test_a_layer_that_runs_twice_counts_twice() -> None:
+    conv = nn.Conv2d(3, 3, 1, bias=False)
+    assert total(multiply_adds(nn.Sequential(conv, conv), (8, 8))) == 2 * 64 * 9
+
+
 def test_a_wrong_network_gives_a_wrong_count() -> None:
     with torch.device("meta"):
         right, strided, shallow, wide = (timm.create_model("botnet50", img_size=1024) for _ in range(4))

@@ -230,6 +230,7 @@ def test_mode_dtype_and_device_are_kept_and_no_hooks_remain(net: nn.Module) -> N
         ("resnet26", {"stages": ["c6"]}, "unknown stage 'c6'"),
         ("resnet26", {"blocks": [2]}, "c5 has 2 blocks, there is no block 2"),
         ("resnet26", {"heads": 3}, "3 heads do not divide the width 512"),
+        ("resnet26", {"heads": 0}, "0 heads do not divide the width 512"),
         ("botnet26", {}, "c5 block 0 is an attention block already"),
     ],
 )

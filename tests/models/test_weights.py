@@ -244,6 +244,14 @@ def test_timm_layer(stride: int, scaled: bool) -> None:
     assert ours(torch.randn(1, 64, 3, 11, dtype=torch.float64)).isfinite().all()
 
 
+def test_adopted_weights_stay_frozen() -> None:
+    model = timm.create_model("botnet26t_256").requires_grad_(False)
+    first = next(name for name, module in model.named_modules() if isinstance(module, BottleneckAttn))
+    model.get_submodule(first).pos_embed.width_rel.requires_grad_(True)
+    trained = [name for name, p in adopt_attention(model).named_parameters() if p.requires_grad]
+    assert trained == [f"{first}.pos_embed.width_rel"]
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_pypi_layer(relative: bool) -> None:
     torch.manual_seed(0)
