@@ -52,8 +52,9 @@ class RCNN(nn.Module):
             maps c2..c5 from stride 4 on, and ``feature_info``.
         num_classes: object classes, without background.
         masks: predict masks as well as boxes.
-        weights: of the backbone, in a BoTNet of all but its attention (Section 4.1, note 6): a file, or the
-            name of a timm network with or without tag, such as "resnet50.a1_in1k", which is downloaded.
+        weights: of the backbone; a ResNet's fill a BoTNet but for its attention (Section 4.1, note 6), a
+            BoTNet's all of it. A file, or the name of a timm network with or without tag, such as
+            "resnet50.a1_in1k", which is downloaded.
         canvas: side in pixels of the images; sizes the position tables of a BoTNet. Other
             sizes work too.
         fpn_channels: width of the pyramid and of the RPN's convolution.
