@@ -103,6 +103,9 @@ def _resnet_state(weights: str | Path | WeightsEnum | Mapping[str, Tensor]) -> M
                 f"{weights}: its weights cannot be fetched ({type(error).__name__}); on a machine without "
                 "internet, give the path of a file"
             ) from error
+        except RuntimeError as error:  # there are none, or the tag is unknown
+            reason = str(error).partition(".")[0]
+            raise CheckpointError(f"{weights}: {reason}; name another network, or a file") from error
     if isinstance(weights, str) and not Path(weights).is_file():
         raise MissingWeightsError(f"{weights}: no such file, and no network of this name in timm")
     return read_weights(weights)

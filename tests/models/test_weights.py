@@ -420,3 +420,12 @@ def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch):
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(CheckpointError, match=r"resnet50\.tv_in1k: its weights cannot be fetched .* a file"):
         load_resnet(torch.nn.Identity(), "resnet50.tv_in1k")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("resnet26.foo", r"Invalid pretrained tag \(foo\)"), ("botnet26", "No pretrained weights exist")],
+)
+def test_names_without_weights_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^{name}: {reason} for \w+; name another network, or a file"):
+        load_resnet(torch.nn.Identity(), name)
