@@ -110,7 +110,7 @@ def test_info(capsys):
     assert main(["info", "resnet500"]) == 2
     assert "resnet500" in capsys.readouterr().err
     assert main(["info", "resnet50.foo"]) == 2
-    assert "resnet50.foo: Invalid pretrained tag" in capsys.readouterr().err
+    assert "no network 'resnet50.foo' in timm or here; did you mean resnet50" in capsys.readouterr().err
     assert main(["info"]) == 2
     assert "--paper" in capsys.readouterr().err
     assert main(["info", "--paper", "--size", "96", "128"]) == 2
