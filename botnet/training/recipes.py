@@ -96,12 +96,15 @@ def _read(file: Path) -> Any:
     """A recipe's content; None for a file that is none, which the parser refuses.
 
     Raises:
-        ConfigError: the parser would not come to an end with it.
+        ConfigError: the parser would not come to an end with it, or with a traceback.
     """
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text("utf-8"))
         if _count(content, {}) <= MOST_VALUES:
             return content
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{file}, line {line}: is not UTF-8; save it in that encoding") from error
     except (OSError, yaml.YAMLError, ValueError):
         return None
     except RecursionError as error:

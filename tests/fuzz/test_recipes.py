@@ -89,3 +89,10 @@ def test_tags_of_python_are_not_executed(tmp_path):
     recipe.write_text(content)
     with nothing_written(tmp_path):
         assert main(["fit", "--config", str(recipe)]) == 2
+
+
+def test_a_recipe_in_another_encoding_is_refused(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_bytes("seed_everything: 1\nrow: é\n".encode("latin-1"))
+    assert main(["fit", "--config", str(recipe)]) == 2
+    assert f"{recipe}, line 2: is not UTF-8; save it in that encoding" in capsys.readouterr().err
