@@ -40,7 +40,10 @@ class ShardReader(Reader):
         self._offset, self._size, self._label = np.ascontiguousarray(tables.T)
         named = folder / "classes.txt"
         if named.is_file():
-            names = named.read_text(encoding="utf-8").rstrip().splitlines()
+            try:
+                names = named.read_text(encoding="utf-8").rstrip().splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{named}: cannot be read ({error}); save it in UTF-8") from error
         else:
             names = [str(label) for label in range(1 + int(self._label.max(initial=-1)))]
         self.class_to_idx = {name.strip(): label for label, name in enumerate(names)}

@@ -148,6 +148,9 @@ def test_broken_shards_are_refused(tmp_path):
         open_reader(tmp_path / "none.tar", "wds")
     with pytest.raises(DataError, match=r"none\.tar: not a tar of class folders"):
         open_reader(tmp_path / "none.tar", "tar")
+    (tmp_path / "shards" / "classes.txt").write_bytes("blé\ngreen\nred\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt: cannot be read .*; save it in UTF-8"):
+        open_reader(tmp_path / "shards", "wds")
 
 
 def shard_of(path, *members):
