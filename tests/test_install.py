@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from botnet.cli import ONNX
+from botnet.demo import PACKAGES
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "install.md").read_text()
 PIP = re.findall(r"^pip install (\S+)", PAGE, flags=re.MULTILINE)
@@ -43,6 +46,8 @@ def test_the_extras_exist():
     named = [extra for what in PIP + UV for extra in re.findall(r"[\w-]+", what)]
     assert set(named) <= set(extras)
     assert len(named) >= 4
+    for extra, packages in (("demo", PACKAGES), ("onnx", ONNX)):  # named where a module is missing
+        assert sorted(packages.split()) == sorted(re.match(r"[\w-]+", line)[0] for line in extras[extra])
 
 
 @pytest.mark.long

@@ -51,8 +51,8 @@ class ImageDataModule(TaskDataModule):
         mean, std: of the network's input, in RGB; ImageNet's by default.
         batch_size: images in a pass on each device; ``auto``: the largest power of two that fits.
         val_batch_size: images at once in validation.
-        num_workers: processes that prepare images; default: as many as the machine has cores for each device,
-            at most 16.
+        num_workers: processes that prepare images; default: one for each usable core, shared out among the
+            machine's devices, at most 16 for each.
         skip_broken: different training images that may be unreadable, on each device, and are replaced by
             others; 0: the first ends the run.
 

@@ -10,19 +10,12 @@ from typing import NoReturn
 
 from botnet import __version__
 from botnet.cli import data, deploy, paper, train, use
+from botnet.demo import PACKAGES
 from botnet.errors import BotnetError, ConfigError, nearest
 
-# Packages that only an extra of this project installs.
-# What to install for a package that is missing: all that the extra of pyproject.toml has.
-DEMO, ONNX = "mlxtend scikit-image scikit-learn", "onnx onnxruntime onnxscript"
-OPTIONAL = {
-    "mlxtend": DEMO,
-    "skimage": DEMO,
-    "sklearn": DEMO,
-    "onnx": ONNX,
-    "onnxscript": ONNX,
-    "onnxruntime": ONNX,
-}
+# What to install where a module of an extra is missing: all packages of that extra.
+ONNX = "onnx onnxruntime onnxscript"
+OPTIONAL = dict.fromkeys(("mlxtend", "skimage", "sklearn"), PACKAGES) | dict.fromkeys(ONNX.split(), ONNX)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

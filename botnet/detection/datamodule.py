@@ -43,8 +43,8 @@ class CocoDataModule(TaskDataModule):
         flip: probability of a horizontal flip.
         batch_size: images in a pass on each device; ``auto``: the largest power of two that fits.
         val_batch_size: images at once in validation.
-        num_workers: processes that prepare images; default: as many as the machine has cores for each device,
-            at most 16.
+        num_workers: processes that prepare images; default: one for each usable core, shared out among the
+            machine's devices, at most 16 for each.
         masks: read masks; False for Faster R-CNN on files without any.
         copy_paste: probability that objects of a second image are pasted into a training image (Simple
             Copy-Paste); 0 in the paper.

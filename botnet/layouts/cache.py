@@ -68,7 +68,7 @@ def _make(path: Path, source: YoloSet, split: str) -> None:
         counts["objects"],
         path,
     )
-    for kind, count in losses.items():
+    for kind, count in (+losses).items():
         logger.info("%s: %s: %d %s", source.file, split, count, kind)
 
 

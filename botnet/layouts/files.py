@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from botnet.errors import DataError
@@ -39,34 +39,35 @@ def read_head(path: Path, size: int = -1) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def by_split(home: Path, find: Callable[[Path], list[Path]]) -> dict[str, list[Path]]:
+def by_split(home: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """The annotation files of each split, which has a folder of its name; ``all`` where none has one.
 
     Args:
         home: the folder of those folders, or of the annotation files.
-        find: lists the annotation files of a folder and its subfolders.
+        files: all annotation files in it and its subfolders.
 
     Raises:
         DataError: a split has two folders, or a file lies in the folder of none.
     """
-    everything = find(home)
-    splits: dict[str, list[Path]] = {}
-    folders: dict[str, Path] = {}
+    folders: dict[Path, list[Path]] = {}
+    for file in files:
+        folders.setdefault(home / file.relative_to(home).parts[0], []).append(file)
+    splits: dict[str, Path] = {}
     for split, names in SPLITS.items():
-        for folder in (home / name for name in names):
-            if folder.is_dir() and (files := find(folder)):
-                if split in splits:
-                    raise DataError(
-                        f"{home} has two folders for {split}: {folders[split]} and {folder}; join them"
-                    )
-                splits[split], folders[split] = files, folder
-    outside = set(everything).difference(*splits.values()) if splits else set()
+        found = [home / name for name in names if home / name in folders]
+        if len(found) > 1:
+            raise DataError(f"{home} has two folders for {split}: {found[0]} and {found[1]}; join them")
+        if found:
+            splits[split] = found[0]
+    if not splits:
+        return {"all": list(files)}
+    outside = [file for folder in folders.keys() - splits.values() for file in folders[folder]]
     if outside:
         raise DataError(
             f"{min(outside)}: one of {len(outside)} annotation files outside of the folders of the splits, "
-            f"{', '.join(str(folder) for folder in folders.values())}; move them into one, or away"
+            f"{', '.join(map(str, splits.values()))}; move them into one, or away"
         )
-    return splits or {"all": everything}
+    return {split: folders[folder] for split, folder in splits.items()}
 
 
 def note_owner(owners: dict[Path, Path], image: Path, annotation: Path) -> None:

@@ -38,7 +38,7 @@ class LabelmeSet:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._files = by_split(root, labelme_files)
+        self._files = by_split(root, labelme_files(root))
         names, shapes = set(), set()
         for files in self._files.values():
             for file in files:

@@ -102,7 +102,7 @@ def _files(root: Path) -> tuple[dict[str, list[Path]], int]:
     lists = {split: root / LISTS / f"{split}.txt" for split in (*SPLITS, "trainval")}
     lists = {split: path for split, path in lists.items() if path.is_file()}
     if not lists:
-        return by_split(home, _annotations), 0
+        return by_split(home, _annotations(home)), 0
     both = lists.pop("trainval", None)
     if both is not None and "train" not in lists:
         if "val" in lists:

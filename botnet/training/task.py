@@ -43,11 +43,11 @@ class TaskDataModule(L.LightningDataModule):
     from :func:`~botnet.training.seeding.run_seed`, the epoch and the index.
 
     Args:
-        batch_size: images a step on each device; ``auto``: the largest power of two that fits, which is found
+        batch_size: images in a pass on each device; ``auto``: the largest power of two that fits, found
             before the first step (:func:`~botnet.training.auto_batch.find_batch_size`).
         val_batch_size: images at once in validation.
-        num_workers: processes that prepare images; default: as many as the machine has cores for each device,
-            at most 16.
+        num_workers: processes that prepare images; default: one for each usable core, shared out among the
+            machine's devices, at most 16 for each.
         skip_broken: different training images on each device that may be unreadable, and are replaced by
             others; 0: the first ends the run.
 

@@ -154,6 +154,7 @@ def test_yolo_is_converted_into_the_cache_once_for_each_state(tmp_path, cache, l
     assert first.images == root / "images" / "train"
     assert first.instances.is_relative_to(cache)
     assert f"1 images and 1 objects are now in the instances file {first.instances}" in log.text
+    assert "without a label file" not in log.text
     (annotation,) = json.loads(first.instances.read_text())["annotations"]
     assert annotation["bbox"] == [15, 5, 10, 10]
     assert found() == first
